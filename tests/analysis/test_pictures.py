@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tpssl_hf.analysis.pictures import draw_curves, draw_views
+from tpssl_hf.augment.pictures import Pictures
+
+
+def colours(path: Path) -> set[tuple[int, int, int]]:
+    with Image.open(path) as picture:
+        return set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()))
+
+
+def test_views_show_originals_without_padding_and_views_without_normalisation(tmp_path: Path) -> None:
+    pixels = torch.zeros(2, 10, 10, 3, dtype=torch.uint8)
+    pixels[:, :, :, 2] = 255  # padding is blue and must not be shown
+    pixels[0, :6, :4] = torch.tensor([255, 0, 0])
+    pixels[1] = torch.tensor([255, 0, 0])
+    pictures = Pictures(pixels, torch.tensor([[6, 4], [10, 10]]), torch.arange(2), torch.zeros(2, dtype=torch.int64))
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    green = (torch.tensor([0.0, 1.0, 0.0]) - torch.tensor(mean)) / torch.tensor(std)
+    views = {"view1": green.view(1, 3, 1, 1).expand(2, 3, 8, 8), "geometry1": torch.zeros(2, 4)}
+    draw_views(tmp_path / "views.png", pictures, views, mean=mean, std=std)
+    seen = colours(tmp_path / "views.png")
+    assert (255, 0, 0) in seen and (0, 255, 0) in seen and (0, 0, 255) not in seen
+
+
+def test_curves_pass_over_missing_values_and_an_empty_log(tmp_path: Path) -> None:
+    draw_curves(tmp_path / "none.png", [])
+    entries = [{"step": s, "loss": None if s == 2 else 1.0 / (s + 1), "drift": 0.1 * s} for s in range(5)]
+    draw_curves(tmp_path / "some.png", entries)
+    with Image.open(tmp_path / "some.png") as picture:
+        assert picture.size[0] > 600

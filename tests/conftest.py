@@ -1,0 +1,19 @@
+import os
+
+# Before any import of torch or the Hub's client: few sleeping threads, and no network.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+
+@pytest.fixture
+def tiny_backbone() -> nn.Module:
+    """A timm ResNet of 0.1 M parameters with random weights, the same in every test."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model("test_resnet", pretrained=False, num_classes=0)
+    return model

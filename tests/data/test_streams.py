@@ -1,0 +1,222 @@
+import gc
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.data.sources import Source, load_source
+from tpssl_hf.data.store import PictureStore, open_store
+from tpssl_hf.data.streams import PictureStream, StreamingPictures
+from tpssl_hf.errors import InputError
+
+MakeTable = Callable[..., datasets.Dataset]
+
+
+@pytest.fixture
+def store(table: MakeTable, tmp_path: Path) -> PictureStore:
+    """53 pictures; picture ``n`` is filled with the value n."""
+    table(53).save_to_disk(tmp_path / "set")
+    source = load_source(str(tmp_path / "set"))
+    opened, _ = open_store(
+        source, image_size=8, cache_budget=2**20, num_workers=1, progress=False, cache_dir=tmp_path / "stores"
+    )
+    return opened
+
+
+@pytest.fixture
+def streamed(table: MakeTable, tmp_path: Path) -> Callable[..., Source]:
+    """A parquet folder of 60 pictures in so many files, streamed."""
+
+    def make(files: int, bad: int = 0) -> Source:
+        folder = tmp_path / f"streamed-{files}-{bad}"
+        folder.mkdir()
+        for number in range(files):
+            count = 60 // files
+            part = table(count, number * count).cast_column("image", datasets.Image(decode=False))
+            cells = part["image"][:]
+            for position in range(bad // files):
+                cells[position] = {"bytes": b"damaged", "path": None}
+            part.remove_columns("image").add_column("image", cells).cast_column("image", datasets.Image()).to_parquet(
+                folder / f"train-{number:05d}-of-{files:05d}.parquet"
+            )
+        return load_source(str(folder), streaming=True)
+
+    return make
+
+
+def take(stream: PictureStream | StreamingPictures, count: int, start_step: int = 0) -> list[Pictures]:
+    batches = stream.batches(start_step)
+    taken = list(itertools.islice(batches, count))
+    batches.close()  # type: ignore[attr-defined]
+    return taken
+
+
+def assert_same(one: Pictures, other: Pictures) -> None:
+    for name in ("pixels", "sizes", "index", "epoch"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def first_values(batches: list[Pictures]) -> list[int]:
+    return [value for batch in batches for value in batch.pixels[:, 0, 0, 0].tolist()]
+
+
+def our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("tpssl")]
+
+
+def test_every_epoch_is_another_permutation(store: PictureStore) -> None:
+    stream = PictureStream(store, batch_size=8, seed=1)
+    assert stream.steps_per_epoch == 6
+    orders = [stream.order(epoch).tolist() for epoch in (0, 1, 0)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(53))
+    assert orders[0] == orders[2] != orders[1]
+    batches = take(stream, 12)
+    seen = [set(torch.cat([batch.index for batch in batches[part]]).tolist()) for part in (slice(6), slice(6, 12))]
+    assert len(seen[0]) == len(seen[1]) == 48 and seen[0] != seen[1]
+    assert [int(batch.epoch[0]) for batch in batches] == [0] * 6 + [1] * 6
+    assert first_values(batches) == torch.cat([batch.index for batch in batches]).tolist()
+
+
+def test_seed_decides_the_order(store: PictureStore) -> None:
+    orders = [PictureStream(store, batch_size=8, seed=seed).order(0).tolist() for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_processes_together_see_what_one_sees(store: PictureStore) -> None:
+    alone = take(PictureStream(store, batch_size=8, seed=1), 14)
+    ranks = [
+        take(PictureStream(store, batch_size=4, seed=1, process_index=rank, num_processes=2), 14) for rank in (0, 1)
+    ]
+    for whole, first, second in zip(alone, *ranks, strict=True):
+        assert torch.equal(whole.index, torch.cat([first.index, second.index]))
+        assert torch.equal(whole.pixels, torch.cat([first.pixels, second.pixels]))
+
+
+@pytest.mark.parametrize("start_step", [1, 5, 6, 13])
+def test_starting_later_equals_skipping(store: PictureStore, start_step: int) -> None:
+    stream = PictureStream(store, batch_size=8, seed=1)
+    for whole, resumed in zip(take(stream, 16)[start_step:], take(stream, 16 - start_step, start_step), strict=True):
+        assert_same(whole, resumed)
+
+
+def test_subset_stays_within_its_indices(store: PictureStore) -> None:
+    chosen = np.array([3, 9, 27, 50])
+    batches = take(PictureStream(store, batch_size=2, seed=0, indices=chosen), 6)
+    assert {int(number) for batch in batches for number in batch.index} == set(chosen.tolist())
+
+
+def test_fewer_pictures_than_a_batch_are_refused(store: PictureStore) -> None:
+    with pytest.raises(InputError, match=r"53 pictures of 'set' are fewer than one batch of 64 \(32 x 2 processes\)"):
+        PictureStream(store, batch_size=32, seed=0, num_processes=2)
+
+
+def test_prefetching_thread_ends_with_the_stream(store: PictureStore) -> None:
+    batches = PictureStream(store, batch_size=8, seed=1).batches(0)
+    next(batches)
+    assert our_threads()
+    batches.close()  # type: ignore[attr-defined]
+    assert not our_threads()
+    forgotten = PictureStream(store, batch_size=8, seed=1).batches(0)
+    next(forgotten)
+    del forgotten
+    gc.collect()
+    assert not our_threads()
+
+
+def test_prefetching_stays_two_ahead_and_passes_errors_on(
+    store: PictureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = PictureStream(store, batch_size=8, seed=1)
+    asked = []
+
+    def batch(step: int) -> Pictures:
+        asked.append(step)
+        if step == 3:
+            raise InputError("the fourth batch is broken")
+        return real(step)
+
+    real = stream.batch
+    monkeypatch.setattr(stream, "batch", batch)
+    batches = stream.batches(0)
+    next(batches)
+    time.sleep(0.2)
+    assert asked == [0, 1, 2]
+    with pytest.raises(InputError, match="fourth"):
+        list(batches)
+    assert not our_threads()
+
+
+def test_streamed_batches_cover_every_epoch_in_another_order(streamed: Callable[..., Source]) -> None:
+    batches = take(StreamingPictures(streamed(2), image_size=8, batch_size=10, seed=3, num_workers=2), 12)
+    first, second = first_values(batches[:6]), first_values(batches[6:])
+    assert sorted(first) == sorted(second) == list(range(60)) and first != second
+    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(120))
+    assert torch.cat([batch.epoch for batch in batches]).tolist() == [0] * 60 + [1] * 60
+    assert not our_threads()
+
+
+@pytest.mark.parametrize("start_step", [1, 6, 9])
+def test_streamed_resume_is_exact(streamed: Callable[..., Source], start_step: int) -> None:
+    source = streamed(2, bad=2)
+    whole = take(StreamingPictures(source, image_size=8, batch_size=8, seed=3, num_workers=1), 12)
+    again = StreamingPictures(source, image_size=8, batch_size=8, seed=3, num_workers=2)
+    for expected, resumed in zip(whole[start_step:], take(again, 12 - start_step, start_step), strict=True):
+        assert_same(expected, resumed)
+
+
+@pytest.mark.parametrize("files", [1, 2, 3])
+def test_streaming_processes_share_nothing(streamed: Callable[..., Source], files: int) -> None:
+    source = streamed(files)
+    ranks = [
+        take(
+            StreamingPictures(
+                source, image_size=8, batch_size=5, seed=3, num_workers=1, process_index=rank, num_processes=2
+            ),
+            12,
+        )
+        for rank in (0, 1)
+    ]
+    for epoch in (slice(6), slice(6, 12)):
+        assert sorted(first_values(ranks[0][epoch]) + first_values(ranks[1][epoch])) == list(range(60))
+    indices = [int(number) for rank in ranks for batch in rank for number in batch.index]
+    assert sorted(indices) == list(range(120))
+
+
+def test_streaming_leaves_bad_pictures_out_and_counts_them(streamed: Callable[..., Source]) -> None:
+    stream = StreamingPictures(streamed(2, bad=2), image_size=8, batch_size=10, seed=3, num_workers=1)
+    values = first_values(take(stream, 30))
+    assert not {0, 30} & set(values) and len(values) == 300
+    assert stream.seen >= 300 and 8 <= len(stream.bad) <= 0.05 * stream.seen
+    assert "format" in stream.bad[0]["reason"]
+
+
+def test_streaming_stops_when_many_are_bad(streamed: Callable[..., Source]) -> None:
+    stream = StreamingPictures(streamed(2, bad=6), image_size=8, batch_size=10, seed=3, num_workers=1)
+    with pytest.raises(InputError, match="cannot be read"):
+        take(stream, 30)
+    assert 200 <= stream.seen < 230 and not our_threads()
+
+
+def test_streaming_needs_a_streamed_source_and_pictures_for_everyone(
+    streamed: Callable[..., Source], store: PictureStore
+) -> None:
+    with pytest.raises(InputError, match="turn streaming on"):
+        StreamingPictures(load_source("digits"), image_size=8, batch_size=5, seed=0, num_workers=1)
+    hungry = StreamingPictures(
+        load_source("digits", split="test", streaming=True),
+        image_size=8,
+        batch_size=5,
+        seed=0,
+        num_workers=1,
+        process_index=300,
+        num_processes=301,
+    )
+    with pytest.raises(InputError, match="gets no pictures"):
+        take(hungry, 1)

@@ -1,0 +1,33 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from forked_runs import Runs
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def runs() -> Iterator[Runs]:
+    """Runs of the recipe, forked from one process that has imported it."""
+    server = Runs()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def smallest(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """Arguments of a run of twelve steps in three epochs over 32 pictures; more of them may be given."""
+    pictures, cache = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("cache")
+    for number in range(32):
+        pixels = np.random.default_rng(number).integers(0, 256, (20 + number % 3, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number:02d}.png")
+    fixed = {"dataset": pictures, "cache_dir": cache, "backbone": "test_resnet", "image_size": 32, "batch_size": 8}
+    fixed |= {"max_steps": 12, "hidden_features": 32, "projection_features": 16, "l2_weight": 0.01}
+    fixed |= {"save_every": 3, "log_every": 2, "learning_rate": 3.0}
+
+    def arguments(output: Path, **others: object) -> list[str]:
+        settings = fixed | {"precision": "fp32"} | others | {"output_dir": output}
+        return [f"--{name}={value}" for name, value in settings.items()]
+
+    return arguments

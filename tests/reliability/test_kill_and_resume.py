@@ -1,0 +1,167 @@
+"""A run that was killed anywhere and started again ends where an unkilled one does, to the last bit."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked_runs import Fault, Runs, wait_for
+from torch import Tensor
+
+from tpssl_hf.checkpoint import load_latest
+from tpssl_hf.rundir import read_metrics
+
+Smallest = Callable[..., list[str]]
+
+
+class Outcome:
+    """Everything a finished run leaves behind that must not depend on how often it was killed."""
+
+    def __init__(self, folder: Path) -> None:
+        checkpoint = load_latest(folder / "checkpoints")
+        assert checkpoint is not None and checkpoint.step == 12
+        self.tensors: dict[str, dict[str, Tensor]] = checkpoint.tensors
+        self.state = {name: value for name, value in checkpoint.state.items() if name != "seconds"}
+        self.state.pop("log_position")  # a timing may have more digits
+        self.weights = (folder / "model" / "model.safetensors").read_bytes()
+        self.metrics = read_metrics(folder / "metrics.jsonl")
+        for line in self.metrics:
+            line.pop("images_per_second")
+        self.results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+        for name in ("seconds", "images_per_second"):
+            assert self.results.pop(name) > 0
+        self.results["config"].pop("output_dir")
+        self.files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def assert_same(one: Outcome, other: Outcome) -> None:
+    assert one.metrics == other.metrics and [line["step"] for line in one.metrics] == [2, 4, 6, 8, 10, 12]
+    assert {group: set(named) for group, named in one.tensors.items()} == {
+        group: set(named) for group, named in other.tensors.items()
+    }
+    assert all(one.tensors[group] for group in ("method", "optimizer"))
+    for group, named in one.tensors.items():
+        for name, tensor in named.items():
+            assert tensor.dtype == other.tensors[group][name].dtype
+            assert torch.equal(tensor, other.tensors[group][name]), f"{group} {name}"
+    assert one.state == other.state and one.results == other.results
+    assert one.weights == other.weights
+    assert one.files == other.files
+
+
+@pytest.fixture(scope="module")
+def unkilled(
+    runs: Runs, smallest: Smallest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Outcome]:
+    """The outcome of a run that nothing happened to, made once per choice of settings."""
+    made: dict[str, Outcome] = {}
+
+    def get(**others: object) -> Outcome:
+        if str(others) not in made:
+            folder = tmp_path_factory.mktemp("unkilled")
+            log = folder.with_suffix(".log")
+            assert runs.run(smallest(folder, **others), log) == 0, log.read_text()
+            made[str(others)] = Outcome(folder)
+        return made[str(others)]
+
+    return get
+
+
+def resumed_steps(log: Path) -> list[int]:
+    return [int(step) for step in re.findall(r"resuming after step (\d+) of 12", log.read_text())]
+
+
+# Four steps are an epoch and three are from one checkpoint to the next; one has to be lost to lose something.
+POINTS = {
+    "before_the_first_checkpoint": (Fault("forward", 2), []),
+    "after_a_forward": (Fault("forward", 5), [3]),
+    "inside_a_backward": (Fault("backward", 8), [6]),
+    "inside_an_optimizer_step": (Fault("optimizer", 22), [9]),
+    "at_an_epoch_edge": (Fault("teacher", 8), [6]),
+    "inside_a_log_line": (Fault("log", 4, "tear"), [6]),
+    "inside_the_first_write": (Fault("write", 1, "tear", "method"), []),
+    "inside_a_manifest": (Fault("write", 2, "tear", "MANIFEST"), [3]),
+    "between_write_and_rename": (Fault("rename", 2), [3]),
+    "right_after_a_save": (Fault("saved", 2), [6]),
+    "while_removing_an_old_one": (Fault("replace", 1, match="/step_3"), [9]),
+    "after_the_last_checkpoint": (Fault("curves", 1), [12]),
+    "before_the_results": (Fault("results", 1), [12]),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_and_resumed_is_bit_identical(
+    runs: Runs, smallest: Smallest, unkilled: Callable[..., Outcome], tmp_path: Path, point: str
+) -> None:
+    fault, resumed = POINTS[point]
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert runs.run(smallest(folder), log, fault) == -signal.SIGKILL, log.read_text()
+    assert not (folder / "results.json").exists()
+    assert runs.run(smallest(folder), log) == 0, log.read_text()
+    assert resumed_steps(log) == resumed
+    assert_same(Outcome(folder), unkilled())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16"},
+        {"optimizer": "adamw", "learning_rate": 0.01},
+        {"gradient_accumulation_steps": 2, "optimizer": "sgd"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_so_it_is_with_other_arithmetic(
+    runs: Runs, smallest: Smallest, unkilled: Callable[..., Outcome], tmp_path: Path, settings: dict[str, object]
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    arguments = smallest(folder, **settings)
+    assert runs.run(arguments, log, Fault("teacher", 8)) == -signal.SIGKILL, log.read_text()
+    assert runs.run(arguments, log) == 0, log.read_text()
+    assert resumed_steps(log) == [6]
+    assert_same(Outcome(folder), unkilled(**settings))
+
+
+def test_killed_again_and_again_is_bit_identical(
+    runs: Runs, smallest: Smallest, unkilled: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    for fault in (Fault("saved", 1), Fault("rename", 1), Fault("forward", 2), Fault("saved", 2)):
+        assert runs.run(smallest(folder), log, fault) == -signal.SIGKILL, log.read_text()
+    assert runs.run(smallest(folder), log) == 0, log.read_text()
+    assert resumed_steps(log) == [3, 3, 3, 9]
+    assert_same(Outcome(folder), unkilled())
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_says_so_and_the_rest_is_bit_identical(
+    runs: Runs,
+    smallest: Smallest,
+    unkilled: Callable[..., Outcome],
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    folder, log, second = tmp_path / "run", tmp_path / "log", tmp_path / "second"
+    pid = runs.start(smallest(folder), log, Fault("forward", 5, "wait"))
+    wait_for(log.with_suffix(".paused"))
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert runs.run(smallest(folder), second) == 2
+    refusal = second.read_text().strip()
+    assert re.fullmatch(rf'error: Another run is using {folder} \(.*"pid": {pid}.*\)\. Wait for it, .*', refusal)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+    os.kill(pid, number)
+    log.with_suffix(".go").touch()
+    assert runs.wait(pid) == code, log.read_text()
+    assert "stopped after step 5 of 12; the same command continues from there" in log.read_text()
+    assert "Traceback" not in log.read_text() and not (folder / "run.lock").exists()
+    assert runs.run(smallest(folder), log) == 0, log.read_text()
+    assert resumed_steps(log) == [5]
+    assert_same(Outcome(folder), unkilled())

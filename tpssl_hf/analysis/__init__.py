@@ -1,0 +1,1 @@
+"""What was learnt: probes on frozen features, and the pictures a run leaves behind."""

@@ -1,0 +1,103 @@
+"""Probes on frozen features: how well labels can be read off without touching the backbone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+
+KNN_TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True)
+class ProbeSplit:
+    """Which labelled pictures a probe learns from and which it is asked about; never the test split.
+
+    Attributes:
+        bank: (N,) int64 indices of pictures whose labels the probe sees.
+        queries: (M,) int64 indices of other pictures it must label.
+        bank_labels: (N,) int64.
+        query_labels: (M,) int64.
+    """
+
+    bank: np.ndarray
+    queries: np.ndarray
+    bank_labels: np.ndarray
+    query_labels: np.ndarray
+
+
+def probe_split(labels: np.ndarray, *, most: int = 5000, held_out: float = 0.2, seed: int = 0) -> ProbeSplit | None:
+    """Split labelled pictures of the training set into bank and queries, the same way every time.
+
+    Args:
+        labels: (N,) int64; −1 where there is none.
+        most: pictures used at most; a fixed random subset of more.
+        held_out: share of them that become queries.
+        seed: seed of subset and split.
+
+    Returns:
+        The split, class-balanced as the labels are; None if some class has too few pictures to be in both halves.
+    """
+    labelled = np.flatnonzero(labels >= 0)
+    chosen = np.random.default_rng(seed).permutation(labelled)[:most]
+    counts = np.unique(labels[chosen], return_counts=True)[1]
+    if len(counts) < 2 or counts.min() < 2 or len(chosen) * held_out < len(counts):
+        return None
+    bank, queries = train_test_split(
+        np.sort(chosen), test_size=held_out, stratify=labels[np.sort(chosen)], random_state=seed
+    )
+    return ProbeSplit(bank, queries, labels[bank], labels[queries])
+
+
+def knn_accuracy(
+    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray, *, neighbours: int = 20
+) -> float:
+    """Accuracy of a weighted k-nearest-neighbour vote by cosine similarity (Wu et al., 2018, §3.4), in [0, 1].
+
+    Args:
+        bank: (N, D) features whose labels are known.
+        bank_labels: (N,) int64.
+        queries: (M, D) features to classify.
+        query_labels: (M,) int64.
+        neighbours: how many neighbours vote, with weight exp(cosine / 0.07); at most N.
+    """
+    bank, queries = _unit_rows(bank), _unit_rows(queries)
+    neighbours = min(neighbours, len(bank))
+    classes, bank_classes = np.unique(bank_labels, return_inverse=True)
+    correct = 0
+    for start in range(0, len(queries), 1024):
+        similarities = queries[start : start + 1024] @ bank.T
+        nearest = np.argpartition(-similarities, neighbours - 1, axis=1)[:, :neighbours]
+        weights = np.exp((np.take_along_axis(similarities, nearest, axis=1) - 1.0) / KNN_TEMPERATURE)
+        votes = np.zeros((len(nearest), len(classes)))
+        np.add.at(votes, (np.arange(len(nearest))[:, None], bank_classes[nearest]), weights)
+        correct += int((classes[votes.argmax(axis=1)] == query_labels[start : start + 1024]).sum())
+    return correct / len(queries)
+
+
+def linear_probe_accuracy(
+    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
+) -> float:
+    """Accuracy of L2-regularised logistic regression on standardised features, in [0, 1]; arguments as for kNN."""
+    scaler = StandardScaler().fit(bank)
+    probe = LogisticRegression(C=0.01, max_iter=200, tol=1e-3).fit(scaler.transform(bank), bank_labels)
+    return float(probe.score(scaler.transform(queries), query_labels))
+
+
+def probe(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) -> dict[str, float]:
+    """Return ``knn_accuracy`` and ``linear_probe_accuracy``, each in [0, 1].
+
+    Args:
+        features_of: (N,) indices to (N, D) features.
+        split: which pictures.
+    """
+    arguments = features_of(split.bank), split.bank_labels, features_of(split.queries), split.query_labels
+    return {"knn_accuracy": knn_accuracy(*arguments), "linear_probe_accuracy": linear_probe_accuracy(*arguments)}
+
+
+def _unit_rows(features: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: np.ndarray = features / np.maximum(norms, 1e-12)
+    return unit

@@ -1,0 +1,170 @@
+"""What a view is: which distortions, how strong, how often, in which order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tpssl_hf.augment.colour import blur_width, gaussian_blur, greyscale, jitter, jitter_steps, solarise, where_chosen
+from tpssl_hf.augment.draws import uniform
+from tpssl_hf.augment.geometry import (
+    CROP_DRAWS,
+    central_boxes,
+    normalised_boxes,
+    random_resized_crop_boxes,
+    resized_crop,
+)
+from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.errors import InputError
+
+# On a CPU as many pictures are distorted at a time as stay in its cache from one operation to the next.
+_CHUNK_BYTES = 1_000_000
+_DRAWS = CROP_DRAWS + 1 + 13  # the crop, the flip, and what _distortions takes
+
+
+@dataclass(frozen=True)
+class ViewPolicy:
+    """Distortions of one view, in the order in which they are applied.
+
+    The defaults are those of BYOL (Grill et al. 2020, appendix B).
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop as a fraction of the picture's
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width divided by its height
+    interpolation: str = "bicubic"  # or "bilinear"
+    flip: float = 0.5  # this and all single numbers below but the four strengths are probabilities
+    jitter: float = 0.8
+    brightness: float = 0.4  # factors are drawn from 1 - strength .. 1 + strength
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1  # in full circles, to either side
+    greyscale: float = 0.2
+    blur: float = 1.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # in pixels of the view
+    solarise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise InputError(f"interpolation is {self.interpolation!r}; use 'bilinear' or 'bicubic'.")
+
+
+BYOL_VIEW_1 = ViewPolicy(blur=1.0, solarise=0.0)  # ibid., distribution T
+BYOL_VIEW_2 = ViewPolicy(blur=0.1, solarise=0.2)  # ibid., distribution T'
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What all views of a run share.
+
+    Attributes:
+        image_size: height and width of the views in pixels.
+        mean: of the red, green and blue values in 0..1 that the network expects to be subtracted.
+        std: the standard deviations it expects to be divided by.
+        seed: of all random draws.
+        horizontal_flip: whether mirroring keeps the meaning of a picture; it does not for digits.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    seed: int
+    horizontal_flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise InputError(f"image_size is {self.image_size}; views need at least 1 pixel, 224 is usual.")
+        if min(self.std) <= 0:
+            raise InputError(f"std is {self.std}; images are divided by it, so give three numbers above 0.")
+
+
+# Which pictures to change (B,), how, and with which parameters (B, ...) besides the images.
+_Distortion = tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]]
+
+
+def _distortions(numbers: Tensor, policy: ViewPolicy, size: int) -> list[_Distortion]:
+    """Decide on all of ``policy`` that keeps pixels in place, given (B, 13) draws for views of ``size`` pixels."""
+    chances, turns, factors, widths = numbers[:, :4], numbers[:, 4:8], numbers[:, 8:12], numbers[:, 12]
+    distortions: list[_Distortion] = []
+    if policy.jitter > 0:
+        strengths = policy.brightness, policy.contrast, policy.saturation
+        bounds = [(max(0.0, 1 - strength), 1 + strength) for strength in strengths] + [(-policy.hue, policy.hue)]
+        drawn = [low + (high - low) * factors[:, column] for column, (low, high) in enumerate(bounds)]
+        steps = jitter_steps(turns.argsort(dim=1), torch.stack(drawn[:3], dim=1))
+        distortions.append((chances[:, 0] < policy.jitter, jitter, (steps, drawn[3])))
+    if policy.greyscale > 0:
+        distortions.append((chances[:, 1] < policy.greyscale, greyscale, ()))
+    if policy.blur > 0:
+        sigma = policy.blur_sigma[0] + (policy.blur_sigma[1] - policy.blur_sigma[0]) * widths
+        blur = partial(gaussian_blur, width=blur_width(size))
+        distortions.append((chances[:, 2] < policy.blur, blur, (sigma,)))
+    if policy.solarise > 0:
+        distortions.append((chances[:, 3] < policy.solarise, solarise, ()))
+    return distortions
+
+
+def _normalise(images: Tensor, settings: ViewSettings, result: Tensor) -> None:
+    """Write ``images`` (B, 3, S, S) in 0..255 into ``result`` with the mean taken off and the deviation divided by."""
+    for channel, (mean, std) in enumerate(zip(settings.mean, settings.std, strict=True)):
+        offset = torch.tensor(-mean / std)  # stays on the host, from where scalars reach a GPU without a wait
+        torch.add(offset, images[:, channel], alpha=1 / (255 * std), out=result[:, channel])
+
+
+def _render(
+    pictures: Pictures,
+    boxes: Tensor,
+    flip: Tensor,
+    settings: ViewSettings,
+    interpolation: str,
+    distortions: list[_Distortion],
+) -> Tensor:
+    """Crop, distort and normalise: a cache's worth of pictures at a time, on a GPU all at once."""
+    size, pixels = settings.image_size, pictures.pixels
+    shape = len(pictures), 3, size, size
+    result = torch.empty(shape, device=pixels.device, memory_format=torch.channels_last)
+    step = max(1, len(pictures) if pixels.is_cuda else _CHUNK_BYTES // (12 * size * size))
+    # Half precision under a surrounding autocast would be coarser than the 256 levels of the picture.
+    with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+        for start in range(0, len(pictures), step):
+            rows = slice(start, start + step)
+            images = resized_crop(pixels[rows], boxes[rows], flip[rows], size, interpolation)
+            for chosen, operation, parameters in distortions:
+                images = where_chosen(chosen[rows], operation, images, *(values[rows] for values in parameters))
+            _normalise(images, settings, result[rows])
+    return result
+
+
+def make_view(pictures: Pictures, policy: ViewPolicy, settings: ViewSettings, view: int) -> tuple[Tensor, Tensor]:
+    """Draw one view of every picture: crop, mirror, jitter, greyscale, blur, solarise, normalise, in this order.
+
+    Args:
+        pictures: B pictures and what identifies them; a view depends on nothing else of the batch.
+        policy: which distortions.
+        settings: what all views of the run share.
+        view: number of the view; other numbers give independent views.
+
+    Returns:
+        (B, 3, S, S) float32 in channels_last memory format, and (B, 4) float32, the crop as ``normalised_boxes``.
+    """
+    numbers = uniform(settings.seed, pictures.index, pictures.epoch, view, _DRAWS)
+    boxes = random_resized_crop_boxes(numbers[:, :CROP_DRAWS], pictures.sizes, policy.crop_scale, policy.crop_ratio)
+    flip = numbers[:, CROP_DRAWS] < (policy.flip if settings.horizontal_flip else 0.0)
+    distortions = _distortions(numbers[:, CROP_DRAWS + 1 :], policy, settings.image_size)
+    images = _render(pictures, boxes, flip, settings, policy.interpolation, distortions)
+    return images, normalised_boxes(boxes, flip, pictures.sizes)
+
+
+def two_views(
+    pictures: Pictures, policies: tuple[ViewPolicy, ViewPolicy], settings: ViewSettings
+) -> dict[str, Tensor]:
+    """Return ``view1``, ``view2`` (B, 3, S, S) of the same pictures and their ``geometry1``, ``geometry2`` (B, 4)."""
+    view1, geometry1 = make_view(pictures, policies[0], settings, view=1)
+    view2, geometry2 = make_view(pictures, policies[1], settings, view=2)
+    return {"view1": view1, "view2": view2, "geometry1": geometry1, "geometry2": geometry2}
+
+
+def eval_view(pictures: Pictures, settings: ViewSettings, interpolation: str = "bicubic") -> Tensor:
+    """Return the largest central square of every picture, resized and normalised: (B, 3, S, S) as ``make_view``'s."""
+    flip = torch.zeros_like(pictures.index, dtype=torch.bool)
+    return _render(pictures, central_boxes(pictures.sizes), flip, settings, interpolation, [])

@@ -1,0 +1,250 @@
+"""The one pass over a data set that decodes every picture, scans it and writes what ``PictureStore`` reads."""
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import pickle
+import shutil
+import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tpssl_hf.data import scan
+from tpssl_hf.data.scan import ScanReport, UnreadablePicture
+from tpssl_hf.data.sources import Source
+from tpssl_hf.errors import InputError
+
+CHUNK = 32  # pictures that are read and decoded together
+BYTES_IN_FLIGHT = 256 * 2**20  # encoded, waiting for a thread
+REMAP_BYTES = 512 * 2**20
+MEMORY_STATUS = Path("/proc/self/statm")
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+class EncodedPictures:
+    """The picture column of a ``datasets.Dataset``, read a few rows at a time in bounded memory.
+
+    ``datasets`` maps its files into memory, and pages once read count as the process's own; a random read may bring
+    in megabytes around a small picture. Where the files are larger than ``REMAP_BYTES``, the mapping is therefore
+    renewed, in milliseconds, whenever the pages of mapped files have grown by that much (on Linux, which tells).
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._dataset = source.dataset.select_columns([source.image_column]).with_format("arrow")
+        sizes = [Path(file["filename"]).stat().st_size for file in self._dataset.cache_files]
+        self._is_watched = sum(sizes) > REMAP_BYTES and MEMORY_STATUS.exists()
+        if self._is_watched:  # the mapping that the source itself holds is never read
+            self._renew_mapping()
+
+    def _renew_mapping(self) -> None:
+        self._dataset = pickle.loads(pickle.dumps(self._dataset))
+        self._mapped_before = _mapped_bytes()
+
+    def read(self, rows: list[int]) -> list[dict[str, Any] | None]:
+        """Return the encoded pictures of ``rows``, each with its ``bytes`` or its ``path``."""
+        values: list[dict[str, Any] | None] = self._dataset[rows].column(0).to_pylist()
+        if self._is_watched and _mapped_bytes() - self._mapped_before > REMAP_BYTES:
+            self._renew_mapping()
+        return values
+
+
+def _mapped_bytes() -> int:
+    """Return how much of the process's resident memory is pages of mapped files."""
+    return int(MEMORY_STATUS.read_text().split()[2]) * mmap.PAGESIZE
+
+
+@dataclass
+class _Gathered:
+    """What the pass has found so far; lists are in the order of the rows that can be used."""
+
+    rows: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    bad: list[dict[str, str]] = field(default_factory=list)
+    hashes: set[bytes] = field(default_factory=set)
+
+
+class _PixelFile:
+    """The flat file of decoded pixels, given up for good when it would outgrow the budget."""
+
+    def __init__(self, path: Path, budget: int) -> None:
+        self._path = path
+        self._file = path.open("wb")
+        self._budget = budget
+        self.bytes = 0  # of all pictures, written or not
+        self.pictures = 0
+        self.is_kept = True
+
+    def append(self, pixels: np.ndarray) -> None:
+        self.bytes += pixels.nbytes
+        self.pictures += 1
+        if self.is_kept and self.bytes > self._budget:
+            self.is_kept = False
+            self._file.close()
+            self._path.unlink()
+        if self.is_kept:
+            self._file.write(pixels.data)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def build_store(
+    folder: Path,
+    source: Source,
+    rows: np.ndarray,
+    *,
+    shorter_side: int,
+    cache_budget: int,
+    num_workers: int,
+    progress: bool,
+) -> None:
+    """Decode ``rows`` (N,) of ``source`` once; write index, report and, within ``cache_budget`` bytes, pixels.
+
+    Everything is written to a temporary neighbour that takes the place of ``folder`` at the end, so that ``folder``
+    is complete or absent at any time. The caller holds the lock, and thus owns what an ended process left behind.
+
+    Raises:
+        InputError: if more than 5 % of the pictures cannot be read, a label is illegal or the disk is full.
+    """
+    labels = _read_labels(source, rows)
+    temporary = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    pixel_file = _PixelFile(temporary / "pixels.bin", cache_budget)
+    try:
+        _write_store(temporary, source, rows, labels, shorter_side, pixel_file, num_workers, progress)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(temporary)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            needed = pixel_file.bytes * len(rows) // max(1, pixel_file.pictures)
+            raise InputError(
+                f"No room for the decoded pictures of {source.name!r} ({error.strerror}): about {needed:,} bytes are "
+                f"needed and {shutil.disk_usage(folder.parent).free:,} are free. Set `cache_dir` to a folder on a "
+                "larger disk, or lower `cache_budget` so that pictures are decoded while training."
+            ) from error
+        raise
+
+
+def _write_store(
+    folder: Path,
+    source: Source,
+    rows: np.ndarray,
+    labels: np.ndarray | None,
+    shorter_side: int,
+    pixel_file: _PixelFile,
+    num_workers: int,
+    progress: bool,
+) -> None:
+    start = time.perf_counter()
+    found = _Gathered()
+    with (
+        closing(pixel_file),
+        closing(_decoded(source, rows, shorter_side, num_workers)) as pictures,
+    ):
+        for row, where, picture in tqdm(pictures, "scanning pictures", len(rows), unit="", disable=not progress):
+            if isinstance(picture, UnreadablePicture):
+                found.bad.append({"where": where, "reason": str(picture)})
+                continue
+            pixels, (height, width) = picture
+            pixel_file.append(pixels)
+            found.rows.append(row)
+            found.sizes.append(pixels.shape[:2])
+            found.heights.append(height)
+            found.widths.append(width)
+            found.hashes.add(hashlib.blake2b(pixels.data, digest_size=16, person=b"%dx%d" % pixels.shape[:2]).digest())
+    scan.refuse_if_many_are_bad(found.bad, len(rows), source.name)
+    kept = np.array(found.rows, dtype=np.int64)
+    if labels is not None:
+        labels = labels[np.searchsorted(rows, kept)]
+        np.save(folder / "labels.npy", labels)
+    np.save(folder / "rows.npy", kept)
+    np.save(folder / "sizes.npy", np.array(found.sizes, dtype=np.int64))
+    report = ScanReport(
+        dataset=source.name,
+        pictures=len(kept),
+        bad=found.bad,
+        heights=scan.least_median_greatest(found.heights),
+        widths=scan.least_median_greatest(found.widths),
+        labels=scan.count_labels(labels, source.class_names),
+        duplicates=len(kept) - len(found.hashes),
+        seconds=round(time.perf_counter() - start, 3),
+    )
+    meta = {"pixel_bytes": pixel_file.bytes, "has_pixels": pixel_file.is_kept, "report": asdict(report)}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _read_labels(source: Source, rows: np.ndarray) -> np.ndarray | None:
+    """Return the labels (N,) of ``rows``, or None; every one is checked before the first picture is decoded."""
+    if source.label_column is None:
+        return None
+    column = source.dataset.select_columns([source.label_column]).with_format("arrow")
+    values = column[rows.tolist()].column(0).to_pylist()
+    return scan.check_labels(values, [f"row {row}" for row in rows.tolist()], source.class_names)
+
+
+def _decoded(
+    source: Source, rows: np.ndarray, shorter_side: int, num_workers: int
+) -> Generator[tuple[int, str, Any], None, None]:
+    """Yield row, place, and decoded picture or ``UnreadablePicture`` in the order of ``rows``, a little ahead."""
+    encoded = EncodedPictures(source)
+    workers = max(1, num_workers)
+    pending: deque[tuple[Future[list[tuple[int, str, Any]]], int]] = deque()
+    in_flight = 0
+    with ThreadPoolExecutor(workers, "tpssl-decode") as pool:
+        try:
+            for start in range(0, len(rows), CHUNK):
+                chunk = rows[start : start + CHUNK].tolist()
+                values = encoded.read(chunk)
+                size = sum(len(value["bytes"] or b"") for value in values if value is not None)
+                pending.append((pool.submit(_decode_chunk, source, chunk, values, shorter_side), size))
+                in_flight += size
+                while pending and (len(pending) > 2 * workers or in_flight > BYTES_IN_FLIGHT):
+                    future, size = pending.popleft()
+                    in_flight -= size
+                    yield from future.result()
+            for future, _ in pending:
+                yield from future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode_chunk(source: Source, rows: list[int], values: list[Any], shorter_side: int) -> list[tuple[int, str, Any]]:
+    return [
+        (row, place(source, row, value), decode_or_reason(value, shorter_side))
+        for row, value in zip(rows, values, strict=True)
+    ]
+
+
+def decode_or_reason(value: Any, shorter_side: int) -> tuple[np.ndarray, tuple[int, int]] | UnreadablePicture:
+    """Return what ``scan.decode_reduced`` returns, or the reason why it does not."""
+    try:
+        return scan.decode_reduced(value, shorter_side)
+    except UnreadablePicture as reason:
+        return reason
+
+
+def place(source: Source, row: int, value: dict[str, Any] | None) -> str:
+    """Return where a picture stands, for people: its name below the source's folder, or its row and its own name."""
+    if value is None or value["path"] is None:
+        return f"row {row}"
+    path = Path(value["path"])
+    if source.folder is not None and path.is_relative_to(source.folder):
+        return str(path.relative_to(source.folder))
+    return f"row {row} ({path.name})"

@@ -1,0 +1,166 @@
+"""From what the user wrote after ``--dataset`` to a data set whose pictures are still encoded."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+
+from tpssl_hf.data.folders import load_digits, load_folder
+from tpssl_hf.data.registry import DATASETS, EMBEDDED, DatasetSpec
+from tpssl_hf.errors import InputError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+IMAGE_NAMES = ("image", "img")
+ENCODED_TYPES = ("string", "large_string", "binary", "large_binary")  # paths, or the bytes of picture files
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of encoded pictures and what is known about it.
+
+    Attributes:
+        dataset: ``datasets.Dataset`` or ``IterableDataset`` whose picture column is ``Image(decode=False)``.
+        image_column: column that holds the pictures.
+        label_column: column that holds the class numbers, or None.
+        class_names: names in the order of the class numbers, or None where they are unknown.
+        name: short name for reports and cards: registry name, Hub id or the folder's own name, never a full path.
+        fingerprint: changes when the files change; two sources of equal fingerprint hold equal pictures.
+        flip_is_safe: whether a picture means the same when mirrored.
+        spec: the registry's entry, or None for the user's own data.
+        folder: the local folder the files were found in, or None.
+    """
+
+    dataset: Any
+    image_column: str
+    label_column: str | None
+    class_names: tuple[str, ...] | None
+    name: str
+    fingerprint: str
+    flip_is_safe: bool
+    spec: DatasetSpec | None
+    folder: Path | None
+
+
+def load_source(
+    dataset: str,
+    *,
+    split: str = "train",
+    dataset_config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    streaming: bool = False,
+) -> Source:
+    """Find the pictures of ``dataset`` without decoding any.
+
+    Args:
+        dataset: a name of the registry; or an existing folder that holds picture files (sub-folders are not classes;
+            they are splits only if every picture lies in one named like a split), parquet or arrow files
+            (``train-*.parquet``, also below ``data/``), or what ``save_to_disk`` wrote; or a Hub id ``owner/name``.
+            A folder named like a registry entry is reached as ``./name``.
+        split: which split to read.
+        dataset_config: configuration of the data set, where it has several.
+        image_column: column with the pictures; found by its type if None.
+        label_column: column with the class numbers; the only ``ClassLabel`` column if None. Labels are optional.
+        streaming: read while training instead of downloading and converting everything first.
+
+    Raises:
+        InputError: if there is no such data set, split, configuration or column.
+    """
+    spec = DATASETS.get(dataset)
+    folder = None
+    if spec is not None and spec.source == EMBEDDED:
+        loaded, fingerprint = load_digits(split)
+        loaded = loaded.to_iterable_dataset() if streaming else loaded
+    elif spec is not None:
+        loaded, fingerprint = _load_from_hub(spec.source, dataset_config or spec.config, split, streaming)
+    elif Path(dataset).expanduser().exists():
+        folder = Path(dataset).expanduser().resolve()
+        loaded, fingerprint = load_folder(folder, split, dataset_config, streaming)
+    elif HUB_ID.fullmatch(dataset):
+        loaded, fingerprint = _load_from_hub(dataset, dataset_config, split, streaming)
+    else:
+        raise InputError(
+            f"{dataset!r} is not an existing folder: give a folder that exists, a Hub id `owner/name` or one of "
+            f"{', '.join(DATASETS)}."
+        )
+    if loaded.features is None:
+        raise InputError(f"{dataset!r} does not tell the types of its columns when streamed: turn streaming off.")
+    image_column = _find_image_column(loaded.features, image_column or (spec.image_column if spec else None))
+    label_column = _find_label_column(loaded.features, label_column or (spec.label_column if spec else None))
+    return Source(
+        dataset=loaded.cast_column(image_column, datasets.Image(decode=False)),
+        image_column=image_column,
+        label_column=label_column,
+        class_names=_class_names(loaded.features, label_column, spec),
+        name=folder.name if folder is not None else dataset,
+        fingerprint=fingerprint,
+        flip_is_safe=spec.flip_is_safe if spec is not None else True,
+        spec=spec,
+        folder=folder,
+    )
+
+
+def _load_from_hub(hub_id: str, config: str | None, split: str, streaming: bool) -> tuple[Any, str]:
+    """Load a split from the Hub or from what was downloaded before, and say in one sentence why that fails."""
+    try:
+        loaded = datasets.load_dataset(hub_id, config, split=split, streaming=streaming)
+    except (OSError, ValueError, RuntimeError) as error:  # whatever the client raises for "no net", "no such ..."
+        offline = "; HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
+        raise InputError(
+            f"{hub_id!r} is not an existing folder here, and its split {split!r} could not be loaded from the Hub "
+            f"({str(error).strip().splitlines()[0]}{offline}): check the spelling, the network and your access, or "
+            "give a folder that exists."
+        ) from error
+    if streaming:
+        return loaded, f"stream-{hub_id}-{config}-{split}"
+    return loaded, str(loaded._fingerprint)
+
+
+def _find_image_column(features: Any, asked: str | None) -> str:
+    """Return the column that holds the pictures: the one asked for, else the one whose type or name says so."""
+    readable = [name for name in features if _can_hold_pictures(features[name])]
+    if asked is not None:
+        if asked in readable:
+            return asked
+        reason = "holds no pictures" if asked in features else "does not exist"
+        raise InputError(f"Image column {asked!r} {reason}: the columns are {_columns(features)}.")
+    typed = [name for name in features if isinstance(features[name], datasets.Image)]
+    named = [name for name in IMAGE_NAMES if name in readable]
+    for candidates in (typed, [name for name in named if name in typed], named):
+        if len(candidates) == 1:
+            return candidates[0]
+    raise InputError(f"Which column holds the pictures? Set `image_column` to one of {_columns(features)}.")
+
+
+def _can_hold_pictures(feature: Any) -> bool:
+    if isinstance(feature, datasets.Value):
+        return feature.dtype in ENCODED_TYPES
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def _find_label_column(features: Any, asked: str | None) -> str | None:
+    """Return the column of class numbers: the one asked for, else the only ``ClassLabel``, else None."""
+    if asked is not None:
+        if asked in features:
+            return asked
+        raise InputError(f"Label column {asked!r} does not exist: the columns are {_columns(features)}.")
+    labels = [name for name in features if isinstance(features[name], datasets.ClassLabel)]
+    return labels[0] if len(labels) == 1 else None
+
+
+def _class_names(features: Any, label_column: str | None, spec: DatasetSpec | None) -> tuple[str, ...] | None:
+    if label_column is None:
+        return None
+    if spec is not None and spec.class_names is not None:
+        return spec.class_names
+    feature = features[label_column]
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _columns(features: Any) -> str:
+    kinds = {name: getattr(feature, "dtype", "") or type(feature).__name__ for name, feature in features.items()}
+    kinds |= {name: type(f).__name__ for name, f in features.items() if not isinstance(f, datasets.Value)}
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())

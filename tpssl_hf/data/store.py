@@ -1,0 +1,218 @@
+"""Decoded pictures that are read by number: from one flat file, or decoded on demand where that would be too large."""
+
+import fcntl
+import hashlib
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+import numpy as np
+import PIL
+import torch
+
+from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.data.build import CHUNK, EncodedPictures, build_store, decode_or_reason, place
+from tpssl_hf.data.scan import UNLABELLED, ScanReport, UnreadablePicture
+from tpssl_hf.data.sources import Source
+from tpssl_hf.errors import InputError
+
+FORMAT_VERSION = 1
+STORED_SHARE = 1.15  # of the training size: what random resized crops can still tell from the full size
+SUBSET_SEED = 0
+
+
+class PictureStore:
+    """The usable pictures of a data set by number; the same pixels whether cached or decoded on demand.
+
+    Pixels are read with ``preadv`` straight into the batch. A memory map would do as well, but the pages it has
+    touched count as memory of the process, which would then grow until it is as large as the store.
+
+    Attributes:
+        labels: (N,) int64 with -1 for an unlabelled picture, or None without a label column.
+        class_names: names in the order of the class numbers, or None.
+        fingerprint: of the files, the choice of rows and the stored size; equal stores give equal batches.
+        source_name: short name of the data set.
+        is_cached: whether pixels come from the cache.
+    """
+
+    def __init__(self, folder: Path, source: Source, *, shorter_side: int, is_cached: bool, num_workers: int) -> None:
+        self._rows: np.ndarray = np.load(folder / "rows.npy", allow_pickle=False)
+        self._sizes: np.ndarray = np.load(folder / "sizes.npy", allow_pickle=False)
+        self._offsets: np.ndarray = np.concatenate([[0], np.cumsum(self._sizes.prod(axis=1) * 3)])
+        self._source = source
+        self._shorter_side = shorter_side
+        self.labels = None if source.label_column is None else np.load(folder / "labels.npy", allow_pickle=False)
+        self.class_names = source.class_names
+        self.fingerprint = folder.name
+        self.source_name = source.name
+        self.is_cached = is_cached
+        if is_cached:
+            self._file = os.open(folder / "pixels.bin", os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+        else:
+            self._encoded = EncodedPictures(source)
+            self._pool = ThreadPoolExecutor(max(1, num_workers), "tpssl-decode")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def gather(self, indices: np.ndarray, epoch: np.ndarray | int) -> Pictures:
+        """Return the pictures ``indices`` (B,) as a batch that is marked with ``epoch``, a number or (B,)."""
+        sizes = self._sizes[indices]
+        height, width = sizes.max(axis=0).tolist()
+        pixels = np.zeros((len(indices), height, width, 3), dtype=np.uint8)
+        if self.is_cached:
+            self._read(indices, sizes, pixels)
+        else:
+            self._decode(indices, sizes, pixels)
+        return as_pictures(pixels, sizes, indices, np.broadcast_to(np.asarray(epoch, dtype=np.int64), len(indices)))
+
+    def _read(self, indices: np.ndarray, sizes: np.ndarray, pixels: np.ndarray) -> None:
+        whole = pixels.shape[1:3]
+        offsets = self._offsets[indices].tolist()
+        for target, offset, (height, width) in zip(pixels, offsets, sizes.tolist(), strict=True):
+            # rows of a narrower picture do not lie one behind the other in the padded batch
+            part = target if (height, width) == whole else np.empty((height, width, 3), dtype=np.uint8)
+            if os.preadv(self._file, [part.data], offset) != part.nbytes:
+                raise InputError(
+                    f"The picture cache {self.fingerprint} of {self.source_name!r} is damaged: remove it."
+                )
+            if part is not target:
+                target[:height, :width] = part
+
+    def _decode(self, indices: np.ndarray, sizes: np.ndarray, pixels: np.ndarray) -> None:
+        for start in range(0, len(indices), CHUNK):
+            part = slice(start, start + CHUNK)
+            rows = self._rows[indices[part]].tolist()
+            values = self._encoded.read(rows)
+            decoded = self._pool.map(decode_or_reason, values, [self._shorter_side] * len(values))
+            batch_rows = zip(pixels[part], sizes[part].tolist(), rows, values, decoded, strict=True)
+            for target, (height, width), row, value, picture in batch_rows:
+                if isinstance(picture, UnreadablePicture) or picture[0].shape[:2] != (height, width):
+                    raise InputError(
+                        f"{place(self._source, row, value)} of {self.source_name!r} has changed since it was scanned: "
+                        "leave the files alone while training, or start again."
+                    )
+                target[:height, :width] = picture[0]
+
+
+def open_store(
+    source: Source,
+    *,
+    image_size: int,
+    cache_budget: int,
+    num_workers: int,
+    progress: bool,
+    cache_dir: Path | None = None,
+    limit_images: int | None = None,
+    allow_unlabelled: bool = False,
+) -> tuple[PictureStore, ScanReport]:
+    """Decode and scan ``source`` once, or find that this was done before.
+
+    Pictures are stored with the shorter side at most 1.15 times ``image_size`` and the longer at most twice that.
+    Of processes that open the same store at the same time, one builds it and the others wait.
+
+    Args:
+        source: what to read; not a streaming one.
+        image_size: side of the pictures in training.
+        cache_budget: most bytes of pixels to keep on disk; beyond it pictures are decoded when they are needed.
+        num_workers: decoding threads. The result does not depend on it.
+        progress: whether to show a progress bar.
+        cache_dir: where stores are kept; ``tpssl_hf/pictures`` below ``HF_HOME`` if None.
+        limit_images: use only so many pictures, drawn at random with a seed that never changes.
+        allow_unlabelled: whether a label may be -1 or None.
+
+    Raises:
+        InputError: if more than 5 % of the pictures cannot be read, a label is illegal or the disk is full.
+    """
+    if isinstance(source.dataset, datasets.IterableDataset):
+        raise InputError(f"{source.name!r} is streamed and cannot be stored: turn streaming off.")
+    rows = _choose_rows(len(source.dataset), limit_images, source.name)
+    shorter_side = round(STORED_SHARE * image_size)
+    root = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "pictures"
+    folder = root / _key(source, shorter_side, len(rows) if len(rows) < len(source.dataset) else None)
+    with _locked(folder):
+        if not _is_usable(folder, cache_budget):
+            build_store(
+                folder,
+                source,
+                rows,
+                shorter_side=shorter_side,
+                cache_budget=cache_budget,
+                num_workers=num_workers,
+                progress=progress,
+            )
+        meta = _read_meta(folder)
+        is_cached = meta["has_pixels"] and meta["pixel_bytes"] <= cache_budget
+        store = PictureStore(folder, source, shorter_side=shorter_side, is_cached=is_cached, num_workers=num_workers)
+    if store.labels is not None and not allow_unlabelled and (store.labels == UNLABELLED).any():
+        count = int((store.labels == UNLABELLED).sum())
+        raise InputError(f"{count:,} of {len(store):,} pictures of {source.name!r} have no label, and each needs one.")
+    return store, _report(meta["report"])
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a store, which ends with the process even if that is killed; wait for whoever holds it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write to {folder.parent} ({error.strerror}): set `cache_dir` to another folder."
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def as_pictures(pixels: np.ndarray, sizes: np.ndarray, index: np.ndarray, epoch: np.ndarray) -> Pictures:
+    """Return the batch of padded pixels (B, H, W, 3), sizes (B, 2), index (B,) and epoch (B,)."""
+    numbers = (torch.tensor(values, dtype=torch.int64) for values in (sizes, index, epoch))
+    return Pictures(torch.from_numpy(pixels), *numbers)
+
+
+def _choose_rows(total: int, limit: int | None, name: str) -> np.ndarray:
+    """Return the rows (N,) to use, in ascending order: all, or a random subset, so that sorted classes all remain."""
+    if total == 0:
+        raise InputError(f"{name!r} holds no pictures.")
+    if limit is not None and limit < 1:
+        raise InputError(f"`limit_images` is {limit}: give a number from 1, or leave it out for all pictures.")
+    if limit is None or limit >= total:
+        return np.arange(total)
+    return np.sort(np.random.Generator(np.random.Philox(SUBSET_SEED)).permutation(total)[:limit])
+
+
+def _key(source: Source, shorter_side: int, limit: int | None) -> str:
+    """Return a name that is different whenever the stored numbers might be."""
+    parts = (FORMAT_VERSION, PIL.__version__, source.fingerprint, source.image_column, source.label_column)
+    parts_text = json.dumps([*parts, source.class_names, shorter_side, limit])
+    return hashlib.sha256(parts_text.encode()).hexdigest()[:32]
+
+
+def _is_usable(folder: Path, cache_budget: int) -> bool:
+    """Return whether ``folder`` is a complete store that holds the pixels or could not within the budget."""
+    if not (folder / "meta.json").exists():
+        return False
+    meta = _read_meta(folder)
+    if meta["has_pixels"]:
+        return (folder / "pixels.bin").stat().st_size == int(meta["pixel_bytes"])
+    return bool(meta["pixel_bytes"] > cache_budget)
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return meta
+
+
+def _report(stored: dict[str, Any]) -> ScanReport:
+    return ScanReport(**stored | {"heights": tuple(stored["heights"]), "widths": tuple(stored["widths"])})

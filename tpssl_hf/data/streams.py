@@ -1,0 +1,188 @@
+"""Endless streams of batches that can be entered at any step, for one process or several.
+
+What a batch holds follows from the seed and the number of the step alone. Nothing has to be saved to resume: a stream
+is opened again at the step that comes next.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
+from typing import Any, TypeVar
+
+import datasets
+import numpy as np
+from datasets.distributed import split_dataset_by_node
+
+from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.data.build import decode_or_reason, place
+from tpssl_hf.data.scan import UnreadablePicture, refuse_if_many_are_bad
+from tpssl_hf.data.sources import Source
+from tpssl_hf.data.store import STORED_SHARE, PictureStore, as_pictures
+from tpssl_hf.errors import InputError
+
+T = TypeVar("T")
+PREFETCHED = 2
+SEEN_BEFORE_REFUSING = 200
+
+
+class PictureStream:
+    """Batches of a store without end: each epoch in a new order, and the same order for the same seed.
+
+    The global batch of a step is a function of the seed and the step. Process ``r`` of ``P`` takes rows
+    ``[r * batch_size, (r + 1) * batch_size)`` of it, so that two processes see together what one with twice the batch
+    size sees. What does not fill the last global batch of an epoch is left out of that epoch.
+
+    Attributes:
+        steps_per_epoch: how many global batches an epoch has.
+    """
+
+    def __init__(
+        self,
+        store: PictureStore,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        indices: np.ndarray | None = None,
+    ) -> None:
+        self._store = store
+        self._seed = seed
+        self._indices = np.arange(len(store)) if indices is None else indices
+        self._global_batch_size = batch_size * num_processes
+        self._own_rows = slice(process_index * batch_size, (process_index + 1) * batch_size)
+        self.steps_per_epoch = len(self._indices) // self._global_batch_size
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"{len(self._indices)} pictures of {store.source_name!r} are fewer than one batch of "
+                f"{self._global_batch_size} ({batch_size} x {num_processes} processes): lower the batch size or add "
+                "pictures."
+            )
+        self._latest_order: tuple[int, np.ndarray] | None = None
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the order (N,) in which an epoch goes through the pictures."""
+        latest = self._latest_order
+        if latest is None or latest[0] != epoch:
+            key = np.array([self._seed, epoch], dtype=np.uint64)
+            latest = epoch, np.random.Generator(np.random.Philox(key=key)).permutation(self._indices)
+            self._latest_order = latest
+        return latest[1]
+
+    def batch(self, step: int) -> Pictures:
+        """Return this process's part of the global batch of ``step``."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self._global_batch_size
+        return self._store.gather(self.order(epoch)[start : start + self._global_batch_size][self._own_rows], epoch)
+
+    def batches(self, start_step: int) -> Iterator[Pictures]:
+        """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
+        steps = count(start_step)
+        return _prefetched(lambda: self.batch(next(steps)))
+
+
+class StreamingPictures:
+    """Batches of a streamed data set without end, in a random order that is the same for the same seed.
+
+    A streamed data set cannot be scanned before training: its size, its labels and its damaged pictures stay unknown.
+    Damaged pictures are left out and counted, and once 200 were seen, more than 5 % of them stop the run. ``index``
+    counts this process's pictures from the start of the stream, over all epochs, and differs between processes.
+
+    Entering at a later step goes through all batches before it, and decodes them, because which pictures are left out
+    decides where the following ones stand. That is the price of resuming exactly. With parquet files, ``datasets``
+    pauses for some seconds at the end of each epoch and when the stream is closed.
+
+    Attributes:
+        seen: how many pictures were read so far, usable or not.
+        bad: ``where`` and ``reason`` of those that were left out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        buffer_size: int = 1000,
+    ) -> None:
+        if not isinstance(source.dataset, datasets.IterableDataset):
+            raise InputError(f"{source.name!r} is not streamed: turn streaming on.")
+        shuffled = source.dataset.select_columns([source.image_column]).shuffle(seed=seed, buffer_size=buffer_size)
+        self._dataset = split_dataset_by_node(shuffled, rank=process_index, world_size=num_processes)
+        self._source = source
+        self._shorter_side = round(STORED_SHARE * image_size)
+        self._batch_size = batch_size
+        self._process_index = process_index
+        self._num_processes = num_processes
+        self._num_workers = num_workers
+        self.seen = 0
+        self.bad: list[dict[str, str]] = []
+
+    def batches(self, start_step: int) -> Iterator[Pictures]:
+        """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
+        self.seen = 0
+        self.bad = []
+        numbered = islice(self._batches(), start_step, None)
+        return _prefetched(lambda: next(numbered))
+
+    def _batches(self) -> Iterator[Pictures]:
+        pictures = self._pictures()
+        for step in count():
+            chosen = list(islice(pictures, self._batch_size))
+            sizes = np.array([pixels.shape[:2] for pixels, _ in chosen])
+            batch = np.zeros((self._batch_size, *sizes.max(axis=0), 3), dtype=np.uint8)
+            for target, (pixels, _) in zip(batch, chosen, strict=True):
+                target[: pixels.shape[0], : pixels.shape[1]] = pixels
+            own = step * self._batch_size + np.arange(self._batch_size)
+            epoch = np.array([number for _, number in chosen])
+            yield as_pictures(batch, sizes, own * self._num_processes + self._process_index, epoch)
+
+    def _pictures(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the pixels (h, w, 3) of every usable picture, and its epoch."""
+        encoded = self._encoded()
+        with ThreadPoolExecutor(max(1, self._num_workers), "tpssl-decode") as pool:
+            while True:
+                values, epochs = zip(*islice(encoded, self._batch_size), strict=True)
+                decoded = pool.map(decode_or_reason, values, [self._shorter_side] * len(values))
+                for value, epoch, picture in zip(values, epochs, decoded, strict=True):
+                    if isinstance(picture, UnreadablePicture):
+                        self.bad.append({"where": place(self._source, self.seen, value), "reason": str(picture)})
+                    else:
+                        yield picture[0], epoch
+                    self.seen += 1
+                if self.seen >= SEEN_BEFORE_REFUSING:
+                    refuse_if_many_are_bad(self.bad, self.seen, self._source.name)
+
+    def _encoded(self) -> Iterator[tuple[Any, int]]:
+        """Yield every encoded picture of this process, and its epoch."""
+        for epoch in count():
+            self._dataset.set_epoch(epoch)
+            example = None
+            for example in self._dataset:
+                yield example[self._source.image_column], epoch
+            if example is None:
+                raise InputError(
+                    f"Process {self._process_index} of {self._num_processes} gets no pictures of "
+                    f"{self._source.name!r}: use fewer processes."
+                )
+
+
+def _prefetched(produce: Callable[[], T]) -> Iterator[T]:
+    """Yield what ``produce`` returns, over and over, called a little ahead in one thread.
+
+    An exception in the thread is raised here. When this generator is closed or forgotten, the thread ends.
+    """
+    with ThreadPoolExecutor(1, "tpssl-prefetch") as worker:
+        pending = deque(worker.submit(produce) for _ in range(PREFETCHED))
+        try:
+            while True:
+                result = pending.popleft().result()
+                pending.append(worker.submit(produce))
+                yield result
+        finally:
+            worker.shutdown(cancel_futures=True)

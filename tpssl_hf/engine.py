@@ -1,0 +1,200 @@
+"""The only training loop: forward, backward, check, step, after-step, log, save."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tpssl_hf.errors import InputError
+from tpssl_hf.methods.base import Batch
+
+BAD_STEPS_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop needs to know.
+
+    Attributes:
+        max_steps: optimizer steps of the whole run; ``progress`` is step / max_steps.
+        pictures_per_step: pictures of all processes in one optimizer step.
+        accumulation_steps: batches taken from the iterator per optimizer step.
+        log_every: steps between two calls of ``log``.
+        save_every: steps between two calls of ``save``.
+        seed: seed of what layers draw themselves (dropout); derived anew each step, so resuming needs no saved state.
+    """
+
+    max_steps: int
+    pictures_per_step: int
+    accumulation_steps: int = 1
+    log_every: int = 10
+    save_every: int = 500
+    seed: int = 0
+
+
+def train(
+    accelerator: Accelerator,
+    method: nn.Module,
+    optimizer: Optimizer,
+    learning_rate: Callable[[int], float],
+    batches: Iterator[Batch],
+    settings: LoopSettings,
+    *,
+    start_step: int,
+    log: Callable[[int, dict[str, float]], None],
+    save: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> int:
+    """Run steps ``start_step`` .. ``max_steps`` and return how many were completed in total.
+
+    ``method`` is prepared by the accelerator, ``optimizer`` is not: it must honour ``found_inf``, with which a step
+    of non-finite loss or gradient is skipped on the device, before it reaches weights, BatchNorm or a teacher. On a
+    GPU nothing waits for the device between two log steps.
+
+    Args:
+        learning_rate: step -> rate.
+        batches: endless, starting at ``start_step``.
+        log: called with the number of completed steps and the losses of the last of them.
+        save: called with the number of completed steps, also before stopping.
+        stop: asked after every step (every ``log_every`` steps with several processes).
+
+    Raises:
+        InputError: after three non-finite steps in a row.
+    """
+    inner = accelerator.unwrap_model(method)
+    guard = Guard(inner, accelerator)
+    meter = Meter(accelerator, settings, start_step)
+    method.train()
+    for step in range(start_step, settings.max_steps):
+        progress, rate = step / settings.max_steps, learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_step_seed(settings.seed, step, accelerator.process_index))
+        guard.remember_buffers()
+        meter.start_step()
+        for part in range(settings.accumulation_steps):
+            batch = next(batches)
+            last = part == settings.accumulation_steps - 1
+            with nullcontext() if last else accelerator.no_sync(method):
+                losses = method(batch, progress)
+                accelerator.backward(losses["loss"] / settings.accumulation_steps)
+            meter.add(losses)
+        optimizer.found_inf = guard.check(meter.last_loss)  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        inner.after_step(progress)
+        done = step + 1
+        logging = done % settings.log_every == 0 or done == settings.max_steps
+        if logging or accelerator.device.type == "cpu":
+            guard.stop_after_bad_streak(done, rate)
+        if logging:
+            log(done, {**meter.read(done), "learning_rate": rate, "gradient_norm": float(guard.gradient_norm)})
+        stopping = _agreed(accelerator, stop) if logging or accelerator.num_processes == 1 else False
+        if stopping or done % settings.save_every == 0 or done == settings.max_steps:
+            save(done)
+        if stopping:
+            return done
+    return settings.max_steps
+
+
+class Guard:
+    """Keeps a non-finite step away from weights, BatchNorm statistics and teachers, without asking the device."""
+
+    def __init__(self, method: nn.Module, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        self.buffers = [
+            b
+            for m in method.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            for b in m.buffers(recurse=False)
+            if b.is_floating_point()
+        ]
+        self.remembered = [b.clone() for b in self.buffers]
+        self.streak = torch.zeros((), device=accelerator.device)
+        self.gradient_norm = torch.zeros((), device=accelerator.device)
+
+    def remember_buffers(self) -> None:
+        """Keep the BatchNorm statistics as they are before the forward pass."""
+        if self.buffers:
+            torch._foreach_copy_(self.remembered, self.buffers)
+
+    @torch.no_grad()
+    def check(self, loss: Tensor) -> Tensor:
+        """Return 1.0 if loss, gradient or statistics are not finite on any process, else 0.0; puts them back if so."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self.gradient_norm = torch.stack(torch._foreach_norm(gradients)).float().norm()
+        good = torch.isfinite(loss) & torch.isfinite(self.gradient_norm)
+        if self.buffers:  # an overflow can end in the statistics and nowhere else: x / inf is 0
+            good &= torch.isfinite(torch.stack(torch._foreach_norm(self.buffers)).sum())
+        bad = 1.0 - good.float()
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad, "sum").clamp(max=1.0)  # type: ignore[union-attr]
+        for buffer, before in zip(self.buffers, self.remembered, strict=True):
+            torch.where(bad > 0, before, buffer, out=buffer)
+        self.streak = (self.streak + 1.0) * bad
+        return bad
+
+    def stop_after_bad_streak(self, step: int, rate: float) -> None:
+        """Warn of skipped steps and raise after three in a row; reads from the device."""
+        streak = int(self.streak)
+        if streak >= BAD_STEPS_IN_A_ROW:
+            raise InputError(
+                f"loss or gradient was not finite in {streak} steps in a row up to step {step} (learning rate "
+                f"{rate:.3g}); the weights are still those from before. Lower --learning_rate or use --precision fp32, "
+                "in a new --output_dir."
+            )
+        if streak:
+            warnings.warn(f"step {step}: loss or gradient not finite, step skipped", RuntimeWarning, stacklevel=2)
+
+
+class Meter:
+    """Losses of the step at hand, averaged over its parts and processes, and the speed since the last log line."""
+
+    def __init__(self, accelerator: Accelerator, settings: LoopSettings, start_step: int) -> None:
+        self.accelerator = accelerator
+        self.settings = settings
+        self.sums: dict[str, Tensor] = {}
+        self.last_loss = torch.zeros((), device=accelerator.device)
+        self.since, self.since_step = time.perf_counter(), start_step
+
+    def start_step(self) -> None:
+        """Forget the losses of the step before."""
+        self.sums = {}
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Add one forward pass of this step."""
+        self.last_loss = losses["loss"].detach()
+        for name, value in losses.items():
+            value = value.detach().float().to(self.accelerator.device, non_blocking=True)
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def read(self, done: int) -> dict[str, float]:
+        """Return the losses of this step and the pictures per second; waits for the device."""
+        stacked = torch.stack(list(self.sums.values())) / self.settings.accumulation_steps
+        if self.accelerator.num_processes > 1:
+            stacked = self.accelerator.reduce(stacked, "mean")  # type: ignore[assignment]
+        values = dict(zip(self.sums, stacked.tolist(), strict=True))
+        now = time.perf_counter()
+        pictures = (done - self.since_step) * self.settings.pictures_per_step
+        values["images_per_second"] = pictures / (now - self.since)
+        self.since, self.since_step = now, done
+        return values
+
+
+def _agreed(accelerator: Accelerator, stop: Callable[[], bool]) -> bool:
+    asked = stop()
+    if accelerator.num_processes == 1:
+        return asked
+    votes = torch.tensor(float(asked), device=accelerator.device)
+    return bool(accelerator.reduce(votes, "sum") > 0)  # type: ignore[operator]
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return ((seed * 1_000_003 + step) * 65_537 + process) % 2**63

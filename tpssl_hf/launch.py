@@ -1,0 +1,164 @@
+"""What every recipe does around its training: devices and precision, trackers, checkpoints, and the facts of a run."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
+from torch.optim import Optimizer
+
+from tpssl_hf.checkpoint import load_latest, pack_optimizer, save_checkpoint, unpack_optimizer
+from tpssl_hf.config import RunConfig
+from tpssl_hf.errors import InputError
+from tpssl_hf.rundir import RunDir
+from tpssl_hf.runtime import cpu_has_bf16
+
+PACKAGES = ("tpssl-hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors")
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Build the accelerator for this run's precision and tracker.
+
+    Raises:
+        InputError: if the tracker asked for is not installed.
+    """
+    if config.log_with != "none":
+        try:
+            importlib.metadata.version(config.log_with)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise InputError(
+                f"log_with {config.log_with} needs the package {config.log_with}: `uv pip install {config.log_with}`, "
+                "or use --log_with none."
+            ) from error
+    return Accelerator(
+        mixed_precision=_mixed_precision(config.precision),
+        log_with=None if config.log_with == "none" else config.log_with,
+        project_dir=config.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+
+
+def _mixed_precision(asked: str) -> str:
+    if asked != "auto":
+        return "no" if asked == "fp32" else asked
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
+        return "bf16"
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if cpu_has_bf16() else "no"
+
+
+def describe(accelerator: Accelerator, threads: str) -> str:
+    """Say in one line where and how this run computes, with the number of processes it really has."""
+    device = accelerator.device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    precision = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
+    count = accelerator.num_processes
+    return f"{where}; {count} process{'es' if count > 1 else ''}; {precision}"
+
+
+def share_of_batch(batch_size: int, processes: int, accumulation_steps: int) -> int:
+    """Return how many pictures of each optimizer step one process computes at a time.
+
+    Raises:
+        InputError: if ``batch_size`` cannot be divided evenly, or leaves a single picture, which BatchNorm cannot use.
+    """
+    parts = processes * accumulation_steps
+    if batch_size % parts or batch_size // parts < 2:
+        near = max(2, round(batch_size / parts)) * parts
+        raise InputError(
+            f"batch_size {batch_size} over {processes} processes and {accumulation_steps} accumulation steps gives "
+            f"{batch_size / parts:g} pictures each; it must be a whole number of at least 2 (try --batch_size {near})."
+        )
+    return batch_size // parts
+
+
+class Keeper:
+    """Writes and reads the checkpoints of one run; only the main process writes."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run: RunDir | None,
+        folder: Path,
+        method: nn.Module,
+        optimizer: Optimizer,
+        facts: Mapping[str, Any],
+        keep: int,
+    ) -> None:
+        self.accelerator, self.run, self.folder = accelerator, run, folder
+        self.method, self.optimizer = method, optimizer
+        self.facts, self.keep = dict(facts), keep
+
+    def save(self, step: int, extra: Mapping[str, Any]) -> None:
+        """Write a checkpoint after ``step`` completed steps, with JSON values ``extra``."""
+        if self.run is None:
+            return
+        tensors, optimizer_state = pack_optimizer(self.optimizer)
+        state = {"facts": self.facts, "optimizer": optimizer_state, "log_position": self.run.position(), **extra}
+        groups = {"method": self.method.state_dict(), "optimizer": tensors}
+        save_checkpoint(self.folder, step, groups, state, keep=self.keep)
+
+    def restore(self) -> tuple[int, dict[str, Any]]:
+        """Load the newest good checkpoint into method and optimizer; return its step and state, or 0 and nothing.
+
+        Raises:
+            InputError: if the checkpoint belongs to other data or another method.
+        """
+        checkpoint = load_latest(self.folder)
+        if checkpoint is None:
+            if self.run is not None:
+                self.run.rewind(0)
+            return 0, {}
+        for name, value in self.facts.items():
+            before = checkpoint.state["facts"].get(name)
+            if before != value:
+                raise InputError(
+                    f"{checkpoint.path} was made with {name} {before!r}, now it is {value!r}; "
+                    "use another --output_dir, or give back what the run was started with."
+                )
+        self.method.load_state_dict(checkpoint.tensors["method"])
+        unpack_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+        for parameter, state in self.optimizer.state.items():  # as laid out in memory as the parameter, for speed
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
+        if self.run is not None:
+            self.run.rewind(checkpoint.state["log_position"])
+        return checkpoint.step, checkpoint.state
+
+
+def start_tracker(accelerator: Accelerator, config: Mapping[str, Any]) -> Callable[[Mapping[str, Any], int], None]:
+    """Start the tracker named in the accelerator, if any, and return how to log to it."""
+    if not accelerator.log_with:
+        return lambda values, step: None
+    accelerator.init_trackers("tpssl_hf", config={k: v for k, v in config.items() if v is not None})
+    return lambda values, step: accelerator.log(dict(values), step=step)
+
+
+def run_facts(**facts: Any) -> dict[str, Any]:
+    """Return the content of ``results.json``: what the recipe knows, the versions it ran on and the source's commit."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {**facts, "versions": {"python": platform.python_version(), **found}, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """Commit of the source tree this package runs from, or None outside one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

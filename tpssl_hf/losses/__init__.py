@@ -1,0 +1,1 @@
+"""Losses as functions; similarities, softmax and logarithms are computed in float32 inside."""

@@ -1,0 +1,1 @@
+"""Methods: one file, one ``nn.Module`` whose forward returns a dictionary of losses."""

@@ -1,0 +1,45 @@
+"""What a method is, as the engine and the recipes see it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.augment.policies import ViewSettings
+
+Batch = Mapping[str, Mapping[str, Tensor]]  # stream name -> field name -> tensor
+Losses = dict[str, Tensor]  # "loss" carries the gradient; every other entry is a detached scalar for the log
+Views = Mapping[str, Callable[[Pictures], dict[str, Tensor]]]  # stream name -> transform of its pictures
+
+
+class Method(Protocol):
+    """What the engine needs. Implementations are plain ``nn.Module``s; there is no base class to inherit."""
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """Compute all losses of one step. The only entry point wrapped by DDP and autocast."""
+
+    def after_step(self, progress: float) -> None:
+        """Update teachers and queues after the optimizer step. Called on the unwrapped module."""
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The network that is evaluated, saved and published (online backbone, EMA teacher or student)."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """Everything a recipe must know about one method.
+
+    Attributes:
+        config: dataclass of the method's own hyper-parameters.
+        build: (backbone, config) -> method.
+        views: settings -> stream name -> transform; the keys decide which streams exist.
+        defaults: values of shared configuration keys that the method's source prescribes.
+    """
+
+    config: type
+    build: Callable[[nn.Module, Any], nn.Module]
+    views: Callable[[ViewSettings], Views]
+    defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,6 @@
+"""Target pretraining methods. A new one is one file and one line here."""
+
+from tpssl_hf.methods.base import MethodSpec
+from tpssl_hf.methods.pretrain import byol
+
+PRETRAIN: dict[str, MethodSpec] = {"byol": byol.SPEC}

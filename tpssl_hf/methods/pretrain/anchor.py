@@ -1,0 +1,75 @@
+"""The pull toward Φ_pre: λ‖Φ − Φ_pre‖² on top of any pretraining method (Eq. 3)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpssl_hf.methods.base import Batch, Losses
+
+
+class Anchor(nn.Module):
+    """Wrap a pretraining method and pull its deployed backbone toward where it started.
+
+    The distance runs over the trainable backbone tensors (weights and BatchNorm affine), never over heads, running
+    statistics or the target network. Φ_pre is kept in buffers, so a checkpoint carries it and a resumed run is
+    anchored where the first start was, not where it resumed.
+
+    Args:
+        inner: the method; its ``deployed`` network must still hold Φ_pre.
+        weight: λ (§IV-B: 1e-2); 0 only measures the drift.
+    """
+
+    def __init__(self, inner: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.inner = inner
+        self.weight = weight
+        self._count = 0
+        for parameter in self._backbone_parameters():
+            self.register_buffer(f"anchor_{self._count}", parameter.detach().clone().float())
+            self._count += 1
+        self.register_buffer("anchor_norm", torch.sqrt(_sum_of_squares(self._anchors())))
+
+    def _backbone_parameters(self) -> list[Tensor]:
+        return [p for p in self.inner.deployed.parameters() if p.requires_grad]  # type: ignore[union-attr]
+
+    def _anchors(self) -> list[Tensor]:
+        return [getattr(self, f"anchor_{number}") for number in range(self._count)]
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """Return the inner method's losses with λ‖Φ − Φ_pre‖² in ``loss``, and ``drift`` = ‖Φ − Φ_pre‖ / ‖Φ_pre‖."""
+        losses: Losses = self.inner(batch, progress)
+        distance = _SquaredDistance.apply(self._anchors(), *self._backbone_parameters())
+        if self.weight > 0:
+            losses["loss"] = losses["loss"] + self.weight * distance
+            losses["loss_anchor"] = self.weight * distance.detach()
+        losses["drift"] = distance.detach().sqrt() / self.anchor_norm
+        return losses
+
+    def after_step(self, progress: float) -> None:
+        """Let the inner method update its teachers and queues."""
+        self.inner.after_step(progress)  # type: ignore[operator]
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The inner method's deployed network."""
+        return self.inner.deployed  # type: ignore[return-value]
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """Σ‖w − w_pre‖² over many tensors in a few kernels; the gradient is 2(w − w_pre)."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        differences = torch._foreach_sub(list(parameters), list(anchors))
+        ctx.differences = differences
+        return _sum_of_squares(differences)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return (None, *torch._foreach_mul(ctx.differences, 2.0 * gradient))
+
+
+def _sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(list(tensors))).square().sum()

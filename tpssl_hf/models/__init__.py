@@ -1,0 +1,1 @@
+"""Networks: backbones are timm models, heads are ours."""

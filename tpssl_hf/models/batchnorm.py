@@ -1,0 +1,72 @@
+"""BatchNorm whose statistics run over all processes, on the CPU as on a GPU."""
+
+import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batch of every process of the default group; torch's own version runs on GPUs only.
+
+    Every process must contribute equally many values per channel, which an equal share of a global batch does.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"SyncedBatchNorm takes (B, C, ...) tensors, got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, ...) per channel, by batch statistics in training and running ones in evaluation."""
+        if not self.training:
+            return super().forward(input)
+        dimensions = [d for d in range(input.dim()) if d != 1]
+        values = input.float()
+        processes = dist.get_world_size()
+        count = values.numel() // values.shape[1] * processes
+        mean = all_reduce(values.mean(dim=dimensions)) / processes
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        centred = values - mean.view(shape)
+        variance = all_reduce(centred.square().mean(dim=dimensions)) / processes
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                momentum = 0.1 if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.detach(), momentum)
+                self.running_var.lerp_(variance.detach() * (count / max(1, count - 1)), momentum)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        normalised = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised.to(input.dtype)
+
+
+def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Replace the BatchNorm layers below ``module`` by ones that share statistics; parameters and keys stay.
+
+    Raises:
+        ValueError: on a CPU for BatchNorm layers fused with an activation (some timm models have them).
+    """
+    if device.type == "cuda":
+        converted: nn.Module = convert_sync_batchnorm(module)
+        return converted
+    for name, child in list(module.named_children()):
+        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            setattr(module, name, _converted(child))
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f"{type(child).__name__} cannot share statistics on a CPU; set sync_batchnorm to false")
+        else:
+            synchronise_batchnorm(child, device)
+    return module
+
+
+def _converted(layer: nn.Module) -> SyncedBatchNorm:
+    assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    synced = SyncedBatchNorm(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+    ).train(layer.training)
+    synced.load_state_dict(layer.state_dict())
+    for parameter, original in zip(synced.parameters(), layer.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
+    return synced

@@ -1,0 +1,122 @@
+"""Optimizers with a guard against non-finite steps, parameter groups, and learning-rate schedules as plain functions."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You et al., 2017), in the form BYOL and PixPro use.
+
+    For a tensor w with gradient g: g ← g + weight_decay·w; g ← g·trust_coefficient·‖w‖/‖g‖ unless the group is
+    ``lars_exclude``d (or a norm is zero); v ← momentum·v + g; w ← w − lr·v. All tensors of a group move in a handful
+    of kernels. Where the tensor ``found_inf`` is set and not zero, nothing changes: the step is skipped on the device.
+
+    Args:
+        params: parameters or groups; a group may set ``weight_decay`` and ``lars_exclude``.
+        lr: learning rate.
+        momentum: momentum of the scaled gradient.
+        weight_decay: added to the gradient before the trust ratio.
+        trust_coefficient: η, 1e-3 in BYOL and PixPro.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "lars_exclude": False,
+        }
+        super().__init__(params, defaults)
+        self.found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Make one step with the gradients at hand."""
+        if closure is not None:
+            raise ValueError("LARS takes no closure")
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step_group(group, params)
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        # Non-finite entries are taken out first, so that the multiplications by ``go`` below cannot spread them.
+        updates: list[Tensor] = [torch.nan_to_num(p.grad, 0.0, 0.0, 0.0) for p in params if p.grad is not None]
+        bad = torch.zeros((), device=params[0].device) if self.found_inf is None else self.found_inf.float()
+        go = 1.0 - bad.clamp(max=1.0)
+        if group["weight_decay"] != 0:
+            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+        if not group["lars_exclude"]:
+            weight_norms = torch.stack(torch._foreach_norm(params))
+            update_norms = torch.stack(torch._foreach_norm(updates))
+            trust = group["trust_coefficient"] * weight_norms / (update_norms + 1e-8)
+            trust = torch.where((weight_norms > 0) & (update_norms > 0), trust, 1.0)
+            torch._foreach_mul_(updates, list((trust * go).unbind()))
+        else:
+            torch._foreach_mul_(updates, go)
+        velocities: list[Tensor] = []
+        for p in params:
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            velocities.append(state["momentum_buffer"])
+        torch._foreach_mul_(velocities, group["momentum"] * go + (1.0 - go))
+        torch._foreach_add_(velocities, updates)
+        torch._foreach_sub_(params, torch._foreach_mul(velocities, group["lr"] * go))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trainable parameters: one-dimensional ones (BatchNorm, biases) get no weight decay and no LARS scaling.
+
+    Returns:
+        Two groups, ready for any optimizer of :func:`build_optimizer`; an empty one is left out.
+    """
+    weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": weight_decay, "lars_exclude": False},
+        {"params": vectors, "weight_decay": 0.0, "lars_exclude": True},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(name: str, module: nn.Module, *, weight_decay: float, momentum: float) -> Optimizer:
+    """Build ``lars``, ``sgd`` or ``adamw`` over the trainable parameters; the engine sets its learning rate each step.
+
+    Every one of them honours ``found_inf``: a tensor that is not zero makes the next step change nothing.
+    """
+    groups = parameter_groups(module, weight_decay)
+    if name == "lars":
+        return LARS(groups, lr=0.0, momentum=momentum)
+    for group in groups:
+        group.pop("lars_exclude")
+    if name == "sgd":
+        return SGD(groups, lr=0.0, momentum=momentum, fused=True)
+    if name == "adamw":
+        return AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)
+    raise ValueError(f"optimizer {name!r} is not one of lars, sgd, adamw")
+
+
+def warmup_cosine(step: int, *, base: float, max_steps: int, warmup_steps: int) -> float:
+    """Learning rate of one step: linear from 0 over ``warmup_steps``, then half a cosine down to 0 at ``max_steps``."""
+    if step < warmup_steps:
+        return base * step / warmup_steps
+    return base * cosine_decay((step - warmup_steps) / max(1, max_steps - warmup_steps))
+
+
+def cosine_decay(progress: float) -> float:
+    """Half a cosine: 1 at progress 0, 0 at progress 1."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
