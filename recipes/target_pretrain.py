@@ -1,13 +1,13 @@
 """Adapt a backbone to your own pictures, without labels: Φ_pre → target pretraining → Φ_T (paper §III-B, Eq. 3).
 
-    accelerate launch recipes/target_pretrain.py                                  # embedded digits, minutes on a laptop
+    accelerate launch recipes/target_pretrain.py                    # the embedded digits: minutes on a laptop
     accelerate launch recipes/target_pretrain.py --dataset path/to/pictures --init timm --backbone resnet18.tv_in1k
     accelerate launch recipes/target_pretrain.py --config recipes/configs/target_pretrain/cifar10_byol_paper.yaml
 
 Every setting is one flat key: defaults < --config file < command line; --help lists them. Without --config and
---dataset the settings of configs/target_pretrain/digits_byol.yaml are used. The folder --output_dir then holds config.yaml,
-scan.json, augmentations.png, metrics.jsonl, curves.png, checkpoints/, model/ (loads in timm and transformers) and
-results.json. Started again with the same settings, an unfinished run continues where it was.
+--dataset the settings of configs/target_pretrain/digits_byol.yaml are used. The folder --output_dir then holds
+config.yaml, scan.json, augmentations.png, metrics.jsonl, curves.png, checkpoints/, model/ (loads in timm and
+transformers) and results.json. Started again with the same settings, an unfinished run continues where it was.
 """
 
 from tpssl_hf.runtime import leave, prepare_process
@@ -125,7 +125,8 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
 
 def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerator, run: RunDir | None) -> Job:
     """Open the pictures, load Φ_pre, put the method around it, plan the length."""
-    choice, data, model, optim, options = (take(kind, settings) for kind in GROUPS)
+    choice, data, model = take(PretrainConfig, settings), take(DataConfig, settings), take(ModelConfig, settings)
+    optim, options = take(OptimConfig, settings), take(RunConfig, settings)
     source = load_source(
         data.dataset,
         split=data.split,
@@ -136,14 +137,15 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     )
     share = share_of_batch(optim.batch_size, accelerator.num_processes, optim.gradient_accumulation_steps)
     store, stream = open_pictures(source, data, share, options.seed, accelerator, run)
-    epoch_steps = stream.steps_per_epoch // optim.gradient_accumulation_steps if store else None
+    batches_per_epoch = stream.steps_per_epoch if isinstance(stream, PictureStream) else None
+    epoch_steps = batches_per_epoch and max(1, batches_per_epoch // optim.gradient_accumulation_steps)
     set_seed(options.seed)
     backbone, origin = load_backbone(model.backbone, init=model.init)
     normalisation: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     flip = source.flip_is_safe if data.horizontal_flip is None else data.horizontal_flip
     views = ViewSettings(data.image_size, normalisation["mean"], normalisation["std"], options.seed, flip)
     spec = PRETRAIN[choice.method]
-    method = place(Anchor(spec.build(backbone, method_config), choice.l2_weight), model, accelerator)
+    method = place(Anchor(spec.build(backbone, method_config), choice.l2_weight or 0.0), model, accelerator)
     optimizer = build_optimizer(optim.optimizer, method, weight_decay=optim.weight_decay, momentum=optim.momentum)
     max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
     if max_steps < 1:
@@ -196,7 +198,7 @@ def place(method: nn.Module, model: ModelConfig, accelerator: Accelerator) -> nn
         method.deployed.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]
     if model.sync_batchnorm and accelerator.num_processes > 1:
         method = synchronise_batchnorm(method, accelerator.device)
-    method = method.to(accelerator.device, memory_format=torch.channels_last)
+    method = method.to(accelerator.device).to(memory_format=torch.channels_last)
     if model.compile:
         method.compile()
     return method
@@ -206,7 +208,7 @@ def pretrain(
     job: Job, run: RunDir | None, signals: StopSignals, say: Callable[..., None]
 ) -> tuple[int, dict[str, Any]]:
     """Train from the start or from the newest checkpoint; returns the completed steps and what came up on the way."""
-    _, _, _, optim, options = (take(kind, job.settings) for kind in GROUPS)
+    optim, options = take(OptimConfig, job.settings), take(RunConfig, job.settings)
     accelerator, accumulation = job.accelerator, optim.gradient_accumulation_steps
     folder, began = Path(options.output_dir), time.perf_counter()
     facts = {"dataset": job.source.fingerprint, "origin": job.origin.as_dict()}

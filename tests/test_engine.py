@@ -46,7 +46,12 @@ def batches(poison: dict[int, float] | None = None, start: int = 0, size: int = 
 
 
 def run(
-    method: Toy, *, steps: int = 12, poison: dict[int, float] | None = None, stop_at: int | None = None, **settings: int
+    method: Toy,
+    *,
+    steps: int = 12,
+    poison: dict[int, float] | None = None,
+    stop_at: int | None = None,
+    **settings: int,
 ) -> tuple[int, list[tuple[int, dict[str, float]]], list[int]]:
     accelerator = Accelerator(cpu=True)
     optimizer = build_optimizer("sgd", method, weight_decay=0.0, momentum=0.9)

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from tpssl_hf.optim import LARS, build_optimizer, cosine_decay, parameter_groups, warmup_cosine
 
 
-def slow_lars(weights: list[Tensor], gradients: list[list[Tensor]], excluded: list[bool], wd: float, lr: float) -> None:
+def slow_lars(
+    weights: list[Tensor], gradients: list[list[Tensor]], excluded: list[bool], wd: float, lr: float
+) -> None:
     """METHODS §1.8, one number at a time."""
     momentum = [torch.zeros_like(w) for w in weights]
     for step in gradients:

@@ -9,7 +9,8 @@ from tpssl_hf.errors import InputError
 
 @pytest.fixture
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+    names = "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"
+    for name in names:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(8)))
@@ -82,5 +83,5 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 
 def test_the_set_up_runs_before_torch_is_imported() -> None:
-    code = "import sys; from tpssl_hf.runtime import prepare_process; prepare_process([]); assert 'torch' not in sys.modules"
+    code = "from tpssl_hf.runtime import prepare_process as p; p([]); import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

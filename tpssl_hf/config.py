@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+)
 
 from tpssl_hf.errors import InputError
 

@@ -58,8 +58,13 @@ def train(
     GPU nothing waits for the device between two log steps.
 
     Args:
+        accelerator: devices, processes, precision.
+        method: module that keeps :class:`tpssl_hf.methods.base.Method`, prepared.
+        optimizer: over the method's trainable parameters, from :func:`tpssl_hf.optim.build_optimizer`.
         learning_rate: step -> rate.
         batches: endless, starting at ``start_step``.
+        settings: how long, how often.
+        start_step: completed steps of an earlier start.
         log: called with the number of completed steps and the losses of the last of them.
         save: called with the number of completed steps, also before stopping.
         stop: asked after every step (every ``log_every`` steps with several processes).
@@ -135,7 +140,7 @@ class Guard:
             good &= torch.isfinite(torch.stack(torch._foreach_norm(self.buffers)).sum())
         bad = 1.0 - good.float()
         if self.accelerator.num_processes > 1:
-            bad = self.accelerator.reduce(bad, "sum").clamp(max=1.0)  # type: ignore[union-attr]
+            bad = self.accelerator.reduce(bad, "sum").clamp(max=1.0)
         for buffer, before in zip(self.buffers, self.remembered, strict=True):
             torch.where(bad > 0, before, buffer, out=buffer)
         self.streak = (self.streak + 1.0) * bad
@@ -147,8 +152,8 @@ class Guard:
         if streak >= BAD_STEPS_IN_A_ROW:
             raise InputError(
                 f"loss or gradient was not finite in {streak} steps in a row up to step {step} (learning rate "
-                f"{rate:.3g}); the weights are still those from before. Lower --learning_rate or use --precision fp32, "
-                "in a new --output_dir."
+                f"{rate:.3g}); the weights are still those from before. Lower --learning_rate or use --precision "
+                "fp32, in a new --output_dir."
             )
         if streak:
             warnings.warn(f"step {step}: loss or gradient not finite, step skipped", RuntimeWarning, stacklevel=2)
@@ -179,7 +184,7 @@ class Meter:
         """Return the losses of this step and the pictures per second; waits for the device."""
         stacked = torch.stack(list(self.sums.values())) / self.settings.accumulation_steps
         if self.accelerator.num_processes > 1:
-            stacked = self.accelerator.reduce(stacked, "mean")  # type: ignore[assignment]
+            stacked = self.accelerator.reduce(stacked, "mean")
         values = dict(zip(self.sums, stacked.tolist(), strict=True))
         now = time.perf_counter()
         pictures = (done - self.since_step) * self.settings.pictures_per_step
@@ -193,7 +198,7 @@ def _agreed(accelerator: Accelerator, stop: Callable[[], bool]) -> bool:
     if accelerator.num_processes == 1:
         return asked
     votes = torch.tensor(float(asked), device=accelerator.device)
-    return bool(accelerator.reduce(votes, "sum") > 0)  # type: ignore[operator]
+    return bool(accelerator.reduce(votes, "sum") > 0)
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

@@ -143,7 +143,7 @@ def start_tracker(accelerator: Accelerator, config: Mapping[str, Any]) -> Callab
 
 
 def run_facts(**facts: Any) -> dict[str, Any]:
-    """Return the content of ``results.json``: what the recipe knows, the versions it ran on and the source's commit."""
+    """Return the content of ``results.json``: what the recipe knows, the versions it ran on, the source's commit."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {**facts, "versions": {"python": platform.python_version(), **found}, "commit": _commit()}
 

@@ -1,4 +1,4 @@
-"""Optimizers with a guard against non-finite steps, parameter groups, and learning-rate schedules as plain functions."""
+"""Optimizers that can skip a step on the device, parameter groups, and learning-rate schedules as plain functions."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -79,7 +79,7 @@ class LARS(Optimizer):
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters: one-dimensional ones (BatchNorm, biases) get no weight decay and no LARS scaling.
+    """Split the trainable parameters: one-dimensional ones (BatchNorm, biases) get no decay and no LARS scaling.
 
     Returns:
         Two groups, ready for any optimizer of :func:`build_optimizer`; an empty one is left out.
@@ -111,7 +111,7 @@ def build_optimizer(name: str, module: nn.Module, *, weight_decay: float, moment
 
 
 def warmup_cosine(step: int, *, base: float, max_steps: int, warmup_steps: int) -> float:
-    """Learning rate of one step: linear from 0 over ``warmup_steps``, then half a cosine down to 0 at ``max_steps``."""
+    """Learning rate of one step: linear from 0 over ``warmup_steps``, then half a cosine to 0 at ``max_steps``."""
     if step < warmup_steps:
         return base * step / warmup_steps
     return base * cosine_decay((step - warmup_steps) / max(1, max_steps - warmup_steps))

@@ -18,7 +18,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 
 # timm 1.0 opens config.json of a local-dir without closing it
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
+)
 
 PREPROCESSING = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 

@@ -41,7 +41,7 @@ class Origin:
 
 
 def load_backbone(architecture: str, *, init: str, **model_arguments: Any) -> tuple[nn.Module, Origin]:
-    """Build Φ without a classifier: images (B, 3, H, W) to features (B, D); the only function that may download weights.
+    """Build Φ without a classifier, images (B, 3, H, W) to features (B, D); only this function may download weights.
 
     Args:
         architecture: a timm model name, with or without a weight tag (``resnet18``, ``resnet18.tv_in1k``).

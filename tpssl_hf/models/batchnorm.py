@@ -25,10 +25,10 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         values = input.float()
         processes = dist.get_world_size()
         count = values.numel() // values.shape[1] * processes
-        mean = all_reduce(values.mean(dim=dimensions)) / processes
+        mean: Tensor = all_reduce(values.mean(dim=dimensions)) / processes  # type: ignore[no-untyped-call]
         shape = [1, -1] + [1] * (input.dim() - 2)
         centred = values - mean.view(shape)
-        variance = all_reduce(centred.square().mean(dim=dimensions)) / processes
+        variance: Tensor = all_reduce(centred.square().mean(dim=dimensions)) / processes  # type: ignore[no-untyped-call]
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 momentum = 0.1 if self.momentum is None else self.momentum

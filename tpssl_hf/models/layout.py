@@ -56,7 +56,7 @@ def save_timm_folder(
         licence: licence of these weights, as the Hub spells it.
         label_names: class names of a classifier, in order.
     """
-    model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
+    model = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     size = preprocessing.image_size
     try:

@@ -32,7 +32,8 @@ class Anchor(nn.Module):
         self.register_buffer("anchor_norm", torch.sqrt(_sum_of_squares(self._anchors())))
 
     def _backbone_parameters(self) -> list[Tensor]:
-        return [p for p in self.inner.deployed.parameters() if p.requires_grad]  # type: ignore[union-attr]
+        backbone: nn.Module = self.deployed
+        return [p for p in backbone.parameters() if p.requires_grad]
 
     def _anchors(self) -> list[Tensor]:
         return [getattr(self, f"anchor_{number}") for number in range(self._count)]
@@ -67,7 +68,7 @@ class _SquaredDistance(torch.autograd.Function):
         return _sum_of_squares(differences)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *torch._foreach_mul(ctx.differences, 2.0 * gradient))
 
 
