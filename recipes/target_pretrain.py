@@ -145,6 +145,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     flip = source.flip_is_safe if data.horizontal_flip is None else data.horizontal_flip
     views = ViewSettings(data.image_size, normalisation["mean"], normalisation["std"], options.seed, flip)
     spec = PRETRAIN[choice.method]
+    spec.check(backbone, method_config, data.image_size, optim.batch_size)
     method = place(Anchor(spec.build(backbone, method_config), choice.l2_weight or 0.0), model, accelerator)
     optimizer = build_optimizer(optim.optimizer, method, weight_decay=optim.weight_decay, momentum=optim.momentum)
     max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
@@ -173,7 +174,12 @@ def open_pictures(
     place_in_world = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     if data.streaming:
         return None, StreamingPictures(
-            source, image_size=data.image_size, batch_size=share, seed=seed, **place_in_world
+            source,
+            image_size=data.image_size,
+            batch_size=share,
+            seed=seed,
+            num_workers=data.num_workers,
+            **place_in_world,
         )
     with accelerator.local_main_process_first():
         store, report = open_store(

@@ -15,6 +15,7 @@ class LARS(Optimizer):
     For a tensor w with gradient g: g ← g + weight_decay·w; g ← g·trust_coefficient·‖w‖/‖g‖ unless the group is
     ``lars_exclude``d (or a norm is zero); v ← momentum·v + g; w ← w − lr·v. All tensors of a group move in a handful
     of kernels. Where the tensor ``found_inf`` is set and not zero, nothing changes: the step is skipped on the device.
+    Gradients are worked on in place and hold no gradient afterwards.
 
     Args:
         params: parameters or groups; a group may set ``weight_decay`` and ``lars_exclude``.
@@ -49,12 +50,14 @@ class LARS(Optimizer):
             raise ValueError("LARS takes no closure")
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._step_group(group, params)
+            # On a CPU one by one, so that a tensor stays in the cache from one operation to the next.
+            together = bool(params) and params[0].is_cuda
+            for part in [params] if together else [[p] for p in params]:
+                self._step_together(group, part)
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _step_together(self, group: dict[str, Any], params: list[Tensor]) -> None:
         # Non-finite entries are taken out first, so that the multiplications by ``go`` below cannot spread them.
-        updates: list[Tensor] = [torch.nan_to_num(p.grad, 0.0, 0.0, 0.0) for p in params if p.grad is not None]
+        updates: list[Tensor] = [torch.nan_to_num_(p.grad, 0.0, 0.0, 0.0) for p in params if p.grad is not None]
         bad = torch.zeros((), device=params[0].device) if self.found_inf is None else self.found_inf.float()
         go = 1.0 - bad.clamp(max=1.0)
         if group["weight_decay"] != 0:

@@ -5,6 +5,7 @@ longer than such a run. It reads one request a line and answers with one line. I
 thread exists when it forks.
 """
 
+import gc
 import importlib.util
 import json
 import os
@@ -210,6 +211,8 @@ def serve() -> None:
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     threads = [name for name in threads if name != "jemalloc_bg_thd"]  # pyarrow's, which knows about forks
     assert len(threads) == 1, f"threads would be lost in the children: {threads}"
+    gc.collect()
+    gc.freeze()  # or each child walks through, and so copies, all of what is shared
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -223,6 +226,7 @@ def serve() -> None:
             finally:
                 os._exit(code)
         print(json.dumps(answer), flush=True)
+    os._exit(0)  # tidying up so many modules takes seconds
 
 
 if __name__ == "__main__":

@@ -37,9 +37,12 @@ class MethodSpec:
         build: (backbone, config) -> method.
         views: settings -> stream name -> transform; the keys decide which streams exist.
         defaults: values of shared configuration keys that the method's source prescribes.
+        check: (backbone, config, image size, pictures per optimizer step) -> nothing, or an ``InputError`` that says
+            what does not fit, before the first step.
     """
 
     config: type
     build: Callable[[nn.Module, Any], nn.Module]
     views: Callable[[ViewSettings], Views]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[nn.Module, Any, int, int], None] = lambda backbone, config, image_size, batch_size: None

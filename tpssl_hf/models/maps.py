@@ -1,0 +1,44 @@
+"""Feature maps of timm backbones, in one layout."""
+
+import torch
+from torch import Tensor, nn
+
+from tpssl_hf.errors import InputError
+
+
+def feature_maps(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Last feature map of a timm backbone: (B, 3, H, W) to (B, D, h, w), whichever way the model lays it out.
+
+    Raises:
+        InputError: if the backbone has no maps (a sequence of tokens, say).
+    """
+    maps: Tensor = backbone.forward_features(images)  # type: ignore[operator]
+    width = backbone.num_features
+    if maps.ndim == 4 and maps.shape[1] == width:
+        return maps
+    if maps.ndim == 4 and maps.shape[3] == width:
+        return maps.permute(0, 3, 1, 2)
+    raise InputError(
+        f"this backbone gives features of shape {tuple(maps.shape)}, not maps (B, {width}, h, w); dense methods need "
+        "a backbone with maps (a ResNet or ConvNeXt), instance-level ones (byol, moco, simclr) take any."
+    )
+
+
+@torch.no_grad()
+def map_size(backbone: nn.Module, image_size: int) -> tuple[int, int]:
+    """Height and width of :func:`feature_maps` for square images of ``image_size`` pixels.
+
+    Raises:
+        InputError: if the backbone has no maps, or the image is smaller than one cell of them.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    stride = max((info["reduction"] for info in getattr(backbone, "feature_info", ())), default=1)
+    if image_size < stride:
+        raise InputError(
+            f"image_size {image_size} is smaller than the stride {stride} of this backbone; give at least {2 * stride}."
+        )
+    device = next(backbone.parameters()).device
+    maps = feature_maps(backbone, torch.zeros(1, 3, image_size, image_size, device=device))
+    backbone.train(was_training)
+    return maps.shape[2], maps.shape[3]
