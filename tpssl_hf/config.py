@@ -78,6 +78,7 @@ class OptimConfig:
     optimizer: Literal["lars", "sgd", "adamw"] = key("lars", "Optimizer.")
     learning_rate: float = key(0.3, "Base learning rate for 256 pictures; multiplied by batch_size / 256.")
     weight_decay: float = key(1e-6, "Weight decay of weights with two or more dimensions.")
+    decay_vectors: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
     momentum: float = key(0.9, "Momentum of SGD and LARS, first beta of AdamW.")
     warmup_epochs: float = key(10.0, "Epochs of linear warm-up; at most a tenth of the run.")
     gradient_accumulation_steps: int = key(1, "Parts a batch is computed in; each part sees only itself in BatchNorm.")

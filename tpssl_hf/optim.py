@@ -81,7 +81,7 @@ class LARS(Optimizer):
         torch._foreach_sub_(params, torch._foreach_mul(velocities, group["lr"] * go))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float, *, decay_vectors: bool = False) -> list[dict[str, Any]]:
     """Split the trainable parameters: one-dimensional ones (BatchNorm, biases) get no decay and no LARS scaling.
 
     Returns:
@@ -91,17 +91,19 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     vectors = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": weight_decay, "lars_exclude": False},
-        {"params": vectors, "weight_decay": 0.0, "lars_exclude": True},
+        {"params": vectors, "weight_decay": weight_decay if decay_vectors else 0.0, "lars_exclude": True},
     ]
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(name: str, module: nn.Module, *, weight_decay: float, momentum: float) -> Optimizer:
+def build_optimizer(
+    name: str, module: nn.Module, *, weight_decay: float, momentum: float, decay_vectors: bool = False
+) -> Optimizer:
     """Build ``lars``, ``sgd`` or ``adamw`` over the trainable parameters; the engine sets its learning rate each step.
 
     Every one of them honours ``found_inf``: a tensor that is not zero makes the next step change nothing.
     """
-    groups = parameter_groups(module, weight_decay)
+    groups = parameter_groups(module, weight_decay, decay_vectors=decay_vectors)
     if name == "lars":
         return LARS(groups, lr=0.0, momentum=momentum)
     for group in groups:

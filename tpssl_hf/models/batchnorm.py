@@ -31,11 +31,12 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         variance: Tensor = all_reduce(centred.square().mean(dim=dimensions)) / processes  # type: ignore[no-untyped-call]
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                momentum = 0.1 if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean.detach(), momentum)
-                self.running_var.lerp_(variance.detach() * (count / max(1, count - 1)), momentum)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
+                # without a momentum, torch's BatchNorm keeps the mean over all batches
+                momentum = 1.0 / float(self.num_batches_tracked or 1) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.detach(), momentum)
+                self.running_var.lerp_(variance.detach() * (count / max(1, count - 1)), momentum)
         normalised = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             normalised = normalised * self.weight.view(shape) + self.bias.view(shape)

@@ -24,6 +24,13 @@ def feature_maps(backbone: nn.Module, images: Tensor) -> Tensor:
     )
 
 
+def freeze_beyond_maps(backbone: nn.Module) -> None:
+    """Freeze what comes after the maps (ConvNeXt's last norm): a dense loss gives it no gradient."""
+    head = getattr(backbone, "head", None)
+    if isinstance(head, nn.Module):
+        head.requires_grad_(False)
+
+
 @torch.no_grad()
 def map_size(backbone: nn.Module, image_size: int) -> tuple[int, int]:
     """Height and width of :func:`feature_maps` for square images of ``image_size`` pixels.
@@ -36,7 +43,8 @@ def map_size(backbone: nn.Module, image_size: int) -> tuple[int, int]:
     stride = max((info["reduction"] for info in getattr(backbone, "feature_info", ())), default=1)
     if image_size < stride:
         raise InputError(
-            f"image_size {image_size} is smaller than the stride {stride} of this backbone; give at least {2 * stride}."
+            f"image_size {image_size} is smaller than the stride {stride} of this backbone; "
+            f"give at least {2 * stride}."
         )
     device = next(backbone.parameters()).device
     maps = feature_maps(backbone, torch.zeros(1, 3, image_size, image_size, device=device))

@@ -1,6 +1,11 @@
 """Target pretraining methods. A new one is one file and one line here."""
 
 from tpssl_hf.methods.base import MethodSpec
-from tpssl_hf.methods.pretrain import byol
+from tpssl_hf.methods.pretrain import byol, densecl, moco, simclr
 
-PRETRAIN: dict[str, MethodSpec] = {"byol": byol.SPEC}
+PRETRAIN: dict[str, MethodSpec] = {
+    "byol": byol.SPEC,
+    "moco": moco.SPEC,
+    "simclr": simclr.SPEC,
+    "densecl": densecl.SPEC,
+}
