@@ -5,7 +5,7 @@
     accelerate launch recipes/target_pretrain.py --config recipes/configs/target_pretrain/cifar10_byol_paper.yaml
 
 Every setting is one flat key: defaults < --config file < command line; --help lists them. Without --config and
---dataset the settings of configs/target_pretrain/digits_byol.yaml are used. The folder --output_dir then holds
+--dataset the settings of configs/target_pretrain/digits_METHOD.yaml are used. The folder --output_dir then holds
 config.yaml, scan.json, augmentations.png, metrics.jsonl, curves.png, checkpoints/, model/ (loads in timm and
 transformers) and results.json. Started again with the same settings, an unfinished run continues where it was.
 """
@@ -40,6 +40,7 @@ from tpssl_hf.config import (
     PretrainConfig,
     RunConfig,
     config_files,
+    method_named,
     parse_with_method,
     take,
 )
@@ -61,7 +62,7 @@ from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
 
 PAPER = "arXiv:2205.03001"
 GROUPS: list[type] = [PretrainConfig, DataConfig, ModelConfig, OptimConfig, RunConfig]
-DEFAULT_CONFIG = Path(__file__).parent / "configs/target_pretrain/digits_byol.yaml"
+CONFIGS = Path(__file__).parent / "configs/target_pretrain"
 
 
 @dataclass
@@ -115,7 +116,8 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
     """Resolve every key; the embedded digits are the default where neither a data set nor a file is given."""
     given = [argument.partition("=")[0] for argument in arguments]
     if not config_files(arguments) and "--dataset" not in given:
-        arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
+        digits = CONFIGS / f"digits_{method_named(arguments)}.yaml"
+        arguments = ["--config", str(digits), *arguments] if digits.exists() else arguments
     methods = {name: (spec.config, spec.defaults) for name, spec in PRETRAIN.items()}
     settings, method_config = parse_with_method(arguments, GROUPS, methods, description=__doc__ or "")
     if settings["l2_weight"] is None:  # METHODS: a pull toward random weights means nothing
@@ -140,14 +142,20 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     batches_per_epoch = stream.steps_per_epoch if isinstance(stream, PictureStream) else None
     epoch_steps = batches_per_epoch and max(1, batches_per_epoch // optim.gradient_accumulation_steps)
     set_seed(options.seed)
-    backbone, origin = load_backbone(model.backbone, init=model.init)
+    backbone, origin = load_backbone(model.backbone, init=model.init, image_size=data.image_size)
     normalisation: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     flip = source.flip_is_safe if data.horizontal_flip is None else data.horizontal_flip
     views = ViewSettings(data.image_size, normalisation["mean"], normalisation["std"], options.seed, flip)
     spec = PRETRAIN[choice.method]
     spec.check(backbone, method_config, data.image_size, optim.batch_size)
     method = place(Anchor(spec.build(backbone, method_config), choice.l2_weight or 0.0), model, accelerator)
-    optimizer = build_optimizer(optim.optimizer, method, weight_decay=optim.weight_decay, momentum=optim.momentum)
+    optimizer = build_optimizer(
+        optim.optimizer,
+        method,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        decay_vectors=optim.decay_vectors,
+    )
     max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
     if max_steps < 1:
         raise InputError("a streamed data set has no known length: give --max_steps, a whole number above 0.")
@@ -159,7 +167,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         stream,
         origin,
         views,
-        spec.views(views),
+        spec.views(views, method_config),
         method,
         optimizer,
         epoch_steps,
@@ -258,12 +266,13 @@ def pretrain(
     loop = LoopSettings(
         job.max_steps, optim.batch_size, accumulation, options.log_every, options.save_every, options.seed
     )
+    batches = iter(bar)  # a name keeps it alive: at its end it would set the bar back
     done = train(
         accelerator,
         accelerator.prepare(job.method),
         job.optimizer,
         rate,
-        iter(bar),
+        batches,
         loop,
         start_step=start_step,
         log=log,

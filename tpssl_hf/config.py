@@ -49,7 +49,7 @@ class DataConfig:
 class PretrainConfig:
     """Target pretraining."""
 
-    method: str = key("byol", "How to adapt: byol.")
+    method: str = key("byol", "How to adapt: byol, moco, simclr (whole pictures), pixpro, densecl (feature maps).")
     l2_weight: float | None = key(
         None, "λ of the pull toward Φ_pre (Eq. 3); 1e-2 when not given, 0 from random weights."
     )
@@ -181,13 +181,12 @@ def _given_keys(arguments: Sequence[str]) -> list[str]:
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
     """Return the files named by ``--config`` on a command line."""
-    found = []
-    for position, argument in enumerate(arguments):
-        if argument == "--config" and position + 1 < len(arguments):
-            found.append(Path(arguments[position + 1]))
-        elif argument.startswith("--config="):
-            found.append(Path(argument.partition("=")[2]))
-    return found
+    return [Path(value) for value in _values_of("--config", arguments)]
+
+
+def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
+    values = [after for before, after in zip(arguments, arguments[1:], strict=False) if before == flag]
+    return values + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -235,6 +234,14 @@ def as_plain(*configs: Any) -> dict[str, Any]:
     return merged
 
 
+def method_named(arguments: Sequence[str]) -> str:
+    """Return the method that a command line asks for, itself or in its ``--config`` files; ``byol`` if none does."""
+    name = "byol"
+    for path in config_files(arguments):
+        name = str(read_config_file(path).get("method", name))
+    return ([name] + _values_of("--method", arguments))[-1]
+
+
 def parse_with_method(
     arguments: Sequence[str],
     groups: Sequence[type],
@@ -256,14 +263,7 @@ def parse_with_method(
     Raises:
         InputError: for an unknown method, and as :func:`parse_config` does.
     """
-    name = "byol"
-    for path in config_files(arguments):
-        name = str(read_config_file(path).get("method", name))
-    for position, argument in enumerate(arguments):
-        if argument == "--method" and position + 1 < len(arguments):
-            name = arguments[position + 1]
-        elif argument.startswith("--method="):
-            name = argument.partition("=")[2]
+    name = method_named(arguments)
     if name not in methods:
         raise InputError(f"method {name!r} is not one of {', '.join(sorted(methods))}.")
     config_type, defaults = methods[name]

@@ -110,3 +110,14 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
 def test_what_cannot_be_had_is_one_sentence(architecture: str, init: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         load_backbone(architecture, init=init)
+
+
+@torch.inference_mode()
+def test_a_vit_takes_the_size_of_the_images_from_random_weights_and_from_a_folder(tmp_path: Path) -> None:
+    large, _ = load_backbone("test_vit", init="random", image_size=96)
+    folder = save_timm_folder(large, tmp_path / "model", preprocessing=Preprocessing(96), provenance={})
+    again, _ = load_backbone("test_vit", init=str(folder), image_size=96)
+    assert torch.equal(again.eval()(torch.ones(1, 3, 96, 96)), large.eval()(torch.ones(1, 3, 96, 96)))
+    small, _ = load_backbone("test_vit", init=str(folder), image_size=64)
+    assert small.eval()(torch.ones(1, 3, 64, 64)).shape == (1, 64)
+    assert torch.equal(small.blocks[0].attn.qkv.weight, large.blocks[0].attn.qkv.weight)

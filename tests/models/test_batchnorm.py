@@ -129,14 +129,18 @@ def test_conversion_keeps_keys_values_freezing_and_evaluation(tiny_backbone: nn.
     layers = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert layers and all(isinstance(layer, SyncedBatchNorm) and not layer.training for layer in layers)
     assert list(synced.state_dict()) == list(former.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(synced.state_dict().values(), former.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(synced.state_dict().values(), former.state_dict().values(), strict=True)
+    )
     asked = [p.requires_grad for p in synced.parameters()]
     assert asked == [p.requires_grad for p in former.parameters()] and asked.count(False) == 2
 
 
 def test_layer_that_is_fused_with_its_activation_is_refused() -> None:
     fused = timm.create_model("test_efficientnet", pretrained=False, num_classes=0)
-    with pytest.raises(ValueError, match="BatchNormAct2d cannot share statistics on a CPU; set sync_batchnorm to false"):
+    with pytest.raises(
+        ValueError, match="BatchNormAct2d cannot share statistics on a CPU; set sync_batchnorm to false"
+    ):
         synchronise_batchnorm(fused, CPU)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 from timm.models import is_model
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class Origin:
         return asdict(self)
 
 
-def load_backbone(architecture: str, *, init: str, **model_arguments: Any) -> tuple[nn.Module, Origin]:
+def load_backbone(architecture: str, *, init: str, image_size: int | None = None) -> tuple[nn.Module, Origin]:
     """Build Φ without a classifier, images (B, 3, H, W) to features (B, D); only this function may download weights.
 
     Args:
@@ -48,7 +49,7 @@ def load_backbone(architecture: str, *, init: str, **model_arguments: Any) -> tu
         init: ``random`` (timm's own initialisation), ``timm`` (its pretrained weights for ``architecture``), a timm
             weight tag, a folder in the layout of :func:`tpssl_hf.models.layout.save_timm_folder`, a ``.safetensors``
             file, or a Hub id with an optional ``@revision``.
-        model_arguments: passed on to the timm model (``img_size`` of a ViT, say).
+        image_size: side of the images, for models built for one size (a ViT); their position embedding is resampled.
 
     Raises:
         InputError: for an unknown architecture, weights that cannot be had, and missing or unexpected backbone keys.
@@ -56,6 +57,8 @@ def load_backbone(architecture: str, *, init: str, **model_arguments: Any) -> tu
     name, _, tag = architecture.partition(".")
     if not is_model(name):
         raise InputError(f"backbone {architecture!r} is no timm model; {_near(name)}")
+    fixed = image_size is not None and getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    model_arguments = {"img_size": image_size} if fixed else {}
     if init == "random":
         return _build(name, model_arguments), Origin("random", name)
     if init == "timm" or (is_model(init.partition(".")[0]) and "/" not in init and not Path(init).exists()):
@@ -166,6 +169,13 @@ def load_backbone_tensors(model: nn.Module, tensors: dict[str, Tensor], where: s
     classifiers = facts.get("classifier") or ()
     heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     own = model.state_dict()
+    if "pos_embed" in own and "pos_embed" in tensors and own["pos_embed"].shape != tensors["pos_embed"].shape:
+        grid: list[int] = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
+        prefix = int(getattr(model, "num_prefix_tokens", 0))
+        tensors = {
+            **tensors,
+            "pos_embed": resample_abs_pos_embed(tensors["pos_embed"], grid, num_prefix_tokens=prefix),
+        }
     tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(tuple(f"{head}." for head in heads))}
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     differing = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)

@@ -1,10 +1,34 @@
 """BatchNorm whose statistics run over all processes, on the CPU as on a GPU."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+from tpssl_hf.errors import InputError
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Σ over the processes; each of them adds its own loss, so the gradient is summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(values)
+    return total
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -25,10 +49,10 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         values = input.float()
         processes = dist.get_world_size()
         count = values.numel() // values.shape[1] * processes
-        mean: Tensor = all_reduce(values.mean(dim=dimensions)) / processes  # type: ignore[no-untyped-call]
+        mean = _sum_over_processes(values.mean(dim=dimensions)) / processes
         shape = [1, -1] + [1] * (input.dim() - 2)
         centred = values - mean.view(shape)
-        variance: Tensor = all_reduce(centred.square().mean(dim=dimensions)) / processes  # type: ignore[no-untyped-call]
+        variance = _sum_over_processes(centred.square().mean(dim=dimensions)) / processes
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 if self.num_batches_tracked is not None:
@@ -47,7 +71,7 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
     """Replace the BatchNorm layers below ``module`` by ones that share statistics; parameters and keys stay.
 
     Raises:
-        ValueError: on a CPU for BatchNorm layers fused with an activation (some timm models have them).
+        InputError: on a CPU for BatchNorm layers fused with an activation (some timm models have them).
     """
     if device.type == "cuda":
         converted: nn.Module = convert_sync_batchnorm(module)
@@ -56,7 +80,7 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
             setattr(module, name, _converted(child))
         elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(f"{type(child).__name__} cannot share statistics on a CPU; set sync_batchnorm to false")
+            raise InputError(f"{type(child).__name__} cannot share statistics on a CPU; set sync_batchnorm to false.")
         else:
             synchronise_batchnorm(child, device)
     return module
