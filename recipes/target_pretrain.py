@@ -105,7 +105,7 @@ def main() -> int:
         done, state = pretrain(job, run, signals, say)
         if done < job.max_steps:
             say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
-            return signals.exit_code
+            return signals.exit_code or 143  # or another process of the run was told
         if run:
             say(leave_results(job, run, state))
     accelerator.end_training()

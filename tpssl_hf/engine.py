@@ -121,14 +121,18 @@ class Guard:
             for b in m.buffers(recurse=False)
             if b.is_floating_point()
         ]
-        self.remembered = [b.clone() for b in self.buffers]
+        self.sizes = [b.numel() for b in self.buffers]
+        self.remembered = self._statistics()
         self.streak = torch.zeros((), device=accelerator.device)
         self.gradient_norm = torch.zeros((), device=accelerator.device)
 
+    def _statistics(self) -> Tensor:
+        """Copy all BatchNorm statistics into one tensor, which takes fewer kernels than one by one."""
+        return torch.cat(self.buffers) if self.buffers else torch.zeros(0, device=self.accelerator.device)
+
     def remember_buffers(self) -> None:
         """Keep the BatchNorm statistics as they are before the forward pass."""
-        if self.buffers:
-            torch._foreach_copy_(self.remembered, self.buffers)
+        self.remembered = self._statistics()
 
     @torch.no_grad()
     def check(self, loss: Tensor) -> Tensor:
@@ -136,13 +140,14 @@ class Guard:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self.gradient_norm = torch.stack(torch._foreach_norm(gradients)).float().norm()
         good = torch.isfinite(loss) & torch.isfinite(self.gradient_norm)
-        if self.buffers:  # an overflow can end in the statistics and nowhere else: x / inf is 0
-            good &= torch.isfinite(torch.stack(torch._foreach_norm(self.buffers)).sum())
+        statistics = self._statistics()
+        good &= torch.isfinite(statistics).all()  # an overflow can end in them and nowhere else: x / inf is 0
         bad = 1.0 - good.float()
         if self.accelerator.num_processes > 1:
             bad = self.accelerator.reduce(bad, "sum").clamp(max=1.0)
-        for buffer, before in zip(self.buffers, self.remembered, strict=True):
-            torch.where(bad > 0, before, buffer, out=buffer)
+        if self.buffers:
+            statistics = torch.where(bad > 0, self.remembered, statistics)
+            torch._foreach_copy_(self.buffers, list(torch.split(statistics, self.sizes)))
         self.streak = (self.streak + 1.0) * bad
         return bad
 

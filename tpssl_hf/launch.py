@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def make_accelerator(config: RunConfig) -> Accelerator:
                 f"log_with {config.log_with} needs the package {config.log_with}: `uv pip install {config.log_with}`, "
                 "or use --log_with none."
             ) from error
+    for message in (
+        "`broadcast_buffers` is deprecated",  # accelerate has only this name for it
+        "Grad strides do not match bucket view strides",  # 1 x 1 convolutions: two descriptions of one layout
+    ):
+        warnings.filterwarnings("ignore", message)
     return Accelerator(
         mixed_precision=_mixed_precision(config.precision),
         log_with=None if config.log_with == "none" else config.log_with,

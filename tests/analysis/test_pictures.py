@@ -33,3 +33,23 @@ def test_curves_pass_over_missing_values_and_an_empty_log(tmp_path: Path) -> Non
     draw_curves(tmp_path / "some.png", entries)
     with Image.open(tmp_path / "some.png") as picture:
         assert picture.size[0] > 600
+
+
+def test_crops_are_drawn_on_the_original_and_the_edge_of_the_crop_on_warped_views(tmp_path: Path) -> None:
+    pixels = torch.full((2, 10, 10, 3), 255, dtype=torch.uint8)
+    pictures = Pictures(pixels, torch.tensor([[10, 10], [10, 10]]), torch.arange(2), torch.zeros(2, dtype=torch.int64))
+    white, identity = torch.ones(2, 3, 8, 8), torch.eye(3).expand(2, 3, 3)
+    boxes = torch.tensor([[0.2, 0.2, 0.8, 0.8], [0.8, 0.2, 0.2, 0.8]])
+
+    def inked(**fields: torch.Tensor) -> int:
+        views = {"view1": white, **fields}
+        draw_views(tmp_path / "views.png", pictures, views, mean=(0.0,) * 3, std=(1.0,) * 3)
+        with Image.open(tmp_path / "views.png") as picture:
+            seen = np.asarray(picture.convert("RGB")).astype(int)
+        return int((abs(seen - [0xF0, 0xE4, 0x42]).max(axis=2) < 8).sum())
+
+    assert inked() == 0
+    crops = inked(geometry1=boxes)
+    assert crops > 100
+    assert inked(geometry1=boxes, affine1=identity) == crops
+    assert inked(geometry1=boxes, affine1=identity * torch.tensor([0.5, 0.5, 1.0])) > crops + 100

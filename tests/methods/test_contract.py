@@ -66,7 +66,8 @@ def batch_of(name: str, count: int = 8) -> Batch:
         torch.arange(count),
         torch.zeros(count, dtype=torch.int64),
     )
-    return {stream: view(pictures) for stream, view in PRETRAIN[name].views(SETTINGS).items()}
+    spec = PRETRAIN[name]
+    return {stream: view(pictures) for stream, view in spec.views(SETTINGS, spec.config()).items()}
 
 
 def step(method: Anchor, optimizer: torch.optim.Optimizer, batch: Batch, progress: float) -> Tensor:

@@ -1,12 +1,13 @@
 """What a view is: which distortions, how strong, how often, in which order."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from tpssl_hf.augment.affine import AFFINE_DRAWS, AFFINE_VIEWS, AffinePolicy, draw_affine, warp
 from tpssl_hf.augment.colour import blur_width, gaussian_blur, greyscale, jitter, jitter_steps, solarise, where_chosen
 from tpssl_hf.augment.draws import uniform
 from tpssl_hf.augment.geometry import (
@@ -51,7 +52,14 @@ class ViewPolicy:
 
 
 BYOL_VIEW_1 = ViewPolicy(blur=1.0, solarise=0.0)  # ibid., distribution T
+MOCO_VIEW = ViewPolicy(  # Chen et al., 2020, arXiv 2003.04297, section 3, on torchvision's defaults
+    crop_scale=(0.2, 1.0), interpolation="bilinear", saturation=0.4, blur=0.5
+)
+SIMCLR_VIEW = ViewPolicy(saturation=0.4, blur=0.5)  # Chen et al., 2020, arXiv 2002.05709, App. A, half its strength
 BYOL_VIEW_2 = ViewPolicy(blur=0.1, solarise=0.2)  # ibid., distribution T'
+# BYOL's two (Xie et al., 2021, arXiv 2011.10043, section 4.1), interpolated as in the official code
+PIXPRO_VIEW_1 = replace(BYOL_VIEW_1, interpolation="bilinear")
+PIXPRO_VIEW_2 = replace(BYOL_VIEW_2, interpolation="bilinear")
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,23 @@ def two_views(
     view1, geometry1 = make_view(pictures, policies[0], settings, view=1)
     view2, geometry2 = make_view(pictures, policies[1], settings, view=2)
     return {"view1": view1, "view2": view2, "geometry1": geometry1, "geometry2": geometry2}
+
+
+def two_affine_views(
+    pictures: Pictures, policies: tuple[ViewPolicy, ViewPolicy], affine: AffinePolicy, settings: ViewSettings
+) -> dict[str, Tensor]:
+    """Return what ``two_views`` does, each view warped at the very end (paper §III-C), and how.
+
+    The warp works on normalised images, so that what comes in from outside has the mean colour. ``affine1`` and
+    ``affine2`` (B, 3, 3) are the matrices; where one is the identity, the view is that of ``two_views`` to the bit.
+    """
+    views = two_views(pictures, policies, settings)
+    for number in (1, 2):
+        drawn = uniform(settings.seed, pictures.index, pictures.epoch, AFFINE_VIEWS + number, AFFINE_DRAWS)
+        matrix = draw_affine(drawn, affine)
+        images = warp(views[f"view{number}"], matrix).contiguous(memory_format=torch.channels_last)
+        views |= {f"view{number}": images, f"affine{number}": matrix}
+    return views
 
 
 def eval_view(pictures: Pictures, settings: ViewSettings, interpolation: str = "bicubic") -> Tensor:

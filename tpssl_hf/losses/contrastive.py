@@ -85,11 +85,12 @@ def nearby_cells(geometry: Tensor, other: Tensor, size: tuple[int, int], thresho
     """
     centres, diagonals = zip(*(_cells(boxes.float(), *size) for boxes in (geometry, other)), strict=True)
     offsets = centres[0][:, :, None] - centres[1][:, None]
-    return offsets.norm(dim=3) / torch.maximum(*diagonals)[:, None, None] < threshold
+    distances: Tensor = offsets.norm(dim=3) / torch.maximum(*diagonals)[:, None, None]
+    return distances < threshold
 
 
 def _cells(geometry: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return centres (B, height · width, 2) and diagonal (B,) of the cells that ``geometry`` (B, 4) is divided into."""
+    """Return centres (B, height · width, 2) and diagonal (B,) of the cells into which ``geometry`` (B, 4) is cut."""
     start, extent = geometry[:, :2], geometry[:, 2:] - geometry[:, :2]
     x = start[:, :1] + (torch.arange(width, device=geometry.device) + 0.5) / width * extent[:, :1]
     y = start[:, 1:] + (torch.arange(height, device=geometry.device) + 0.5) / height * extent[:, 1:]
@@ -100,7 +101,7 @@ def _cells(geometry: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 def pixpro_consistency(
     predictions: Tensor, targets: Tensor, weights: Tensor, empty_pairs: Literal["count", "skip"]
 ) -> Tensor:
-    """−cos between cells of two views, weighted mean per picture, then mean of the pictures (Xie et al., 2021, Eq. 6).
+    """−cos between cells of two views, weighted mean per picture, then mean of the pictures (Xie et al., 2021, Eq. 5).
 
     No gradient reaches ``targets``.
 

@@ -35,7 +35,7 @@ class MethodSpec:
     Attributes:
         config: dataclass of the method's own hyper-parameters.
         build: (backbone, config) -> method.
-        views: settings -> stream name -> transform; the keys decide which streams exist.
+        views: (settings, config) -> stream name -> transform; the keys decide which streams exist.
         defaults: values of shared configuration keys that the method's source prescribes.
         check: (backbone, config, image size, pictures per optimizer step) -> nothing, or an ``InputError`` that says
             what does not fit, before the first step.
@@ -43,6 +43,6 @@ class MethodSpec:
 
     config: type
     build: Callable[[nn.Module, Any], nn.Module]
-    views: Callable[[ViewSettings], Views]
+    views: Callable[[ViewSettings, Any], Views]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[nn.Module, Any, int, int], None] = lambda backbone, config, image_size, batch_size: None

@@ -58,7 +58,7 @@ class BYOL(nn.Module):
             "loss": self.config.loss_scale * loss,
             "loss_byol": loss.detach(),
             "projection_std": normalised_std(projections1),
-            "ema_momentum": torch.tensor(cosine_momentum(self.config.base_momentum, progress)),
+            "ema_momentum": torch.full_like(loss, cosine_momentum(self.config.base_momentum, progress)),
         }
 
     def after_step(self, progress: float) -> None:
@@ -73,7 +73,7 @@ class BYOL(nn.Module):
         return self.backbone
 
 
-def views(settings: ViewSettings) -> Views:
+def views(settings: ViewSettings, config: BYOLConfig) -> Views:
     """Two asymmetric views of every picture (Grill et al., 2020, App. B)."""
     return {"images": lambda pictures: two_views(pictures, (BYOL_VIEW_1, BYOL_VIEW_2), settings)}
 

@@ -112,7 +112,7 @@ def match(query_maps: Tensor, key_maps: Tensor) -> Tensor:
         return (queries.transpose(1, 2) @ keys).argmax(dim=2)
 
 
-def views(settings: ViewSettings) -> Views:
+def views(settings: ViewSettings, config: DenseCLConfig) -> Views:
     """MoCo v2's views."""
     return {"images": lambda pictures: two_views(pictures, (MOCO_VIEW, MOCO_VIEW), settings)}
 

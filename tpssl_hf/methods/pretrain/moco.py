@@ -66,7 +66,7 @@ class MoCo(nn.Module):
         return self.backbone
 
 
-def views(settings: ViewSettings) -> Views:
+def views(settings: ViewSettings, config: MoCoConfig) -> Views:
     """Two views by the same policy (Chen et al., 2020, §3)."""
     return {"images": lambda pictures: two_views(pictures, (MOCO_VIEW, MOCO_VIEW), settings)}
 

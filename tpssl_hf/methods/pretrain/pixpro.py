@@ -5,9 +5,9 @@ online and the target network, which are then cells of the same crop boxes again
 ``affine_probability=0`` is PixPro.
 
 Deviations from the original: the target network moves after the optimizer step instead of before the next forward;
-the loss is the mean of both directions of −cos, where the original takes twice their sum; a pair weighs what is left of
-its two cells after warping and unwarping, nothing below one half; pictures without a pair are left out of the
-mean (``empty_pairs``). For how the paper is read where it leaves a choice, see docs/paper_map.md.
+the loss is the mean of both directions of −cos, where the original takes twice their sum; a pair weighs what is left
+of its two cells after warping and unwarping, nothing below one half; pictures without a pair are left out of the mean
+(``empty_pairs``). For how the paper is read where it leaves a choice, see docs/paper_map.md.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from tpssl_hf.losses.contrastive import nearby_cells, normalised_std, pixpro_con
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy
 from tpssl_hf.models.heads import PixelPropagation, cell_head
-from tpssl_hf.models.maps import feature_maps, map_size
+from tpssl_hf.models.maps import feature_maps, freeze_beyond_maps, map_size
 
 SMALLEST_WEIGHT = 0.5  # of a cell: one of which less is left says more about its surroundings
 
@@ -50,6 +50,7 @@ class PixPro(nn.Module):
     def __init__(self, backbone: nn.Module, config: PixProConfig) -> None:
         super().__init__()
         self.config = config
+        freeze_beyond_maps(backbone)
         self.backbone = backbone
         self.projector = cell_head(backbone.num_features, config.hidden_features, config.projection_features)  # type: ignore[arg-type]
         self.propagation = PixelPropagation(config.projection_features, config.gamma)
@@ -102,7 +103,7 @@ class PixPro(nn.Module):
         return self.backbone
 
 
-def views(settings: ViewSettings, config: PixProConfig = PixProConfig()) -> Views:  # noqa: B008
+def views(settings: ViewSettings, config: PixProConfig) -> Views:
     """BYOL's two asymmetric views of every picture, affine transforms last."""
     affine, policies = AffinePolicy(config.affine_probability), (PIXPRO_VIEW_1, PIXPRO_VIEW_2)
     return {"images": lambda pictures: two_affine_views(pictures, policies, affine, settings)}
@@ -117,9 +118,9 @@ def check(backbone: nn.Module, config: PixProConfig, image_size: int, batch_size
             f"give at least {2 * image_size}."
         )
     if 0 < config.gamma < 1 or config.gamma < 0:
-        raise InputError(f"gamma is {config.gamma}; give 0 or at least 1 (the original: 2), else gradients are infinite.")
+        raise InputError(f"gamma is {config.gamma}; give 0 or at least 1 (the original: 2).")
     if config.distance_threshold <= 0:
-        raise InputError(f"distance_threshold is {config.distance_threshold}; give a number above 0 (the original: 0.7).")
+        raise InputError(f"distance_threshold is {config.distance_threshold}; give one above 0, 0.7 is usual.")
     AffinePolicy(config.affine_probability)
 
 

@@ -56,7 +56,7 @@ class SimCLR(nn.Module):
         return self.backbone
 
 
-def views(settings: ViewSettings) -> Views:
+def views(settings: ViewSettings, config: SimCLRConfig) -> Views:
     """Two views by the same policy (Chen et al., 2020, App. A)."""
     return {"images": lambda pictures: two_views(pictures, (SIMCLR_VIEW, SIMCLR_VIEW), settings)}
 
