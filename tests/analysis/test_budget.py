@@ -108,6 +108,8 @@ def test_too_little_time_names_the_least_budget_and_that_budget_works() -> None:
         with pytest.raises(InputError, match=f"--budget {least}s"):
             plan(60, {64: 7.0}, **arguments)
         assert plan(least, {64: 7.0}, **arguments).max_steps == 10
+    with pytest.raises(InputError, match="steps of 32 pictures.*--budget 12s"):
+        plan(0.5, {32: 1.0, 64: 2.0}, pictures=500, batch_sizes=[32, 64], preferred=64, clock=lambda: 0)
 
 
 def test_the_summary_says_what_and_when() -> None:

@@ -53,3 +53,14 @@ def test_crops_are_drawn_on_the_original_and_the_edge_of_the_crop_on_warped_view
     assert crops > 100
     assert inked(geometry1=boxes, affine1=identity) == crops
     assert inked(geometry1=boxes, affine1=identity * torch.tensor([0.5, 0.5, 1.0])) > crops + 100
+
+
+def test_curves_show_health_where_it_was_logged(tmp_path: Path) -> None:
+    entries: list[dict[str, float | None]] = [{"step": step, "loss": 1.0} for step in range(1, 7)]
+    draw_curves(tmp_path / "without.png", entries)
+    for entry in entries[1::2]:
+        entry |= {"health_effective_rank": 60.0, "health_uniformity": -2.0, "health_alignment": 1.0, "health_new": 0.0}
+    entries[-1]["health_uniformity"] = None  # as a check of features that are not finite leaves it
+    draw_curves(tmp_path / "with.png", entries)
+    with Image.open(tmp_path / "without.png") as one, Image.open(tmp_path / "with.png") as other:
+        assert other.size[1] == 2 * one.size[1], "three more plots, a second row"

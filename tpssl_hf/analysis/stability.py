@@ -22,11 +22,12 @@ def settled(reports: Sequence[HealthReport], *, after_step: int = 0) -> str | No
 
     The neighbours kept depend on how far checks are apart, so checks must be evenly spaced, one epoch or more. And a
     learning rate near 0 settles every run: in warm-up, which ``after_step`` leaves out, and at the end of a cosine,
-    where being settled says that the schedule is over and not that a longer one would bring no more.
+    where being settled says that the schedule is over and not that a longer one would bring no more. A run that is
+    slow to move looks settled too, so give the first part of the run (a quarter, say) a chance with ``after_step``.
 
     Args:
         reports: of one run, in order.
-        after_step: last step of the warm-up.
+        after_step: checks up to this step are passed over: the warm-up and more.
     """
     last = [report for report in reports if report.step > after_step][-CHECKS:]
     if len(last) < CHECKS or any(report.collapsed for report in last):
