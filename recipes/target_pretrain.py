@@ -16,7 +16,7 @@ THREADS = prepare_process()  # before torch is imported: OpenMP reads its settin
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,16 +25,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 from tqdm import tqdm
 
 from tpssl_hf.analysis.pictures import draw_curves, draw_views
 from tpssl_hf.analysis.probes import probe, probe_split
+from tpssl_hf.analysis.watch import HealthWatch
 from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.config import (
     CARRY_OUT_KEYS,
     DataConfig,
+    HealthConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
@@ -45,23 +47,31 @@ from tpssl_hf.config import (
     take,
 )
 from tpssl_hf.data.sources import Source, load_source
-from tpssl_hf.data.store import PictureStore, open_store
-from tpssl_hf.data.streams import PictureStream, StreamingPictures
-from tpssl_hf.engine import LoopSettings, train
+from tpssl_hf.data.store import PictureStore
+from tpssl_hf.data.streams import PictureStream
+from tpssl_hf.engine import LoopSettings, Stream, batches_on_device, train
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation import extract_features
-from tpssl_hf.launch import Keeper, describe, make_accelerator, run_facts, share_of_batch, start_tracker
-from tpssl_hf.methods.base import Batch, Views
+from tpssl_hf.launch import (
+    Keeper,
+    describe,
+    make_accelerator,
+    open_pictures,
+    place,
+    run_facts,
+    share_of_batch,
+    start_tracker,
+)
+from tpssl_hf.methods.base import Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import Origin, load_backbone
-from tpssl_hf.models.batchnorm import synchronise_batchnorm
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 from tpssl_hf.optim import build_optimizer, warmup_cosine
 from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
 
 PAPER = "arXiv:2205.03001"
-GROUPS: list[type] = [PretrainConfig, DataConfig, ModelConfig, OptimConfig, RunConfig]
+GROUPS: list[type] = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig]
 CONFIGS = Path(__file__).parent / "configs/target_pretrain"
 
 
@@ -73,7 +83,7 @@ class Job:
     accelerator: Accelerator
     source: Source
     store: PictureStore | None  # None when streaming
-    stream: PictureStream | StreamingPictures
+    stream: Stream
     origin: Origin
     views: ViewSettings
     transforms: Views
@@ -81,6 +91,8 @@ class Job:
     optimizer: torch.optim.Optimizer
     epoch_steps: int | None  # None when streaming
     max_steps: int
+    rate: Callable[[int], float]
+    projection_features: int
 
 
 def main() -> int:
@@ -103,11 +115,11 @@ def main() -> int:
         say(describe(accelerator, THREADS))
         job = prepare(settings, method_config, accelerator, run)
         done, state = pretrain(job, run, signals, say)
-        if done < job.max_steps:
+        if done < job.max_steps and not state["stop_reason"]:
             say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
             return signals.exit_code or 143  # or another process of the run was told
         if run:
-            say(leave_results(job, run, state))
+            say(leave_results(job, run, done, state))
     accelerator.end_training()
     return 0
 
@@ -148,7 +160,18 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     views = ViewSettings(data.image_size, normalisation["mean"], normalisation["std"], options.seed, flip)
     spec = PRETRAIN[choice.method]
     spec.check(backbone, method_config, data.image_size, optim.batch_size)
-    method = place(Anchor(spec.build(backbone, method_config), choice.l2_weight or 0.0), model, accelerator)
+    max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
+    if max_steps < 1:
+        raise InputError("a streamed data set has no known length: give --max_steps, a whole number above 0.")
+    rate = partial(
+        warmup_cosine,
+        base=optim.learning_rate * optim.batch_size / 256,
+        max_steps=max_steps,
+        warmup_steps=min(round(optim.warmup_epochs * (epoch_steps or 0)), max_steps // 10),
+    )
+    beside = (lambda progress: rate(round(progress * max_steps))) if choice.l2_mode == "decoupled" else None
+    inner = spec.build(backbone, method_config)
+    method = place(Anchor(inner, choice.l2_weight or 0.0, decoupled_rate=beside), model, accelerator)
     optimizer = build_optimizer(
         optim.optimizer,
         method,
@@ -156,9 +179,6 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         momentum=optim.momentum,
         decay_vectors=optim.decay_vectors,
     )
-    max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
-    if max_steps < 1:
-        raise InputError("a streamed data set has no known length: give --max_steps, a whole number above 0.")
     return Job(
         settings,
         accelerator,
@@ -172,50 +192,9 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         optimizer,
         epoch_steps,
         max_steps,
+        rate,
+        method_config.projection_features,
     )
-
-
-def open_pictures(
-    source: Source, data: DataConfig, share: int, seed: int, accelerator: Accelerator, run: RunDir | None
-) -> tuple[PictureStore | None, PictureStream | StreamingPictures]:
-    """Scan and store the pictures once, or stream them; say what was found."""
-    place_in_world = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    if data.streaming:
-        return None, StreamingPictures(
-            source,
-            image_size=data.image_size,
-            batch_size=share,
-            seed=seed,
-            num_workers=data.num_workers,
-            **place_in_world,
-        )
-    with accelerator.local_main_process_first():
-        store, report = open_store(
-            source,
-            image_size=data.image_size,
-            cache_budget=int(data.cache_budget * 2**30),
-            cache_dir=Path(data.cache_dir) if data.cache_dir else None,
-            limit_images=data.limit_images,
-            num_workers=data.num_workers,
-            progress=accelerator.is_main_process,
-            allow_unlabelled=True,
-        )
-    if run:
-        report.write(run.path / "scan.json")
-        print(report.summary())
-    return store, PictureStream(store, batch_size=share, seed=seed, **place_in_world)
-
-
-def place(method: nn.Module, model: ModelConfig, accelerator: Accelerator) -> nn.Module:
-    """Bring the method to the device in the form it is trained in."""
-    if model.gradient_checkpointing:
-        method.deployed.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]
-    if model.sync_batchnorm and accelerator.num_processes > 1:
-        method = synchronise_batchnorm(method, accelerator.device)
-    method = method.to(accelerator.device).to(memory_format=torch.channels_last)
-    if model.compile:
-        method.compile()
-    return method
 
 
 def pretrain(
@@ -223,74 +202,90 @@ def pretrain(
 ) -> tuple[int, dict[str, Any]]:
     """Train from the start or from the newest checkpoint; returns the completed steps and what came up on the way."""
     optim, options = take(OptimConfig, job.settings), take(RunConfig, job.settings)
-    accelerator, accumulation = job.accelerator, optim.gradient_accumulation_steps
+    accelerator, parts = job.accelerator, optim.gradient_accumulation_steps
     folder, began = Path(options.output_dir), time.perf_counter()
     facts = {"dataset": job.source.fingerprint, "origin": job.origin.as_dict()}
     keeper = Keeper(
         accelerator, run, folder / "checkpoints", job.method, job.optimizer, facts, options.keep_checkpoints
     )
-    start_step, state = keeper.restore()
-    if start_step:
+    watch = make_watch(job) if run else None
+    checkpoint = keeper.restore()
+    start_step = checkpoint.step if checkpoint else 0
+    if checkpoint:
+        state = {name: checkpoint.state[name] for name in ("seconds", "before", "stop_reason")}
+        if watch:
+            watch.load(checkpoint.tensors["health"], checkpoint.state["health"])
         say(f"resuming after step {start_step} of {job.max_steps}")
     else:
-        state = {"seconds": 0.0, "before": measure(job) if run else {}}
+        state = {"seconds": 0.0, "before": probed(job) if run else {}, "stop_reason": None}
+        if watch:
+            watch.begin(job.method.deployed)  # type: ignore[arg-type]
         if run:
             draw_first_views(job, folder / "augmentations.png")
             say(f"{folder / 'augmentations.png'} shows the views: look at it before you wait")
     seconds_before, track = state["seconds"], start_tracker(accelerator, job.settings)
 
     def log(step: int, values: dict[str, float]) -> None:
+        if watch and watch.due(step):
+            values = {**values, **watch.check(step, job.method.deployed, values.get("projection_std"))}  # type: ignore[arg-type]
+            state["stop_reason"] = watch.stop_reason
         if run:
             run.append({"step": step, "epoch": step / job.epoch_steps if job.epoch_steps else None, **values})
         track(values, step)
 
     def save(step: int) -> None:
         state["seconds"] = seconds_before + time.perf_counter() - began
-        keeper.save(step, {"seconds": state["seconds"], "before": state["before"]})
+        tensors, health = watch.state() if watch else ({}, {})
+        keeper.save(step, {**state, "health": health}, {"health": tensors})
 
     bar = tqdm(
-        batches_on_device(job, start_step * accumulation),
+        batches_on_device(job.stream, job.transforms, start_step * parts, accelerator.device),
         desc=f"{job.settings['method']} on {job.source.name}",
-        total=job.max_steps * accumulation,
-        initial=start_step * accumulation,
+        total=job.max_steps * parts,
+        initial=start_step * parts,
         unit="img",
-        unit_scale=optim.batch_size // accumulation,
+        unit_scale=optim.batch_size // parts,
         disable=run is None,
-    )
-    rate = partial(
-        warmup_cosine,
-        base=optim.learning_rate * optim.batch_size / 256,
-        max_steps=job.max_steps,
-        warmup_steps=min(round(optim.warmup_epochs * (job.epoch_steps or 0)), job.max_steps // 10),
-    )
-    loop = LoopSettings(
-        job.max_steps, optim.batch_size, accumulation, options.log_every, options.save_every, options.seed
     )
     batches = iter(bar)  # a name keeps it alive: at its end it would set the bar back
     done = train(
         accelerator,
         accelerator.prepare(job.method),
         job.optimizer,
-        rate,
+        job.rate,
         batches,
-        loop,
-        start_step=start_step,
+        LoopSettings(job.max_steps, optim.batch_size, parts, options.log_every, options.save_every, options.seed),
+        start_step=start_step if state["stop_reason"] is None else job.max_steps,
         log=log,
         save=save,
-        stop=lambda: bool(signals.requested),
+        stop=lambda: bool(signals.requested or state["stop_reason"]),
     )
-    bar.n = done * accumulation  # the last batch was taken from it, but not asked for the next
+    done = start_step if checkpoint and checkpoint.state["stop_reason"] else done
+    bar.n = done * parts  # the last batch was taken from it, but not asked for the next
     bar.close()
+    state["stop_reason"] = broadcast_object_list([state["stop_reason"]])[0]
     return done, state
 
 
-def batches_on_device(job: Job, start: int) -> Iterator[Batch]:
-    """Yield augmented batches for ever; copying to a GPU overlaps with its work."""
-    device = job.accelerator.device
-    for pictures in job.stream.batches(start):
-        pictures = pictures.pin_memory() if device.type == "cuda" else pictures
-        pictures = pictures.to(device, non_blocking=True)
-        yield {name: transform(pictures) for name, transform in job.transforms.items()}
+def make_watch(job: Job) -> HealthWatch | None:
+    """Make the watch over the features' health; none where it was switched off or pictures are only streamed by."""
+    health = take(HealthConfig, job.settings)
+    if job.store is None or job.epoch_steps is None or health.health_every <= 0:
+        return None
+    labels = job.store.labels if health.probe_labels else None
+    warmup = round(take(OptimConfig, job.settings).warmup_epochs * job.epoch_steps)
+    return HealthWatch(
+        job.store,
+        job.views,
+        next(iter(job.transforms.values())),
+        job.accelerator.device,
+        every=max(1, round(health.health_every * job.epoch_steps)),
+        settle_after=max(warmup, job.max_steps // 4),
+        projection_features=job.projection_features,
+        stop_on_collapse=health.on_collapse == "stop",
+        stop_when_stable=health.stop_when == "stable",
+        probe=probe_split(labels, most=2000) if labels is not None else None,
+    )
 
 
 def draw_first_views(job: Job, path: Path) -> None:
@@ -302,21 +297,21 @@ def draw_first_views(job: Job, path: Path) -> None:
     draw_views(path, pictures, views, mean=job.views.mean, std=job.views.std)
 
 
-def measure(job: Job) -> dict[str, float]:
+def probed(job: Job) -> dict[str, float]:
     """Probe the backbone where the training pictures have labels; labels never reach the training."""
     split = probe_split(job.store.labels) if job.store and job.store.labels is not None else None
     if job.store is None or split is None:
         return {}
     backbone: Any = job.method.deployed
-    features = partial(extract_features, backbone, job.store, settings=job.views, device=job.accelerator.device)
-    return probe(lambda indices: features(indices=indices), split)
+    store, device = job.store, job.accelerator.device
+    return probe(lambda indices: extract_features(backbone, store, indices, job.views, device), split)
 
 
-def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
+def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> str:
     """Write curves.png, model/ and results.json; returns the summary for people."""
     optim = take(OptimConfig, job.settings)
     metrics = {f"{name}_before": value for name, value in state["before"].items()}
-    metrics |= {f"{name}_after": value for name, value in measure(job).items()}
+    metrics |= {f"{name}_after": value for name, value in probed(job).items()}
     draw_curves(run.path / "curves.png", read_metrics(run.path / "metrics.jsonl"))
     dataset = {
         "name": job.source.name,
@@ -331,10 +326,11 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
         backbone=job.settings["backbone"],
         init=job.origin.as_dict(),
         seed=job.settings["seed"],
-        steps=job.max_steps,
-        epochs=job.max_steps / job.epoch_steps if job.epoch_steps else None,
+        steps=done,
+        stopped=state["stop_reason"],
+        epochs=done / job.epoch_steps if job.epoch_steps else None,
         seconds=state["seconds"],
-        images_per_second=job.max_steps * optim.batch_size / state["seconds"],
+        images_per_second=done * optim.batch_size / state["seconds"],
         metrics=metrics,
         config=job.settings,
     )
@@ -364,6 +360,7 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
         [
             f"\nAdapted {results['backbone']} ({results['init']['kind']} weights) to {results['dataset']['name']}: "
             f"{results['steps']} steps in {results['seconds']:.0f} s, {results['images_per_second']:.0f} pictures/s",
+            *([f"  {results['stopped']}"] if results["stopped"] else []),
             *lines,
             f"  weights       {folder / 'model'}",
             f"  look at       {folder / 'curves.png'}",

@@ -53,6 +53,21 @@ class PretrainConfig:
     l2_weight: float | None = key(
         None, "λ of the pull toward Φ_pre (Eq. 3); 1e-2 when not given, 0 from random weights."
     )
+    l2_mode: Literal["loss", "decoupled"] = key(
+        "loss", "The pull in the loss (Eq. 3), or as a step beside the optimizer's (ablation)."
+    )
+
+
+@dataclass
+class HealthConfig:
+    """Health and length of a run."""
+
+    health_every: float = key(1.0, "Epochs between checks of the features' health; 0 never checks.")
+    on_collapse: Literal["warn", "stop"] = key("warn", "What a collapse of the features does.")
+    stop_when: Literal["never", "stable"] = key("never", "stable: stop once the features have settled.")
+    probe_labels: bool = key(False, "Log kNN accuracy on held-out training labels at every check.")
+    budget: str | None = key(None, "Time for the run (90s, 30m, 1h30m): batch size and length are chosen to fit it.")
+    plan: bool = key(False, "With budget: print the plan and stop.")
 
 
 @dataclass
@@ -101,7 +116,17 @@ class RunConfig:
 
 # Keys that change how a run is carried out but not what comes out of it; a resumed run may change them.
 CARRY_OUT_KEYS = frozenset(
-    {"output_dir", "resume", "save_every", "keep_checkpoints", "log_with", "num_workers", "cache_dir", "cache_budget"}
+    {
+        "output_dir",
+        "resume",
+        "save_every",
+        "keep_checkpoints",
+        "log_with",
+        "num_workers",
+        "cache_dir",
+        "cache_budget",
+        "plan",
+    }
 )
 
 ConfigType = TypeVar("ConfigType")

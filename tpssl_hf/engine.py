@@ -11,9 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tpssl_hf.data.streams import PictureStream, StreamingPictures
 from tpssl_hf.errors import InputError
-from tpssl_hf.methods.base import Batch
+from tpssl_hf.methods.base import Batch, Views
 
+Stream = PictureStream | StreamingPictures
 BAD_STEPS_IN_A_ROW = 3
 
 
@@ -208,3 +210,18 @@ def _agreed(accelerator: Accelerator, stop: Callable[[], bool]) -> bool:
 
 def _step_seed(seed: int, step: int, process: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + process) % 2**63
+
+
+def batches_on_device(stream: Stream, views: Views, start: int, device: torch.device) -> Iterator[Batch]:
+    """Yield augmented batches for ever, from batch ``start`` on; copying to a GPU overlaps with its work.
+
+    Args:
+        stream: the pictures of this process; all streams of ``views`` are made from the same ones.
+        views: stream name -> transform.
+        start: number of batches an earlier start has taken.
+        device: where to augment and train.
+    """
+    for pictures in stream.batches(start):
+        held = pictures.pin_memory() if device.type == "cuda" else pictures
+        moved = held.to(device, non_blocking=True)
+        yield {name: transform(moved) for name, transform in views.items()}

@@ -1,9 +1,12 @@
 """Evaluation of networks on stored pictures."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.augment.policies import ViewSettings, eval_view
 from tpssl_hf.data.store import PictureStore
 
@@ -40,3 +43,30 @@ def extract_features(
         features.append(backbone(eval_view(pictures, settings)).float().cpu().numpy())
     backbone.train(was_training)
     return np.concatenate(features)
+
+
+@torch.inference_mode()
+def features_of_views(
+    backbone: nn.Module,
+    store: PictureStore,
+    indices: np.ndarray,
+    transform: Callable[[Pictures], dict[str, Tensor]],
+    device: torch.device,
+    *,
+    epoch: int,
+    batch_size: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of ``view1`` and ``view2`` of stored pictures as ``transform`` draws them in ``epoch``; see above.
+
+    Returns:
+        Two (N, D) float32.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    for start in range(0, len(indices), batch_size):
+        views = transform(store.gather(indices[start : start + batch_size], epoch=epoch).to(device))
+        for collected, name in zip(features, ("view1", "view2"), strict=True):
+            collected.append(backbone(views[name]).float().cpu().numpy())
+    backbone.train(was_training)
+    return np.concatenate(features[0]), np.concatenate(features[1])

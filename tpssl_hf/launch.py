@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +15,13 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.optim import Optimizer
 
-from tpssl_hf.checkpoint import load_latest, pack_optimizer, save_checkpoint, unpack_optimizer
-from tpssl_hf.config import RunConfig
+from tpssl_hf.checkpoint import Checkpoint, load_latest, pack_optimizer, save_checkpoint, unpack_optimizer
+from tpssl_hf.config import DataConfig, ModelConfig, RunConfig
+from tpssl_hf.data.sources import Source
+from tpssl_hf.data.store import PictureStore, open_store
+from tpssl_hf.data.streams import PictureStream, StreamingPictures
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.batchnorm import synchronise_batchnorm
 from tpssl_hf.rundir import RunDir
 from tpssl_hf.runtime import cpu_has_bf16
 
@@ -85,6 +90,63 @@ def share_of_batch(batch_size: int, processes: int, accumulation_steps: int) -> 
     return batch_size // parts
 
 
+def open_pictures(
+    source: Source, data: DataConfig, share: int, seed: int, accelerator: Accelerator, run: RunDir | None
+) -> tuple[PictureStore | None, PictureStream | StreamingPictures]:
+    """Scan and store the pictures once, or stream them; the main process says what was found and writes scan.json.
+
+    Args:
+        source: what :func:`tpssl_hf.data.sources.load_source` found.
+        data: configuration.
+        share: pictures of one batch of this process.
+        seed: of the order.
+        accelerator: which process of how many this is.
+        run: the run's folder, on the main process.
+
+    Returns:
+        The store, or None when streaming, and the endless stream over it.
+    """
+    place_in_world = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    if data.streaming and data.limit_images:
+        raise InputError("limit_images needs the whole data set at hand; with streaming give --max_steps instead.")
+    if data.streaming:
+        return None, StreamingPictures(
+            source,
+            image_size=data.image_size,
+            batch_size=share,
+            seed=seed,
+            num_workers=data.num_workers,
+            **place_in_world,
+        )
+    with accelerator.local_main_process_first():
+        store, report = open_store(
+            source,
+            image_size=data.image_size,
+            cache_budget=int(data.cache_budget * 2**30),
+            cache_dir=Path(data.cache_dir) if data.cache_dir else None,
+            limit_images=data.limit_images,
+            num_workers=data.num_workers,
+            progress=accelerator.is_main_process,
+            allow_unlabelled=True,
+        )
+    if run:
+        report.write(run.path / "scan.json")
+        sys.stdout.write(f"{report.summary()}\n")
+    return store, PictureStream(store, batch_size=share, seed=seed, **place_in_world)
+
+
+def place(method: nn.Module, model: ModelConfig, accelerator: Accelerator) -> nn.Module:
+    """Bring the method to the device in the form it is trained in."""
+    if model.gradient_checkpointing:
+        method.deployed.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]
+    if model.sync_batchnorm and accelerator.num_processes > 1:
+        method = synchronise_batchnorm(method, accelerator.device)
+    method = method.to(accelerator.device).to(memory_format=torch.channels_last)
+    if model.compile:
+        method.compile()
+    return method
+
+
 class Keeper:
     """Writes and reads the checkpoints of one run; only the main process writes."""
 
@@ -102,26 +164,28 @@ class Keeper:
         self.method, self.optimizer = method, optimizer
         self.facts, self.keep = dict(facts), keep
 
-    def save(self, step: int, extra: Mapping[str, Any]) -> None:
-        """Write a checkpoint after ``step`` completed steps, with JSON values ``extra``."""
+    def save(
+        self, step: int, extra: Mapping[str, Any], groups: Mapping[str, Mapping[str, torch.Tensor]] | None = None
+    ) -> None:
+        """Write a checkpoint after ``step`` completed steps, with JSON values ``extra`` and more tensor ``groups``."""
         if self.run is None:
             return
         tensors, optimizer_state = pack_optimizer(self.optimizer)
-        state = {"facts": self.facts, "optimizer": optimizer_state, "log_position": self.run.position(), **extra}
-        groups = {"method": self.method.state_dict(), "optimizer": tensors}
-        save_checkpoint(self.folder, step, groups, state, keep=self.keep)
+        state = {**extra, "facts": self.facts, "optimizer": optimizer_state, "log_position": self.run.position()}
+        own = {"method": self.method.state_dict(), "optimizer": tensors}
+        save_checkpoint(self.folder, step, {**own, **(groups or {})}, state, keep=self.keep)
 
-    def restore(self) -> tuple[int, dict[str, Any]]:
-        """Load the newest good checkpoint into method and optimizer; return its step and state, or 0 and nothing.
+    def restore(self) -> Checkpoint | None:
+        """Load the newest good checkpoint into method and optimizer, and cut the metrics log back to it.
 
         Raises:
-            InputError: if the checkpoint belongs to other data or another method.
+            InputError: if the checkpoint belongs to other data or another start.
         """
         checkpoint = load_latest(self.folder)
         if checkpoint is None:
             if self.run is not None:
                 self.run.rewind(0)
-            return 0, {}
+            return None
         for name, value in self.facts.items():
             before = checkpoint.state["facts"].get(name)
             if before != value:
@@ -137,7 +201,7 @@ class Keeper:
                     state[name] = torch.empty_like(parameter).copy_(value)
         if self.run is not None:
             self.run.rewind(checkpoint.state["log_position"])
-        return checkpoint.step, checkpoint.state
+        return checkpoint
 
 
 def start_tracker(accelerator: Accelerator, config: Mapping[str, Any]) -> Callable[[Mapping[str, Any], int], None]:

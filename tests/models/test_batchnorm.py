@@ -17,6 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tpssl_hf.errors import InputError
 from tpssl_hf.models.batchnorm import SyncedBatchNorm, synchronise_batchnorm
 
 CPU = torch.device("cpu")
@@ -139,7 +140,7 @@ def test_conversion_keeps_keys_values_freezing_and_evaluation(tiny_backbone: nn.
 def test_layer_that_is_fused_with_its_activation_is_refused() -> None:
     fused = timm.create_model("test_efficientnet", pretrained=False, num_classes=0)
     with pytest.raises(
-        ValueError, match="BatchNormAct2d cannot share statistics on a CPU; set sync_batchnorm to false"
+        InputError, match="BatchNormAct2d cannot share statistics on a CPU; set sync_batchnorm to false"
     ):
         synchronise_batchnorm(fused, CPU)
 

@@ -10,11 +10,11 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,9 +62,7 @@ class Runs:
         assert self._server.stdout is not None
         self._server.stdout.close()
 
-    def start(
-        self, arguments: list[str], log: Path, *faults: Fault, environment: dict[str, str] | None = None
-    ) -> int:
+    def start(self, arguments: list[str], log: Path, *faults: Fault, environment: dict[str, str] | None = None) -> int:
         """Start the recipe with ``arguments``, output in ``log``; returns the process id."""
         log.parent.mkdir(parents=True, exist_ok=True)
         request = {"arguments": arguments, "log": str(log), "faults": [asdict(fault) for fault in faults]}
@@ -79,6 +77,23 @@ class Runs:
     def run(self, arguments: list[str], log: Path, *faults: Fault, environment: dict[str, str] | None = None) -> int:
         """Start the recipe and return its exit code."""
         return self.wait(self.start(arguments, log, *faults, environment=environment))
+
+    def start_group(self, arguments: list[str], logs: list[Path], faults: dict[int, Fault] | None = None) -> list[int]:
+        """Start one process per log as one group, as a launcher does, with a fault in some of them by rank."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        world |= {"WORLD_SIZE": str(len(logs)), "LOCAL_WORLD_SIZE": str(len(logs))}
+        return [
+            self.start(
+                arguments,
+                log,
+                *([faults[rank]] if faults and rank in faults else []),
+                environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank, log in enumerate(logs)
+        ]
 
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._server.stdin is not None and self._server.stdout is not None
@@ -120,7 +135,7 @@ def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]
     return {
         "forward": (BYOL, "forward", "after"),
         "backward": (_SquaredDistance, "backward", "before"),  # called by autograd
-        "optimizer": (LARS, "_step_group", "before"),  # two groups a step: an even number is in the middle of a step
+        "optimizer": (LARS, "step", "before"),  # and then once the first tensors have moved
         "teacher": (BYOL, "after_step", "after"),
         "log": (RunDir, "append", "before"),
         "write": (checkpoint, "_write", "before"),
@@ -148,7 +163,10 @@ def inject(fault: Fault, recipe: Any, log: Path) -> None:
             return
         if fault.do == "tear":
             tear(fault.point, *args)
-        os.kill(os.getpid(), signal.SIGKILL)
+        if fault.point == "optimizer":
+            die_after("_foreach_sub_")
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def patched(*args: Any, **kwargs: Any) -> Any:
         if when == "before":
@@ -159,6 +177,19 @@ def inject(fault: Fault, recipe: Any, log: Path) -> None:
         return result
 
     setattr(owner, name, staticmethod(patched) if fault.point == "backward" else patched)
+
+
+def die_after(name: str) -> None:
+    """Let torch's function ``name`` be the last thing this process does."""
+    import torch
+
+    original = getattr(torch, name)
+
+    def last(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(torch, name, last)
 
 
 def tear(point: str, *args: Any) -> None:
@@ -180,9 +211,9 @@ def run_child(request: dict[str, Any], recipe: Any) -> int:
     os.dup2(descriptor, 2)
     os.environ.update(request["environment"])
     sys.argv = [str(RECIPE), *request["arguments"]]
-    for fault in request["faults"]:
-        inject(Fault(**fault), recipe, log)
     try:
+        for fault in request["faults"]:
+            inject(Fault(**fault), recipe, log)
         recipe.leave(recipe.main)
     except SystemExit as end:
         return int(end.code or 0)
@@ -225,7 +256,8 @@ def serve() -> None:
                 sys.stderr.flush()
             finally:
                 os._exit(code)
-        print(json.dumps(answer), flush=True)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
     os._exit(0)  # tidying up so many modules takes seconds
 
 

@@ -55,9 +55,7 @@ def assert_same(one: Outcome, other: Outcome) -> None:
 
 
 @pytest.fixture(scope="module")
-def unkilled(
-    runs: Runs, smallest: Smallest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Outcome]:
+def unkilled(runs: Runs, smallest: Smallest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
     """The outcome of a run that nothing happened to, made once per choice of settings."""
     made: dict[str, Outcome] = {}
 
@@ -81,7 +79,7 @@ POINTS = {
     "before_the_first_checkpoint": (Fault("forward", 2), []),
     "after_a_forward": (Fault("forward", 5), [3]),
     "inside_a_backward": (Fault("backward", 8), [6]),
-    "inside_an_optimizer_step": (Fault("optimizer", 22), [9]),
+    "inside_an_optimizer_step": (Fault("optimizer", 11), [9]),
     "at_an_epoch_edge": (Fault("teacher", 8), [6]),
     "inside_a_log_line": (Fault("log", 4, "tear"), [6]),
     "inside_the_first_write": (Fault("write", 1, "tear", "method"), []),

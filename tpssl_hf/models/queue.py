@@ -30,7 +30,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Replace the oldest keys by ``keys`` (B, D) of every process; one that is not finite leaves its place as is."""
+        """Replace the oldest keys by ``keys`` (B, D) of every process; one that is not finite leaves its place."""
         keys = gather_rows(F.normalize(keys.float(), dim=1), with_gradient=False)
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.keys)
         finite = torch.isfinite(keys).all(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
 """The pull toward Φ_pre: λ‖Φ − Φ_pre‖² on top of any pretraining method (Eq. 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,18 @@ class Anchor(nn.Module):
 
     Args:
         inner: the method; its ``deployed`` network must still hold Φ_pre.
-        weight: λ (§IV-B: 1e-2); 0 only measures the drift.
+        weight: λ (§IV-B: 1e-2), constant over the run; 0 only measures the drift.
+        decoupled_rate: progress -> learning rate, for the ablation that leaves the loss alone and moves
+            w ← w − rate·2λ(w − w_pre) after each step, past the optimizer's scaling; None for Eq. 3 as it stands.
     """
 
-    def __init__(self, inner: nn.Module, weight: float) -> None:
+    def __init__(
+        self, inner: nn.Module, weight: float, *, decoupled_rate: Callable[[float], float] | None = None
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.weight = weight
+        self.decoupled_rate = decoupled_rate
         self._count = 0
         for parameter in self._backbone_parameters():
             self.register_buffer(f"anchor_{self._count}", parameter.detach().clone().float())
@@ -42,14 +47,18 @@ class Anchor(nn.Module):
         """Return the inner method's losses with λ‖Φ − Φ_pre‖² in ``loss``, and ``drift`` = ‖Φ − Φ_pre‖ / ‖Φ_pre‖."""
         losses: Losses = self.inner(batch, progress)
         distance = _SquaredDistance.apply(self._anchors(), *self._backbone_parameters())
-        if self.weight > 0:
+        if self.weight > 0 and self.decoupled_rate is None:
             losses["loss"] = losses["loss"] + self.weight * distance
             losses["loss_anchor"] = self.weight * distance.detach()
         losses["drift"] = distance.detach().sqrt() / self.anchor_norm
         return losses
 
     def after_step(self, progress: float) -> None:
-        """Let the inner method update its teachers and queues."""
+        """Make the decoupled pull, if that is how it is made, and let the inner method update teachers and queues."""
+        if self.decoupled_rate is not None:
+            share = min(1.0, 2.0 * self.weight * self.decoupled_rate(progress))
+            with torch.no_grad():
+                torch._foreach_lerp_(self._backbone_parameters(), self._anchors(), share)
         self.inner.after_step(progress)  # type: ignore[operator]
 
     @property

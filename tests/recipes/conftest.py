@@ -1,0 +1,83 @@
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Any:
+    """recipes/target_pretrain.py as a module."""
+    spec = importlib.util.spec_from_file_location("target_pretrain", ROOT / "recipes" / "target_pretrain.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["target_pretrain"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def adapt(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Run the recipe in this process on a tiny backbone, with these settings; returns its exit code.
+
+    A setting of None is left out. The two pictures it draws are left empty: they would take most of the time.
+    """
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for name in ("draw_views", "draw_curves"):
+        monkeypatch.setattr(recipe, name, lambda path, *_, **__: path.touch())
+    tiny = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "max_steps": 3, "precision": "fp32"}
+    tiny |= {"hidden_features": 32, "projection_features": 16, "cache_dir": tmp_path / "cache"}
+    tiny |= {"output_dir": tmp_path / "run"}
+
+    def run(**settings: Any) -> int:
+        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
+        monkeypatch.setattr(sys, "argv", ["target_pretrain.py", *(f"--{k}={v}" for k, v in chosen.items())])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        code: int = recipe.main()
+        return code
+
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def random_picture(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (20 + number % 3, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder of ``count`` PNG and JPEG files, ``broken`` of them damaged, in sub-folders if ``nested``."""
+
+    def make(count: int = 24, name: str = "pictures", *, nested: bool = False, broken: int = 0) -> Path:
+        folder = tmp_path / name
+        for number in range(count):
+            place = folder / f"part{number % 3}" / "deeper" if nested else folder
+            place.mkdir(parents=True, exist_ok=True)
+            path = place / f"{number:03d}.{'jpg' if number % 2 else 'png'}"
+            if number < broken:
+                path.write_text("no picture")
+            else:
+                Image.fromarray(random_picture(number)).save(path)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def labelled() -> Any:
+    """A data set of 32 pictures of two classes: dark ones and bright ones."""
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["dark", "bright"]))
+    images = [Image.fromarray(random_picture(number) // 4 + 180 * (number % 2)) for number in range(32)]
+    return datasets.Dataset.from_dict({"image": images, "label": [n % 2 for n in range(32)]}, features=features)

@@ -1,0 +1,378 @@
+"""The recipe as people run it: once through the command line, and otherwise in this process, which is faster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tpssl_hf.checkpoint import load_latest
+from tpssl_hf.config import read_config_file
+from tpssl_hf.errors import InputError
+from tpssl_hf.methods.pretrain.byol import BYOL
+from tpssl_hf.rundir import read_metrics
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes" / "configs"
+RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed", "steps", "epochs", "seconds"]
+RESULT_KEYS += ["images_per_second", "metrics", "config", "versions", "commit"]
+RUN_FILES = {"config.yaml", "scan.json", "augmentations.png", "metrics.jsonl", "curves.png", "results.json"}
+
+Adapt = Callable[..., int]
+Pictures = Callable[..., Path]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")
+    }
+
+
+# --- through the command line ---
+
+
+def test_one_command_line_leaves_everything_and_its_config_repeats_it(
+    tmp_path: Path, pictures: Pictures, adapt: Adapt, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+    command += ["--config_file", "recipes/configs/accelerate/default.yaml", "recipes/target_pretrain.py"]
+    command += ["--dataset", str(pictures()), "--output_dir", str(folder), "--cache_dir", str(tmp_path / "cache")]
+    command += ["--backbone", "test_resnet", "--image_size", "32", "--batch_size", "8", "--max_steps", "3"]
+    command += ["--hidden_features", "32", "--projection_features", "16", "--precision", "fp32", "--cpu_threads", "1"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+    assert "were not passed" not in done.stderr and "Warning" not in done.stderr
+    assert "24/24" in done.stderr.splitlines()[-1]  # the bar counts pictures, and ends where it should
+    for part in ("1 process; float32", "pictures: 24 pictures, scanned", "Adapted test_resnet (random weights)"):
+        assert part in done.stdout
+    assert f"timm.create_model('local-dir:{folder / 'model'}', pretrained=True)" in done.stdout
+
+    assert {path.name for path in folder.iterdir()} == RUN_FILES | {"checkpoints", "model"}
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_3"]
+    assert {path.name for path in (folder / "model").iterdir()} == {"model.safetensors", "config.json"}
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("augmentations.png", "curves.png"))
+    found = results(folder)
+    assert list(found) == RESULT_KEYS
+    assert found["dataset"] == {"name": "pictures", "fingerprint": found["dataset"]["fingerprint"], "images": 24}
+    assert (found["steps"], found["epochs"], found["method"], found["seed"]) == (3, 1.0, "byol", 0)
+    assert found["metrics"] == {} and found["seconds"] > 0 and found["versions"]["torch"] == version("torch")
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [3]
+    assert found["config"] == yaml.safe_load((folder / "config.yaml").read_text())
+
+    again = tmp_path / "again"
+    monkeypatch.setattr(sys, "argv", ["x", "--config", str(folder / "config.yaml"), "--output_dir", str(again)])
+    assert torch.get_num_threads() == found["config"]["cpu_threads"] == 1
+    assert recipe.main() == 0
+    assert weights(again) == weights(folder)
+
+
+# --- kinds of data ---
+
+
+def test_finished_run_is_not_trained_again(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = pictures()
+    assert adapt(dataset=dataset) == 0
+    before = snapshot(tmp_path / "run")
+    capsys.readouterr()
+    assert adapt(dataset=dataset) == 0
+    assert snapshot(tmp_path / "run") == before
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'run'} holds the finished run of these settings")
+
+
+def test_nested_folder_has_no_labels(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    assert adapt(dataset=pictures(nested=True), limit_images=17, max_steps=None, epochs=2) == 0
+    found = results(tmp_path / "run")
+    assert found["metrics"] == {} and found["dataset"]["images"] == 17
+    assert (found["steps"], found["epochs"]) == (4, 2.0)  # 17 pictures are two batches of 8
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_labels_are_probed_before_and_after(
+    adapt: Adapt, labelled: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    folder = tmp_path / "table"
+    if kind == "parquet":
+        folder.mkdir()
+        labelled.to_parquet(folder / "train-00000-of-00001.parquet")
+    else:
+        labelled.save_to_disk(folder)
+    assert adapt(dataset=folder) == 0
+    metrics = results(tmp_path / "run")["metrics"]
+    names = [f"{probe}_{when}" for when in ("before", "after") for probe in ("knn_accuracy", "linear_probe_accuracy")]
+    assert sorted(metrics) == sorted(names) and all(0 <= value <= 1 for value in metrics.values())
+    assert metrics["linear_probe_accuracy_after"] == 1.0  # dark and bright are told apart by any features
+    out = capsys.readouterr().out
+    assert "kNN accuracy" in out and "linear probe" in out
+
+
+def test_streamed_parquet_needs_no_scan(adapt: Adapt, labelled: Any, tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+    labelled.to_parquet(tmp_path / "table" / "train.parquet")
+    assert adapt(dataset=tmp_path / "table", streaming=True) == 0
+    found = results(tmp_path / "run")
+    assert found["dataset"]["images"] is None and found["epochs"] is None and found["metrics"] == {}
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["epoch"] is None
+    assert not (tmp_path / "run" / "scan.json").exists() and not (tmp_path / "cache").exists()
+
+
+def test_some_broken_pictures_are_left_out_and_named(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    assert adapt(dataset=pictures(40, broken=2)) == 0
+    scan = json.loads((tmp_path / "run" / "scan.json").read_text())
+    assert scan["pictures"] == 38 and [entry["where"] for entry in scan["bad"]] == ["000.png", "001.jpg"]
+
+
+# --- ways to train ---
+
+
+def stop_after_forward(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process SIGTERM in forward pass ``number`` from now."""
+    calls, original = [], BYOL.forward
+
+    def forward(self: BYOL, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(BYOL, "forward", forward)
+
+
+def test_stopped_run_continues_where_it_was(
+    adapt: Adapt,
+    pictures: Pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset = pictures()
+    with monkeypatch.context() as patch:
+        stop_after_forward(2, patch)
+        assert adapt(dataset=dataset) == 143
+    assert not (tmp_path / "run" / "results.json").exists()
+    with pytest.raises(InputError, match="holds an unfinished run and resume is false"):
+        adapt(dataset=dataset, resume=False)
+    assert adapt(dataset=dataset) == 0
+    assert "resuming after step 2 of 3" in capsys.readouterr().out
+    assert adapt(dataset=dataset, output_dir=tmp_path / "unstopped") == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "unstopped")
+
+
+def test_accumulated_parts_are_one_step(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    settings = {"dataset": pictures(), "gradient_accumulation_steps": 2, "max_steps": None, "epochs": 1}
+    assert adapt(**settings, log_every=1) == 0
+    found = results(tmp_path / "run")
+    assert (found["steps"], found["epochs"]) == (3, 1.0)
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_adapted_weights_are_adapted_further_with_a_pull_toward_them(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path
+) -> None:
+    dataset, model = pictures(), tmp_path / "run" / "model"
+    assert adapt(dataset=dataset) == 0
+    second = tmp_path / "second"
+    assert adapt(dataset=dataset, init=model, output_dir=second) == 0
+    assert adapt(dataset=dataset, init=model, output_dir=tmp_path / "free", l2_weight=0) == 0
+    assert results(tmp_path / "run")["config"]["l2_weight"] == 0.0
+    found = results(second)
+    assert found["config"]["l2_weight"] == 1e-2
+    assert found["init"]["kind"] == "folder" and found["init"]["name"] == "run/model" and found["init"]["sha256"]
+    assert "loss_anchor" in read_metrics(second / "metrics.jsonl")[0]
+    checkpoint = load_latest(second / "checkpoints")
+    assert checkpoint is not None
+    start = load_file(model / "model.safetensors")["conv1.0.weight"]
+    assert torch.equal(checkpoint.tensors["method"]["anchor_0"], start)
+    assert weights(second) != weights(tmp_path / "free") != weights(tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
+def test_tensorboard_gets_what_the_log_gets(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert adapt(dataset=pictures(), log_with="tensorboard", log_every=1) == 0
+    events = next((tmp_path / "run").rglob("events.out.tfevents.*"))
+    reader = accumulator.EventAccumulator(str(events.parent)).Reload()
+    log = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    shown = [(event.step, event.value) for event in reader.Scalars("loss")]
+    assert shown == [(line["step"], pytest.approx(line["loss"])) for line in log] and len(shown) == 3
+
+
+# --- bad input: one sentence, and nothing is left half-written ---
+
+
+def refused(adapt: Adapt, tmp_path: Path, **settings: Any) -> str:
+    """Return the sentence with which these settings are refused; what is left must be whole, and no training."""
+    run = tmp_path / "run"
+    with pytest.raises(InputError) as error:
+        adapt(**settings)
+    left = {path.name for path in run.rglob("*")} if run.is_dir() else set()
+    assert left <= {"config.yaml", "scan.json"}
+    if "scan.json" in left:
+        json.loads((run / "scan.json").read_text())
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.tmp*"))
+    sentence = str(error.value)
+    assert "\n" not in sentence and "Traceback" not in sentence
+    return sentence
+
+
+def test_unknown_key_is_refused_before_anything_is_made(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    sentence = refused(adapt, tmp_path, dataset=pictures(), learning_rat=0.1)
+    assert sentence == "unknown setting 'learning_rat'; the nearest known one is 'learning_rate'."
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_method_and_backbone(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    dataset = pictures()
+    assert refused(adapt, tmp_path, dataset=dataset, method="byoll").startswith("method 'byoll' is not one of byol")
+    assert not (tmp_path / "run").exists()
+    assert "'resnet_18' is no timm model; did you mean" in refused(
+        adapt, tmp_path, dataset=dataset, backbone="resnet_18"
+    )
+
+
+def test_folder_that_is_empty_or_missing(adapt: Adapt, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "'empty' holds no pictures" in refused(adapt, tmp_path, dataset=tmp_path / "empty")
+    missing = refused(adapt, tmp_path, dataset=tmp_path / "missing", output_dir=tmp_path / "other")
+    assert "missing' is not an existing folder" in missing
+
+
+def test_fewer_pictures_than_a_batch(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    sentence = refused(adapt, tmp_path, dataset=pictures(5))
+    assert "5 pictures of 'pictures' are fewer than one batch of 8" in sentence and "lower the batch size" in sentence
+
+
+def test_batch_that_cannot_be_divided(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    sentence = refused(adapt, tmp_path, dataset=pictures(), gradient_accumulation_steps=3)
+    assert "batch_size 8" in sentence and "try --batch_size 9" in sentence
+
+
+def test_more_than_a_twentieth_broken(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    sentence = refused(adapt, tmp_path, dataset=pictures(30, broken=3))
+    assert "3 of 30 pictures of 'pictures' cannot be read" in sentence and "000.png" in sentence
+
+
+def test_streaming_without_a_length(adapt: Adapt, labelled: Any, tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+    labelled.to_parquet(tmp_path / "table" / "train.parquet")
+    sentence = refused(adapt, tmp_path, dataset=tmp_path / "table", streaming=True, max_steps=None)
+    assert "give --max_steps" in sentence
+
+
+def test_weights_of_another_architecture(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    dataset = pictures()
+    assert adapt(dataset=dataset, output_dir=tmp_path / "first") == 0
+    model = tmp_path / "first" / "model"
+    sentence = refused(adapt, tmp_path, dataset=dataset, init=model, backbone="test_resnet_other")
+    assert "'test_resnet_other' is no timm model" in sentence
+    sentence = refused(
+        adapt, tmp_path, dataset=dataset, init=model, backbone="resnet18", output_dir=tmp_path / "second"
+    )
+    assert "holds a test_resnet, not a resnet18; say --backbone test_resnet" in sentence
+
+
+def test_tracker_that_is_not_installed(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("tpssl_hf.launch.importlib.metadata.version", not_installed)
+    sentence = refused(adapt, tmp_path, dataset=pictures(), log_with="wandb")
+    assert "uv pip install wandb" in sentence and not (tmp_path / "run").exists()
+
+
+def test_file_in_the_place_of_the_folder_ends_with_code_2(
+    adapt: Adapt, recipe: Any, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(SystemExit) as end:
+        recipe.leave(lambda: adapt(dataset=pictures()))
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "choose another output_dir" in lines[0]
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_checkpoints_of_another_run_are_not_touched(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, run = pictures(), tmp_path / "run"
+    first = tmp_path / "first"
+    assert adapt(dataset=dataset, output_dir=first) == 0
+    with monkeypatch.context() as patch:
+        stop_after_forward(1, patch)
+        assert adapt(dataset=dataset, init=first / "model") == 143
+    before = snapshot(run)
+
+    with pytest.raises(InputError, match=r"learning_rate 0\.3 -> 0\.5.*weight_decay 1e-06 -> 0\.1"):
+        adapt(dataset=dataset, init=first / "model", learning_rate=0.5, weight_decay=0.1)
+    assert snapshot(run) == before
+
+    (first / "model" / "config.json").unlink()
+    assert adapt(dataset=dataset, output_dir=tmp_path / "third", seed=1) == 0
+    (first / "model" / "model.safetensors").write_bytes(weights(tmp_path / "third"))
+    with pytest.raises(InputError, match=r"step_1 was made with origin .*give back what the run was started with"):
+        adapt(dataset=dataset, init=first / "model")
+    (dataset / "000.png").unlink()
+    with pytest.raises(InputError, match=r"step_1 was made with dataset "):
+        adapt(dataset=dataset, init=first / "model")
+    assert {name for name in snapshot(run) if name != "scan.json"} == {name for name in before if name != "scan.json"}
+    assert snapshot(run / "checkpoints") == {
+        name.removeprefix("checkpoints/"): value for name, value in before.items() if name.startswith("checkpoints/")
+    }
+
+
+def test_corrected_command_may_use_the_same_folder(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    dataset = pictures()
+    refused(adapt, tmp_path, dataset=dataset, batch_size=256)
+    assert adapt(dataset=dataset, batch_size=8) == 0
+
+
+# --- configuration files ---
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.y*ml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_config_is_read_and_begins_with_its_command(
+    recipe: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    header = list(takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()))
+    command = next(line.partition("ommand: ")[2].split() for line in header if "ommand: " in line)
+    assert command[:2] == ["accelerate", "launch"]
+    script = command.index("recipes/target_pretrain.py")
+    if path.is_relative_to(CONFIGS / "accelerate"):
+        assert command[2:script] == ["--config_file", str(path.relative_to(ROOT))]
+        assert {"compute_environment", "distributed_type", "num_processes"} <= set(yaml.safe_load(path.read_text()))
+    else:
+        settings, _ = recipe.read_settings(command[script + 1 :])
+        assert settings == recipe.read_settings(["--config", str(path)])[0]
+        given = read_config_file(path)
+        assert given and {key: settings[key] for key in given} == given
+
+
+def test_all_configs_are_found() -> None:
+    assert {path.parent.name for path in CONFIGS.rglob("*.y*ml")} >= {"accelerate", "target_pretrain"}
