@@ -24,7 +24,8 @@ from tpssl_hf.rundir import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
-RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed", "steps", "epochs", "seconds"]
+RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed", "steps", "stopped", "epochs"]
+RESULT_KEYS += ["seconds"]
 RESULT_KEYS += ["images_per_second", "metrics", "config", "versions", "commit"]
 RUN_FILES = {"config.yaml", "scan.json", "augmentations.png", "metrics.jsonl", "curves.png", "results.json"}
 

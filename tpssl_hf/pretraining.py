@@ -1,0 +1,283 @@
+"""One run of target pretraining, Φ_pre → Φ_T (paper §III-B, Eq. 3): what it is made of, and how it is carried out."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from torch import nn
+from tqdm import tqdm
+
+from tpssl_hf.analysis.budget import Plan, measure_seconds_per_step, parse_duration, plan
+from tpssl_hf.analysis.pictures import draw_views
+from tpssl_hf.analysis.probes import probe, probe_split
+from tpssl_hf.analysis.watch import HealthWatch
+from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.config import DataConfig, HealthConfig, ModelConfig, OptimConfig, PretrainConfig, RunConfig, take
+from tpssl_hf.data.sources import Source, load_source
+from tpssl_hf.data.store import PictureStore
+from tpssl_hf.data.streams import PictureStream
+from tpssl_hf.engine import LoopSettings, Stream, batches_on_device, train
+from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation import extract_features
+from tpssl_hf.launch import Keeper, open_pictures, place, share_of_batch, start_tracker
+from tpssl_hf.methods.base import Views
+from tpssl_hf.methods.pretrain import PRETRAIN
+from tpssl_hf.methods.pretrain.anchor import Anchor
+from tpssl_hf.models.backbone import Origin, load_backbone
+from tpssl_hf.optim import build_optimizer, warmup_cosine
+from tpssl_hf.rundir import RunDir, StopSignals
+
+BATCH_SIZES = (32, 64, 128, 256, 512, 1024)  # what a time budget chooses from
+
+
+@dataclass
+class Job:
+    """Everything one run is made of, settled before its first step."""
+
+    settings: dict[str, Any]
+    accelerator: Accelerator
+    source: Source
+    store: PictureStore | None  # None when streaming
+    stream: Stream
+    origin: Origin
+    views: ViewSettings
+    transforms: Views
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch_steps: int | None  # None when streaming
+    max_steps: int
+    rate: Callable[[int], float]
+    projection_features: int
+
+
+def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerator, run: RunDir | None) -> Job:
+    """Open the pictures, load Φ_pre, put the method around it, plan the length."""
+    choice, data, model = take(PretrainConfig, settings), take(DataConfig, settings), take(ModelConfig, settings)
+    optim, options = take(OptimConfig, settings), take(RunConfig, settings)
+    source = load_source(
+        data.dataset,
+        split=data.split,
+        dataset_config=data.dataset_config,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        streaming=data.streaming,
+    )
+    share = share_of_batch(optim.batch_size, accelerator.num_processes, optim.gradient_accumulation_steps)
+    store, stream = open_pictures(source, data, share, options.seed, accelerator, run)
+    batches_per_epoch = stream.steps_per_epoch if isinstance(stream, PictureStream) else None
+    epoch_steps = batches_per_epoch and max(1, batches_per_epoch // optim.gradient_accumulation_steps)
+    set_seed(options.seed)
+    backbone, origin = load_backbone(model.backbone, init=model.init, image_size=data.image_size)
+    normalisation: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    flip = source.flip_is_safe if data.horizontal_flip is None else data.horizontal_flip
+    views = ViewSettings(data.image_size, normalisation["mean"], normalisation["std"], options.seed, flip)
+    spec = PRETRAIN[choice.method]
+    spec.check(backbone, method_config, data.image_size, optim.batch_size)
+    max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
+    if max_steps < 1:
+        raise InputError("a streamed data set has no known length: give --max_steps, a whole number above 0.")
+    rate = partial(
+        warmup_cosine,
+        base=optim.learning_rate * optim.batch_size / 256,
+        max_steps=max_steps,
+        warmup_steps=min(round(optim.warmup_epochs * (epoch_steps or 0)), max_steps // 10),
+    )
+    beside = (lambda progress: rate(round(progress * max_steps))) if choice.l2_mode == "decoupled" else None
+    inner = spec.build(backbone, method_config)
+    method = place(Anchor(inner, choice.l2_weight or 0.0, decoupled_rate=beside), model, accelerator)
+    optimizer = build_optimizer(
+        optim.optimizer,
+        method,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        decay_vectors=optim.decay_vectors,
+    )
+    return Job(
+        settings,
+        accelerator,
+        source,
+        store,
+        stream,
+        origin,
+        views,
+        spec.views(views, method_config),
+        method,
+        optimizer,
+        epoch_steps,
+        max_steps,
+        rate,
+        method_config.projection_features,
+    )
+
+
+def pretrain(
+    job: Job, run: RunDir | None, signals: StopSignals, say: Callable[..., None]
+) -> tuple[int, dict[str, Any]]:
+    """Train from the start or from the newest checkpoint; returns the completed steps and what came up on the way."""
+    optim, options = take(OptimConfig, job.settings), take(RunConfig, job.settings)
+    accelerator, parts = job.accelerator, optim.gradient_accumulation_steps
+    folder, began = Path(options.output_dir), time.perf_counter()
+    facts = {"dataset": job.source.fingerprint, "origin": job.origin.as_dict()}
+    keeper = Keeper(
+        accelerator, run, folder / "checkpoints", job.method, job.optimizer, facts, options.keep_checkpoints
+    )
+    watch = make_watch(job) if run else None
+    checkpoint = keeper.restore()
+    start_step = checkpoint.step if checkpoint else 0
+    if checkpoint:
+        state = {name: checkpoint.state[name] for name in ("seconds", "before", "stop_reason")}
+        if watch:
+            watch.load(checkpoint.tensors["health"], checkpoint.state["health"])
+        say(f"resuming after step {start_step} of {job.max_steps}")
+    else:
+        state = {"seconds": 0.0, "before": probed(job) if run else {}, "stop_reason": None}
+        if watch:
+            watch.begin(job.method.deployed)  # type: ignore[arg-type]
+        if run:
+            draw_first_views(job, folder / "augmentations.png")
+            say(f"{folder / 'augmentations.png'} shows the views: look at it before you wait")
+    seconds_before, track = state["seconds"], start_tracker(accelerator, job.settings)
+
+    def log(step: int, values: dict[str, float]) -> None:
+        if watch and watch.due(step):
+            values = {**values, **watch.check(step, job.method.deployed, values.get("projection_std"))}  # type: ignore[arg-type]
+            state["stop_reason"] = watch.stop_reason
+        if run:
+            run.append({"step": step, "epoch": step / job.epoch_steps if job.epoch_steps else None, **values})
+        track(values, step)
+
+    def save(step: int) -> None:
+        state["seconds"] = seconds_before + time.perf_counter() - began
+        tensors, health = watch.state() if watch else ({}, {})
+        keeper.save(step, {**state, "health": health}, {"health": tensors})
+
+    bar = tqdm(
+        batches_on_device(job.stream, job.transforms, start_step * parts, accelerator.device),
+        desc=f"{job.settings['method']} on {job.source.name}",
+        total=job.max_steps * parts,
+        initial=start_step * parts,
+        unit="img",
+        unit_scale=optim.batch_size // parts,
+        disable=run is None,
+    )
+    batches = iter(bar)  # a name keeps it alive: at its end it would set the bar back
+    done = train(
+        accelerator,
+        accelerator.prepare(job.method),
+        job.optimizer,
+        job.rate,
+        batches,
+        LoopSettings(job.max_steps, optim.batch_size, parts, options.log_every, options.save_every, options.seed),
+        start_step=start_step if state["stop_reason"] is None else job.max_steps,
+        log=log,
+        save=save,
+        stop=lambda: bool(signals.requested or state["stop_reason"]),
+    )
+    done = start_step if checkpoint and checkpoint.state["stop_reason"] else done
+    bar.n = done * parts  # the last batch was taken from it, but not asked for the next
+    bar.close()
+    state["stop_reason"] = broadcast_object_list([state["stop_reason"]])[0]
+    return done, state
+
+
+def make_watch(job: Job) -> HealthWatch | None:
+    """Make the watch over the features' health; none where it was switched off or pictures are only streamed by."""
+    health = take(HealthConfig, job.settings)
+    if job.store is None or job.epoch_steps is None or health.health_every <= 0:
+        return None
+    labels = job.store.labels if health.probe_labels else None
+    warmup = round(take(OptimConfig, job.settings).warmup_epochs * job.epoch_steps)
+    return HealthWatch(
+        job.store,
+        job.views,
+        next(iter(job.transforms.values())),
+        job.accelerator.device,
+        every=max(1, round(health.health_every * job.epoch_steps)),
+        settle_after=max(warmup, job.max_steps // 4),
+        projection_features=job.projection_features,
+        stop_on_collapse=health.on_collapse == "stop",
+        stop_when_stable=health.stop_when == "stable",
+        probe=probe_split(labels, most=2000) if labels is not None else None,
+    )
+
+
+def draw_first_views(job: Job, path: Path) -> None:
+    """Write the picture of the first eight pictures and their views."""
+    batches = job.stream.batches(0)
+    pictures = next(batches)[:8].to(job.accelerator.device)
+    batches.close()  # type: ignore[attr-defined]
+    views = next(iter(job.transforms.values()))(pictures)
+    draw_views(path, pictures, views, mean=job.views.mean, std=job.views.std)
+
+
+def probed(job: Job) -> dict[str, float]:
+    """Probe the backbone where the training pictures have labels; labels never reach the training."""
+    split = probe_split(job.store.labels) if job.store and job.store.labels is not None else None
+    if job.store is None or split is None:
+        return {}
+    backbone: Any = job.method.deployed
+    store, device = job.store, job.accelerator.device
+    return probe(lambda indices: extract_features(backbone, store, indices, job.views, device), split)
+
+
+def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: Accelerator) -> Plan:
+    """Time this machine on a few steps and choose the batch size and length that fit ``settings["budget"]``.
+
+    Raises:
+        InputError: if the budget is no duration or too short, or the number of pictures is unknown.
+    """
+    budget = parse_duration(settings["budget"])
+    trial = prepare({**settings, "max_steps": 1}, method_config, accelerator, None)
+    if trial.store is None:
+        raise InputError("a budget needs the number of pictures, which a streamed data set does not tell.")
+    accumulation, pictures = settings["gradient_accumulation_steps"], len(trial.store)
+    began = time.perf_counter()
+    probed(trial)
+    probe_seconds, began = time.perf_counter() - began, time.perf_counter()
+    watch = make_watch(trial)
+    if watch:
+        watch.begin(trial.method.deployed)  # type: ignore[arg-type]
+    check_seconds = 3 * (time.perf_counter() - began) if watch else 0.0  # a check looks at the pictures and two views
+
+    def run_steps(batch_size: int, steps: int) -> float:
+        job = prepare({**settings, "batch_size": batch_size, "max_steps": steps}, method_config, accelerator, None)
+        batches = batches_on_device(job.stream, job.transforms, 0, accelerator.device)
+        loop = LoopSettings(steps, batch_size, accumulation, log_every=steps)
+        prepared, started = accelerator.prepare(job.method), time.perf_counter()
+        train(
+            accelerator,
+            prepared,
+            job.optimizer,
+            job.rate,
+            batches,
+            loop,
+            start_step=0,
+            log=lambda step, values: None,
+            save=lambda step: None,
+            stop=lambda: False,
+        )
+        return time.perf_counter() - started
+
+    def seconds_per_step(batch_size: int) -> float:
+        steps_between_checks = max(1.0, settings["health_every"] * (pictures // batch_size))
+        seconds: float = measure_seconds_per_step(run_steps, batch_size)
+        return seconds + check_seconds / steps_between_checks
+
+    parts, queue = accelerator.num_processes * accumulation, settings.get("queue_size")
+    chosen = plan(
+        budget,
+        seconds_per_step,
+        pictures=pictures,
+        batch_sizes=[size for size in BATCH_SIZES if size % parts == 0 and size // parts > 1],
+        preferred=settings["batch_size"],
+        overhead_seconds=2 * probe_seconds,
+        allowed=lambda size: queue is None or queue % size == 0,
+    )
+    first: Plan = broadcast_object_list([chosen])[0]  # every process times a little differently
+    return first
