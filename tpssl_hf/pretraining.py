@@ -265,7 +265,7 @@ def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: A
         return time.perf_counter() - started
 
     def seconds_per_step(batch_size: int) -> float:
-        steps_between_checks = max(1.0, settings["health_every"] * (pictures // batch_size))
+        steps_between_checks = max(1.0, float(settings["health_every"]) * (pictures // batch_size))
         seconds: float = measure_seconds_per_step(run_steps, batch_size)
         return seconds + check_seconds / steps_between_checks
 

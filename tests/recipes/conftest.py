@@ -10,6 +10,8 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
+from tpssl_hf import pretraining
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,8 +35,8 @@ def adapt(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    for name in ("draw_views", "draw_curves"):
-        monkeypatch.setattr(recipe, name, lambda path, *_, **__: path.touch())
+    for module, name in ((pretraining, "draw_views"), (recipe, "draw_curves")):
+        monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "max_steps": 3, "precision": "fp32"}
     tiny |= {"hidden_features": 32, "projection_features": 16, "cache_dir": tmp_path / "cache"}
     tiny |= {"output_dir": tmp_path / "run"}

@@ -1,0 +1,201 @@
+"""Every method through the recipe, what is watched while it runs, and runs of a given time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tpssl_hf import pretraining
+from tpssl_hf.analysis.health import CollapseWarning
+from tpssl_hf.errors import InputError
+from tpssl_hf.methods.pretrain import PRETRAIN
+from tpssl_hf.rundir import read_metrics
+
+Adapt = Callable[..., int]
+Pictures = Callable[..., Path]
+SMALL: dict[str, dict[str, Any]] = {
+    "byol": {},
+    "moco": {"queue_size": 16, "hidden_features": None},
+    "simclr": {"hidden_features": None},
+    "densecl": {"queue_size": 16, "image_size": 64},
+    "pixpro": {"image_size": 64},
+}
+
+
+def log(tmp_path: Path) -> list[dict[str, Any]]:
+    return read_metrics(tmp_path / "run" / "metrics.jsonl")
+
+
+def results(tmp_path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((tmp_path / "run" / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("method", sorted(PRETRAIN))
+def test_every_method_adapts_and_leaves_weights(method: str, adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    assert adapt(dataset=pictures(), method=method, **SMALL[method]) == 0
+    assert results(tmp_path)["method"] == method
+    assert log(tmp_path)[-1]["drift"] > 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", ["byol", "simclr"])
+@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext"])
+def test_instance_level_methods_adapt_other_backbones(
+    method: str, backbone: str, adapt: Adapt, pictures: Pictures, tmp_path: Path
+) -> None:
+    assert adapt(dataset=pictures(), method=method, backbone=backbone, **SMALL[method]) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"method": "moco", "queue_size": 20, "hidden_features": None}, "queue_size 20 is not a multiple"),
+        ({"method": "pixpro", "backbone": "test_vit", "image_size": 64}, "dense methods need a backbone with maps"),
+        ({"method": "densecl", "queue_size": 16, "image_size": 16}, "smaller than the stride 32"),
+        ({"method": "byol", "batch_size": 1}, "at least 2"),
+    ],
+)
+def test_what_does_not_fit_a_method_is_one_sentence(
+    settings: dict[str, Any], sentence: str, adapt: Adapt, pictures: Pictures
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        adapt(dataset=pictures(), **settings)
+
+
+def test_health_is_logged_once_per_epoch_on_the_lines_of_the_log(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path
+) -> None:
+    adapt(dataset=pictures(), max_steps=9, log_every=1)  # three steps an epoch
+    checked = [entry["step"] for entry in log(tmp_path) if "health_effective_rank" in entry]
+    assert checked == [3, 6, 9]
+    last = log(tmp_path)[-1]
+    assert 0 <= last["health_neighbour_agreement_start"] <= 1 and 0 < last["health_cka_start"] <= 1 + 1e-6
+    assert "health_knn_accuracy" not in last
+
+
+def test_health_can_be_switched_off(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    adapt(dataset=pictures(), max_steps=3, log_every=1, health_every=0)
+    assert not any(name.startswith("health") for entry in log(tmp_path) for name in entry)
+
+
+def test_probing_logs_knn_accuracy_on_training_labels(adapt: Adapt, labelled: Any, tmp_path: Path) -> None:
+    labelled.save_to_disk(tmp_path / "labelled")
+    adapt(dataset=tmp_path / "labelled", max_steps=4, log_every=1, probe_labels=True)
+    assert 0 <= log(tmp_path)[-1]["health_knn_accuracy"] <= 1
+
+
+class Collapsing(nn.Module):
+    """BYOL whose projections all become one point."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, batch: Any, progress: float) -> Any:
+        losses = self.inner(batch, progress)
+        return {**losses, "projection_std": torch.full_like(losses["projection_std"], 1e-3)}
+
+    def after_step(self, progress: float) -> None:
+        self.inner.after_step(progress)
+
+    @property
+    def deployed(self) -> nn.Module:
+        return self.inner.deployed
+
+
+@pytest.fixture
+def collapsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    spec = PRETRAIN["byol"]
+    collapsed = replace(spec, build=lambda backbone, config: Collapsing(spec.build(backbone, config)))
+    monkeypatch.setitem(pretraining.PRETRAIN, "byol", collapsed)
+
+
+def test_a_collapse_warns_within_one_check_and_goes_on(
+    collapsing: None, adapt: Adapt, pictures: Pictures, tmp_path: Path
+) -> None:
+    with pytest.warns(CollapseWarning, match="step 3: projections have"):
+        assert adapt(dataset=pictures(), max_steps=9, log_every=1) == 0
+    assert results(tmp_path)["steps"] == 9 and results(tmp_path)["stopped"] is None
+
+
+@pytest.mark.filterwarnings("ignore::tpssl_hf.analysis.health.CollapseWarning")
+def test_a_collapse_stops_when_asked_and_says_why(
+    collapsing: None, adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt(dataset=pictures(), max_steps=9, log_every=1, on_collapse="stop") == 0
+    assert results(tmp_path)["steps"] == 3
+    assert "collapsed" in results(tmp_path)["stopped"] and "collapsed" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_a_settled_run_stops_says_at_which_step_and_is_finished(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # with a rate of next to nothing the features stand still
+    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "learning_rate": 1e-9}
+    folder = pictures()
+    assert adapt(dataset=folder, **settings) == 0
+    found = results(tmp_path)
+    assert 15 < found["steps"] < 60 and f"settled at step {found['steps']}" in found["stopped"]
+    assert adapt(dataset=folder, **settings) == 0
+    assert "holds the finished run" in capsys.readouterr().out
+
+
+def test_a_run_killed_between_settling_and_its_results_does_not_train_on(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "learning_rate": 1e-9}
+    folder = pictures()
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe, "leave_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            adapt(dataset=folder, **settings)
+    lines = log(tmp_path)
+    assert adapt(dataset=folder, **settings) == 0
+    assert log(tmp_path) == lines
+    assert results(tmp_path)["steps"] == lines[-1]["step"]
+
+
+def test_the_decoupled_pull_moves_toward_the_start(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+    drifts = []
+    for weight in (0.0, 2.0):
+        settings = {"l2_weight": weight, "l2_mode": "decoupled", "learning_rate": 3.0, "max_steps": 6, "log_every": 6}
+        adapt(dataset=pictures(), output_dir=tmp_path / f"run{weight}", **settings)
+        entry = read_metrics(tmp_path / f"run{weight}" / "metrics.jsonl")[-1]
+        assert "loss_anchor" not in entry
+        drifts.append(entry["drift"])
+    assert drifts[1] < 0.9 * drifts[0]
+
+
+def test_a_budget_chooses_batch_size_and_length_and_a_plan_only_says_so(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"dataset": pictures(70), "budget": "20s", "max_steps": None}
+    assert adapt(**settings, plan="true") == 0
+    said = capsys.readouterr().out
+    assert "plan for 20 s" in said and "ready about" in said
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_budget_too_short_names_the_least(adapt: Adapt, pictures: Pictures) -> None:
+    with pytest.raises(InputError, match="the least.*--budget"):
+        adapt(dataset=pictures(70), budget="1s", max_steps=None)
+
+
+def test_a_resumed_run_keeps_what_its_budget_chose(
+    adapt: Adapt, pictures: Pictures, recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = type("Chosen", (), {"batch_size": 8, "max_steps": 3, "summary": lambda self: "planned"})()
+    monkeypatch.setattr(recipe, "plan_for_budget", lambda *_: chosen)
+    folder = pictures()
+    assert adapt(dataset=folder, budget="10m", max_steps=None, batch_size=None) == 0
+    assert (results(tmp_path)["steps"], results(tmp_path)["config"]["batch_size"]) == (3, 8)
+    monkeypatch.setattr(recipe, "plan_for_budget", lambda *_: pytest.fail("timed again"))
+    assert adapt(dataset=folder, budget="10m", max_steps=None, batch_size=None) == 0
