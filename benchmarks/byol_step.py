@@ -198,7 +198,9 @@ def compare(image_size: int, arguments: argparse.Namespace) -> None:
             rates.append([gemm_rate(kind) for kind in kinds])
         stream.close()
     images, precision = batch * steps, "bf16" if ours.accelerator.mixed_precision == "bf16" else "fp32"
-    print(f"\n{image_size} px, batch {batch}, {arguments.rounds} rounds of {steps} steps, {gigaflop:.2f} GFLOP per image")
+    print(
+        f"\n{image_size} px, batch {batch}, {arguments.rounds} rounds of {steps} steps, {gigaflop:.2f} GFLOP per image"
+    )
     print("\n| step | images/s | CPU-ms per image | CPU ratio (min..max) | wall ratio (min..max) |")
     print("| --- | --- | --- | --- | --- |")
     for column, name in enumerate(("lightly, fp32", f"tpssl_hf, {precision}, {arguments.optimizer}")):

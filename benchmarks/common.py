@@ -147,7 +147,7 @@ def our_step(
         accelerator.prepare(method),
         build_optimizer(optimizer, method, weight_decay=1e-6, momentum=0.9),
         PictureStream(store, batch_size=batch_size, seed=0),
-        spec.views(ViewSettings(image_size, MEAN, STD, seed=0)),
+        spec.views(ViewSettings(image_size, MEAN, STD, seed=0), spec.config()),
         batch_size,
     )
 

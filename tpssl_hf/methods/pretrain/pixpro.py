@@ -88,7 +88,7 @@ class PixPro(nn.Module):
             "loss_pixpro": loss.detach(),
             "projection_std": normalised_std(projections[0].movedim(1, 3).flatten(0, 2)),
             "positive_pairs": (weights > 0).float().sum(dim=(1, 2)).mean(),
-            "ema_momentum": torch.tensor(cosine_momentum(self.config.base_momentum, progress)),
+            "ema_momentum": torch.full_like(loss, cosine_momentum(self.config.base_momentum, progress)),
         }
 
     def after_step(self, progress: float) -> None:
