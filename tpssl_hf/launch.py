@@ -47,7 +47,9 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         "Grad strides do not match bucket view strides",  # 1 x 1 convolutions: two descriptions of one layout
     ):
         warnings.filterwarnings("ignore", message)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
+        cpu=several and not torch.accelerator.is_available(),  # untold, accelerate would start them all as single ones
         mixed_precision=_mixed_precision(config.precision),
         log_with=None if config.log_with == "none" else config.log_with,
         project_dir=config.output_dir,
