@@ -26,7 +26,7 @@ from tpssl_hf.engine import LoopSettings, Stream, batches_on_device, train
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation import extract_features
 from tpssl_hf.launch import Keeper, open_pictures, place, share_of_batch, start_tracker
-from tpssl_hf.methods.base import Views
+from tpssl_hf.methods.base import Batch, Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import Origin, load_backbone
@@ -157,15 +157,7 @@ def pretrain(
         tensors, health = watch.state() if watch else ({}, {})
         keeper.save(step, {**state, "health": health}, {"health": tensors})
 
-    bar = tqdm(
-        batches_on_device(job.stream, job.transforms, start_step * parts, accelerator.device),
-        desc=f"{job.settings['method']} on {job.source.name}",
-        total=job.max_steps * parts,
-        initial=start_step * parts,
-        unit="img",
-        unit_scale=optim.batch_size // parts,
-        disable=run is None,
-    )
+    bar = progress_bar(job, start_step * parts, run is not None)
     batches = iter(bar)  # a name keeps it alive: at its end it would set the bar back
     done = train(
         accelerator,
@@ -184,6 +176,20 @@ def pretrain(
     bar.close()
     state["stop_reason"] = broadcast_object_list([state["stop_reason"]])[0]
     return done, state
+
+
+def progress_bar(job: Job, start: int, shown: bool) -> "tqdm[Batch]":
+    """Return the augmented batches from ``start`` on behind a bar that counts pictures."""
+    parts = job.settings["gradient_accumulation_steps"]
+    return tqdm(
+        batches_on_device(job.stream, job.transforms, start, job.accelerator.device),
+        desc=f"{job.settings['method']} on {job.source.name}",
+        total=job.max_steps * parts,
+        initial=start,
+        unit="img",
+        unit_scale=job.settings["batch_size"] // parts,
+        disable=not shown,
+    )
 
 
 def make_watch(job: Job) -> HealthWatch | None:
