@@ -17,7 +17,7 @@ def runs() -> Iterator[Runs]:
 
 @pytest.fixture(scope="session")
 def smallest(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """Arguments of a run of twelve steps in three epochs over 32 pictures; more of them may be given."""
+    """Arguments of a run of twelve steps in three epochs over 32 pictures; more may be given, None takes one out."""
     pictures, cache = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("cache")
     for number in range(32):
         pixels = np.random.default_rng(number).integers(0, 256, (20 + number % 3, 24, 3), dtype=np.uint8)
@@ -28,6 +28,6 @@ def smallest(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str
 
     def arguments(output: Path, **others: object) -> list[str]:
         settings = fixed | {"precision": "fp32"} | others | {"output_dir": output}
-        return [f"--{name}={value}" for name, value in settings.items()]
+        return [f"--{name}={value}" for name, value in settings.items() if value is not None]
 
     return arguments

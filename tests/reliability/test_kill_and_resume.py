@@ -125,6 +125,26 @@ def test_so_it_is_with_other_arithmetic(
     assert_same(Outcome(folder), unkilled(**settings))
 
 
+METHODS: dict[str, dict[str, object]] = {
+    "moco": {"queue_size": 16, "hidden_features": None},
+    "simclr": {"hidden_features": None},
+    "densecl": {"queue_size": 16, "image_size": 64},
+    "pixpro": {"image_size": 64},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_so_it_is_with_every_other_method(
+    runs: Runs, smallest: Smallest, unkilled: Callable[..., Outcome], tmp_path: Path, method: str
+) -> None:
+    folder, log, settings = tmp_path / "run", tmp_path / "log", {"method": method, **METHODS[method]}
+    arguments = smallest(folder, **settings)
+    assert runs.run(arguments, log, Fault("rename", 3)) == -signal.SIGKILL, log.read_text()
+    assert runs.run(arguments, log) == 0, log.read_text()
+    assert resumed_steps(log) == [6]
+    assert_same(Outcome(folder), unkilled(**settings))
+
+
 def test_killed_again_and_again_is_bit_identical(
     runs: Runs, smallest: Smallest, unkilled: Callable[..., Outcome], tmp_path: Path
 ) -> None:
