@@ -6,6 +6,7 @@ import pytest
 from tpssl_hf.config import (
     CARRY_OUT_KEYS,
     DataConfig,
+    HealthConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
@@ -18,7 +19,7 @@ from tpssl_hf.config import (
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
 
-SHARED = [PretrainConfig, DataConfig, ModelConfig, OptimConfig, RunConfig]
+SHARED = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig]
 
 
 def parse(*arguments: str) -> dict:

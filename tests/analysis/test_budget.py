@@ -128,4 +128,31 @@ def test_timing_discards_the_warm_up_and_takes_the_median() -> None:
         return next(durations)
 
     assert measure_seconds_per_step(run, 32) == pytest.approx(0.12)
-    assert calls == [(32, 2), (32, 1), (32, 10), (32, 10), (32, 10)]
+    assert calls == [(32, 1), (32, 1), (32, 10), (32, 10), (32, 10)]
+
+
+def test_a_step_over_a_second_is_timed_once() -> None:
+    durations = iter([50.0, 4.0])
+    assert measure_seconds_per_step(lambda batch_size, steps: next(durations), 32) == 4.0
+
+
+def test_a_larger_batch_is_not_timed_where_a_smaller_one_gives_too_few_steps() -> None:
+    tried: list[int] = []
+
+    def seconds(size: int) -> float:
+        tried.append(size)
+        return size / 64
+
+    found = plan(400, seconds, pictures=5000, batch_sizes=[32, 64, 128, 256], preferred=128, clock=lambda: 0)
+    assert tried == [128, 64, 32] and found.batch_size == 32
+
+
+def test_timing_stops_at_a_tenth_of_the_budget() -> None:
+    tried, now = [], iter(range(0, 10_000, 50))
+
+    def seconds(size: int) -> float:
+        tried.append(size)
+        return size / 64
+
+    found = plan(600, seconds, pictures=5000, batch_sizes=[32, 64, 128], preferred=128, clock=lambda: next(now))
+    assert tried == [128] and found.batch_size == 128

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from tpssl_hf.errors import InputError
 
 # Share of the budget no step is planned into: speed varies, and a run that ends late has broken its promise.
+TIMING_SHARE = 0.1
 RESERVE = 0.1
 # Fewer are no schedule: warm-up, then a cosine.
 LEAST_STEPS = 10
@@ -81,15 +82,17 @@ def say_duration(seconds: float) -> str:
 
 
 def measure_seconds_per_step(run_steps: Callable[[int, int], float], batch_size: int, *, repeats: int = 3) -> float:
-    """Time training steps: one warm-up run is discarded, the median of the others returned.
+    """Time training steps: a warm-up is discarded; the median of several runs is returned, or one step over a second.
 
     Args:
         run_steps: (batch size, number of steps) -> seconds they took, once the device has finished them.
         batch_size: pictures per step.
         repeats: timed runs, each of 1 to 20 steps.
     """
-    run_steps(batch_size, 2)  # memory is allocated, kernels are chosen, threads start
+    run_steps(batch_size, 1)  # memory is allocated, kernels are chosen, threads start
     once = run_steps(batch_size, 1)
+    if once > TIMING_SECONDS:
+        return once  # a step this long is timed well enough by itself
     steps = min(20, max(1, int(TIMING_SECONDS / max(once, 1e-9))))
     return statistics.median(run_steps(batch_size, steps) / steps for _ in range(repeats))
 
@@ -109,8 +112,8 @@ def plan(
 
     A tenth of the budget is kept in reserve. Of the batch sizes, the one nearest to ``preferred`` (by ratio) that
     allows 500 steps is taken: few steps are worse than small batches, because schedules, teachers and momentum count
-    in steps. Where none allows them, the one that allows most. Sizes are timed from the nearest on, none in vain, and
-    the time that takes is taken off the budget.
+    in steps. Where none allows them, the one that allows most. Sizes are timed from the nearest down, until one is
+    good enough or a tenth of the budget is spent on timing, and the time that takes is taken off the budget.
 
     Args:
         budget_seconds: wall-clock time from this call to the end of the run.
@@ -131,7 +134,11 @@ def plan(
     if not sizes:
         raise InputError(f"no batch size of {sorted(set(batch_sizes))} suits the method and {pictures} pictures.")
     best = (-1, 0.0, 0)  # steps, −seconds per step, batch size
+    least_tried = max(sizes)
     for size in sorted(sizes, key=lambda size: (abs(math.log(size / preferred)), size)):
+        if size > least_tried or (best[0] >= LEAST_STEPS and clock() - began > TIMING_SHARE * budget_seconds):
+            continue  # a larger batch takes longer, so even fewer steps would fit; and timing must not eat the budget
+        least_tried = size
         seconds = of_size(size)
         left = (1 - RESERVE) * budget_seconds - overhead_seconds - (clock() - began)
         best = max(best, (int(max(0.0, left) / seconds), -seconds, size))
