@@ -74,10 +74,14 @@ def draw_views(
         axis.set_title(name, fontsize=9)
     for axis in axes.flat:
         axis.set_axis_off()
-    if any(name.startswith("geometry") for name in views):
-        note = "boxes: crops, filled in the view's upper left corner; lines on views: edge of the crop after warping"
-        figure.supxlabel(note, fontsize=7)
-    figure.tight_layout(pad=0.4)
+    note = (
+        "boxes: crops, filled in the view's upper left corner" if any(n.startswith("geometry") for n in views) else ""
+    )
+    if any(name.startswith("affine") for name in views):
+        note += "\nlines on views: edge of the crop after warping"
+    foot = 0.35 / figure.get_figheight() if note else 0.0  # inches kept free below the last row
+    figure.tight_layout(pad=0.4, rect=(0.0, foot, 1.0, 1.0))
+    figure.text(0.5, foot / 2, note, ha="center", va="center", fontsize=7)
     figure.savefig(path, dpi=110)
 
 
