@@ -22,6 +22,7 @@ def test_other_texts_are_refused_with_examples(text: str) -> None:
 
 
 def test_durations_are_said() -> None:
+    assert [say_duration(s) for s in (150, 299.2, 300)] == ["2 min 30 s", "5 min", "5 min"]
     assert [say_duration(s) for s in (44.2, 720, 3540.5, 5400, 7200)] == ["45 s", "12 min", "1 h", "1 h 30 min", "2 h"]
 
 

@@ -76,6 +76,9 @@ def say_duration(seconds: float) -> str:
     """Write seconds for people, to two units: ``45 s``, ``12 min``, ``1 h 30 min``."""
     if seconds < 90:
         return f"{math.ceil(seconds)} s"
+    if seconds < 600:
+        minutes, rest = divmod(math.ceil(seconds), 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     minutes = math.ceil(seconds / 60)
     hours, minutes = divmod(minutes, 60)
     return " ".join(part for part, some in ((f"{hours} h", hours), (f"{minutes} min", minutes)) if some)
