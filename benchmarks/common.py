@@ -24,7 +24,7 @@ from tpssl_hf.config import RunConfig
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.data.streams import PictureStream
-from tpssl_hf.engine import LoopSettings, train
+from tpssl_hf.engine import LoopSettings, batches_on_device, train
 from tpssl_hf.launch import make_accelerator
 from tpssl_hf.methods.base import Batch, Views
 from tpssl_hf.methods.pretrain import PRETRAIN
@@ -83,10 +83,8 @@ class OurStep:
     done: int = 0
 
     def batches(self) -> Iterator[Batch]:
-        """Yield batches as the recipe does, from the next step on, read ahead in a thread."""
-        for loaded in self.stream.batches(self.done):
-            loaded = loaded.pin_memory() if self.accelerator.device.type == "cuda" else loaded
-            yield self.views(loaded.to(self.accelerator.device, non_blocking=True))
+        """Return batches as the recipe takes them, from the next step on, read ahead in a thread."""
+        return batches_on_device(self.stream, self.transforms, self.done, self.accelerator.device)
 
     def views(self, loaded: Any) -> Batch:
         """Return the augmented batch of ``loaded`` pictures."""

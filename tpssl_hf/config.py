@@ -16,6 +16,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.runtime import values_of
 
 
 def key(default: Any, help_text: str) -> Any:
@@ -206,12 +207,7 @@ def _given_keys(arguments: Sequence[str]) -> list[str]:
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
     """Return the files named by ``--config`` on a command line."""
-    return [Path(value) for value in _values_of("--config", arguments)]
-
-
-def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
-    values = [after for before, after in zip(arguments, arguments[1:], strict=False) if before == flag]
-    return values + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]
+    return [Path(value) for value in values_of("--config", arguments)]
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -264,7 +260,7 @@ def method_named(arguments: Sequence[str]) -> str:
     name = "byol"
     for path in config_files(arguments):
         name = str(read_config_file(path).get("method", name))
-    return ([name] + _values_of("--method", arguments))[-1]
+    return ([name] + values_of("--method", arguments))[-1]
 
 
 def parse_with_method(

@@ -1,9 +1,9 @@
 """One run of target pretraining, Φ_pre → Φ_T (paper §III-B, Eq. 3): what it is made of, and how it is carried out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -159,19 +159,21 @@ def pretrain(
 
     bar = progress_bar(job, start_step * parts, run is not None)
     batches = iter(bar)  # a name keeps it alive: at its end it would set the bar back
-    done = train(
-        accelerator,
-        accelerator.prepare(job.method),
-        job.optimizer,
-        job.rate,
-        batches,
-        LoopSettings(job.max_steps, optim.batch_size, parts, options.log_every, options.save_every, options.seed),
-        start_step=start_step if state["stop_reason"] is None else job.max_steps,
-        log=log,
-        save=save,
-        stop=lambda: bool(signals.requested or state["stop_reason"]),
-    )
-    done = start_step if checkpoint and checkpoint.state["stop_reason"] else done
+    loop = LoopSettings(job.max_steps, optim.batch_size, parts, options.log_every, options.save_every, options.seed)
+    done = start_step
+    if state["stop_reason"] is None:  # else it had stopped for good, and was killed before its results
+        done = train(
+            accelerator,
+            accelerator.prepare(job.method),
+            job.optimizer,
+            job.rate,
+            batches,
+            loop,
+            start_step=start_step,
+            log=log,
+            save=save,
+            stop=lambda: bool(signals.requested or state["stop_reason"]),
+        )
     bar.n = done * parts  # the last batch was taken from it, but not asked for the next
     bar.close()
     state["stop_reason"] = broadcast_object_list([state["stop_reason"]])[0]
@@ -251,11 +253,16 @@ def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: A
         watch.begin(trial.method.deployed)  # type: ignore[arg-type]
     check_seconds = 3 * (time.perf_counter() - began) if watch else 0.0  # a check looks at the pictures and two views
 
-    def run_steps(batch_size: int, steps: int) -> float:
-        job = prepare({**settings, "batch_size": batch_size, "max_steps": steps}, method_config, accelerator, None)
+    @lru_cache(maxsize=1)
+    def of_size(batch_size: int) -> tuple[Job, nn.Module, Iterator[Batch]]:
+        job = prepare({**settings, "batch_size": batch_size, "max_steps": 1}, method_config, accelerator, None)
         batches = batches_on_device(job.stream, job.transforms, 0, accelerator.device)
+        return job, accelerator.prepare(job.method), batches
+
+    def run_steps(batch_size: int, steps: int) -> float:
+        job, prepared, batches = of_size(batch_size)
         loop = LoopSettings(steps, batch_size, accumulation, log_every=steps)
-        prepared, started = accelerator.prepare(job.method), time.perf_counter()
+        started = time.perf_counter()
         train(
             accelerator,
             prepared,
@@ -285,5 +292,6 @@ def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: A
         overhead_seconds=2 * probe_seconds,
         allowed=lambda size: queue is None or queue % size == 0,
     )
+    accelerator.free_memory()  # it would hold on to the networks it has timed
     first: Plan = broadcast_object_list([chosen])[0]  # every process times a little differently
     return first

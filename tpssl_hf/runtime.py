@@ -31,11 +31,11 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     share = max(1, cores // local_processes)
-    asked = _value_of("--cpu_threads", sys.argv[1:] if arguments is None else arguments)
+    asked = values_of("--cpu_threads", sys.argv[1:] if arguments is None else arguments)
     inherited = os.environ.get("OMP_NUM_THREADS")
     from_launcher = inherited == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ
-    if asked is not None and asked.isdigit() and int(asked) > 0:
-        threads, why = int(asked), "as asked"
+    if asked and asked[-1].isdigit() and int(asked[-1]) > 0:
+        threads, why = int(asked[-1]), "as asked"
     elif inherited is not None and not from_launcher:
         threads, why = int(inherited), "from OMP_NUM_THREADS"
     elif cpu_has_bf16() and share <= 2:
@@ -46,13 +46,15 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
     return f"CPU: {threads} of {cores} cores ({why}), OpenMP waits {os.environ['OMP_WAIT_POLICY']}ly"
 
 
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+def values_of(flag: str, arguments: Sequence[str]) -> list[str]:
+    """Return what a command line gives ``flag``, as ``--flag value`` or ``--flag=value``, in order."""
+    found: list[str] = []
     for position, argument in enumerate(arguments):
-        if argument == flag and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(flag + "="):
-            return argument.partition("=")[2]
-    return None
+        if argument == flag:
+            found += arguments[position + 1 : position + 2]
+        elif argument.startswith(f"{flag}="):
+            found.append(argument.partition("=")[2])
+    return found
 
 
 def cpu_has_bf16() -> bool:
