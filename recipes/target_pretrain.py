@@ -41,7 +41,8 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.launch import describe, make_accelerator, run_facts
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
-from tpssl_hf.pretraining import Job, plan_for_budget, prepare, pretrain, probed
+from tpssl_hf.planning import plan_for_budget
+from tpssl_hf.pretraining import Job, finished_backbone, prepare, pretrain, probed
 from tpssl_hf.rundir import CONFIG, RESULTS, RunDir, StopSignals, read_metrics
 
 PAPER = "arXiv:2205.03001"
@@ -114,7 +115,8 @@ def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> st
     """Write curves.png, model/ and results.json; returns the summary for people."""
     optim = take(OptimConfig, job.settings)
     metrics = {f"{name}_before": value for name, value in state["before"].items()}
-    metrics |= {f"{name}_after": value for name, value in probed(job).items()}
+    backbone = finished_backbone(job)
+    metrics |= {f"{name}_after": value for name, value in probed(job, backbone).items()}
     draw_curves(run.path / "curves.png", read_metrics(run.path / "metrics.jsonl"))
     dataset = {
         "name": job.source.name,
@@ -138,7 +140,6 @@ def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> st
         config=job.settings,
     )
     provenance = {key: results[key] for key in ("recipe", "method", "dataset", "init", "seed", "steps", "versions")}
-    backbone: Any = job.method.deployed
     save_timm_folder(
         backbone,
         run.path / "model",

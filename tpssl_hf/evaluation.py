@@ -1,6 +1,8 @@
 """Evaluation of networks on stored pictures."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,11 @@ from torch import Tensor, nn
 from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.augment.policies import ViewSettings, eval_view
 from tpssl_hf.data.store import PictureStore
+
+
+def batches_of(indices: np.ndarray, batch_size: int = 256) -> list[np.ndarray]:
+    """Cut (N,) indices into parts of nearly equal length, at most ``batch_size``."""
+    return np.array_split(indices, max(1, -(-len(indices) // batch_size)))
 
 
 @torch.inference_mode()
@@ -70,3 +77,50 @@ def features_of_views(
             collected.append(backbone(views[name]).float().cpu().numpy())
     backbone.train(was_training)
     return np.concatenate(features[0]), np.concatenate(features[1])
+
+
+@torch.no_grad()
+def recalibrated(
+    backbone: nn.Module, batches: Iterable[Pictures], settings: ViewSettings, device: torch.device
+) -> nn.Module:
+    """Copy a backbone and give its BatchNorm layers the statistics of undistorted pictures.
+
+    What training leaves in them are those of cropped, blurred and recoloured views. In evaluation mode the network
+    would then see every ordinary picture through the wrong lens. Weights are not touched; a network without BatchNorm
+    comes back as it is. The statistics are means over ``batches`` of each batch's own, and each layer sees what the
+    layers before it make of the batch by its own statistics, as in training.
+
+    Args:
+        backbone: images (B, 3, H, W) to features; left as it is.
+        batches: pictures, at least one batch; some thousand pictures in all are plenty.
+        settings: image size and normalisation.
+        device: where ``backbone`` is.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    network = copy.deepcopy(backbone).eval()
+    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    sums: dict[nn.Module, list[Tensor]] = {}
+
+    def measure(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].float()
+        variance, mean = torch.var_mean(values, dim=[d for d in range(values.dim()) if d != 1], correction=0)
+        count = values.numel() // values.shape[1]
+        found = [mean, variance * (count / max(1, count - 1))]
+        sums[layer] = [old + new for old, new in zip(sums[layer], found, strict=True)] if layer in sums else found
+        # Set before the layer runs, so that it may stay in evaluation mode: in training it might wait for processes.
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+
+    hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
+    seen = 0
+    for pictures in batches if layers else ():
+        network(eval_view(pictures.to(device), settings))
+        seen += 1
+    for hook in hooks:
+        hook.remove()
+    for layer, (mean, variance) in sums.items():
+        layer.running_mean.copy_(mean / seen)  # type: ignore[operator]
+        layer.running_var.copy_(variance / seen)  # type: ignore[operator]
+    return network

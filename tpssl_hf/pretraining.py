@@ -1,22 +1,24 @@
 """One run of target pretraining, Φ_pre → Φ_T (paper §III-B, Eq. 3): what it is made of, and how it is carried out."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 from tqdm import tqdm
 
-from tpssl_hf.analysis.budget import Plan, measure_seconds_per_step, parse_duration, plan
 from tpssl_hf.analysis.pictures import draw_views
 from tpssl_hf.analysis.probes import probe, probe_split
 from tpssl_hf.analysis.watch import HealthWatch
+from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.config import DataConfig, HealthConfig, ModelConfig, OptimConfig, PretrainConfig, RunConfig, take
 from tpssl_hf.data.sources import Source, load_source
@@ -24,7 +26,7 @@ from tpssl_hf.data.store import PictureStore
 from tpssl_hf.data.streams import PictureStream
 from tpssl_hf.engine import LoopSettings, Stream, batches_on_device, train
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation import extract_features
+from tpssl_hf.evaluation import batches_of, extract_features, recalibrated
 from tpssl_hf.launch import Keeper, open_pictures, place, share_of_batch, start_tracker
 from tpssl_hf.methods.base import Batch, Views
 from tpssl_hf.methods.pretrain import PRETRAIN
@@ -33,7 +35,7 @@ from tpssl_hf.models.backbone import Origin, load_backbone
 from tpssl_hf.optim import build_optimizer, warmup_cosine
 from tpssl_hf.rundir import RunDir, StopSignals
 
-BATCH_SIZES = (32, 64, 128, 256, 512, 1024)  # what a time budget chooses from
+RECALIBRATION_PICTURES = 4096
 
 
 @dataclass
@@ -136,7 +138,11 @@ def pretrain(
             watch.load(checkpoint.tensors["health"], checkpoint.state["health"])
         say(f"resuming after step {start_step} of {job.max_steps}")
     else:
-        state = {"seconds": 0.0, "before": probed(job) if run else {}, "stop_reason": None}
+        state = {
+            "seconds": 0.0,
+            "before": probed(job, cast(nn.Module, job.method.deployed)) if run else {},
+            "stop_reason": None,
+        }
         if watch:
             watch.begin(job.method.deployed)  # type: ignore[arg-type]
         if run:
@@ -200,14 +206,13 @@ def make_watch(job: Job) -> HealthWatch | None:
     if job.store is None or job.epoch_steps is None or health.health_every <= 0:
         return None
     labels = job.store.labels if health.probe_labels else None
-    warmup = round(take(OptimConfig, job.settings).warmup_epochs * job.epoch_steps)
     return HealthWatch(
         job.store,
         job.views,
         next(iter(job.transforms.values())),
         job.accelerator.device,
         every=max(1, round(health.health_every * job.epoch_steps)),
-        settle_after=max(warmup, job.max_steps // 4),
+        settle_after=job.max_steps // 4,  # past the warm-up, which is a tenth of the run at most
         projection_features=job.projection_features,
         stop_on_collapse=health.on_collapse == "stop",
         stop_when_stable=health.stop_when == "stable",
@@ -224,74 +229,25 @@ def draw_first_views(job: Job, path: Path) -> None:
     draw_views(path, pictures, views, mean=job.views.mean, std=job.views.std)
 
 
-def probed(job: Job) -> dict[str, float]:
-    """Probe the backbone where the training pictures have labels; labels never reach the training."""
+def finished_backbone(job: Job) -> nn.Module:
+    """Copy the backbone as it is now, with the BatchNorm statistics of the pictures as they are, not of their views.
+
+    Frozen features are several points better for it (benchmarks/RESULTS.md), and whoever finetunes with frozen
+    BatchNorm depends on it.
+    """
+    if job.store is not None:
+        some = np.random.default_rng(0).permutation(len(job.store))[:RECALIBRATION_PICTURES]
+        pictures: Iterable[Pictures] = (job.store.gather(part, epoch=0) for part in batches_of(some))
+    else:
+        pictures = islice(job.stream.batches(0), max(1, RECALIBRATION_PICTURES // job.settings["batch_size"]))
+    backbone: Any = job.method.deployed
+    return recalibrated(backbone, pictures, job.views, job.accelerator.device)
+
+
+def probed(job: Job, backbone: nn.Module) -> dict[str, float]:
+    """Probe ``backbone`` where the training pictures have labels; labels never reach the training."""
     split = probe_split(job.store.labels) if job.store and job.store.labels is not None else None
     if job.store is None or split is None:
         return {}
-    backbone: Any = job.method.deployed
     store, device = job.store, job.accelerator.device
     return probe(lambda indices: extract_features(backbone, store, indices, job.views, device), split)
-
-
-def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: Accelerator) -> Plan:
-    """Time this machine on a few steps and choose the batch size and length that fit ``settings["budget"]``.
-
-    Raises:
-        InputError: if the budget is no duration or too short, or the number of pictures is unknown.
-    """
-    budget = parse_duration(settings["budget"])
-    trial = prepare({**settings, "max_steps": 1}, method_config, accelerator, None)
-    if trial.store is None:
-        raise InputError("a budget needs the number of pictures, which a streamed data set does not tell.")
-    accumulation, pictures = settings["gradient_accumulation_steps"], len(trial.store)
-    began = time.perf_counter()
-    probed(trial)
-    probe_seconds, began = time.perf_counter() - began, time.perf_counter()
-    watch = make_watch(trial)
-    if watch:
-        watch.begin(trial.method.deployed)  # type: ignore[arg-type]
-    check_seconds = 3 * (time.perf_counter() - began) if watch else 0.0  # a check looks at the pictures and two views
-
-    @lru_cache(maxsize=1)
-    def of_size(batch_size: int) -> tuple[Job, nn.Module, Iterator[Batch]]:
-        job = prepare({**settings, "batch_size": batch_size, "max_steps": 1}, method_config, accelerator, None)
-        batches = batches_on_device(job.stream, job.transforms, 0, accelerator.device)
-        return job, accelerator.prepare(job.method), batches
-
-    def run_steps(batch_size: int, steps: int) -> float:
-        job, prepared, batches = of_size(batch_size)
-        loop = LoopSettings(steps, batch_size, accumulation, log_every=steps)
-        started = time.perf_counter()
-        train(
-            accelerator,
-            prepared,
-            job.optimizer,
-            job.rate,
-            batches,
-            loop,
-            start_step=0,
-            log=lambda step, values: None,
-            save=lambda step: None,
-            stop=lambda: False,
-        )
-        return time.perf_counter() - started
-
-    def seconds_per_step(batch_size: int) -> float:
-        steps_between_checks = max(1.0, float(settings["health_every"]) * (pictures // batch_size))
-        seconds: float = measure_seconds_per_step(run_steps, batch_size)
-        return seconds + check_seconds / steps_between_checks
-
-    parts, queue = accelerator.num_processes * accumulation, settings.get("queue_size")
-    chosen = plan(
-        budget,
-        seconds_per_step,
-        pictures=pictures,
-        batch_sizes=[size for size in BATCH_SIZES if size % parts == 0 and size // parts > 1],
-        preferred=settings["batch_size"],
-        overhead_seconds=2 * probe_seconds,
-        allowed=lambda size: queue is None or queue % size == 0,
-    )
-    accelerator.free_memory()  # it would hold on to the networks it has timed
-    first: Plan = broadcast_object_list([chosen])[0]  # every process times a little differently
-    return first

@@ -14,7 +14,7 @@ from tpssl_hf.analysis.stability import settled
 from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.data.store import PictureStore
-from tpssl_hf.evaluation import extract_features, features_of_views
+from tpssl_hf.evaluation import batches_of, extract_features, features_of_views, recalibrated
 
 VIEW_EPOCH = 1 << 20  # the views of the sample are those of an epoch no run reaches, so they are new to the network
 
@@ -71,8 +71,13 @@ class HealthWatch:
         return step // self.every > self._checked // self.every
 
     def check(self, step: int, backbone: nn.Module, projection_std: float | None) -> dict[str, float]:
-        """Measure, warn of a collapse, settle whether to stop; returns entries for the metrics log."""
+        """Measure, warn of a collapse, settle whether to stop; returns entries for the metrics log.
+
+        What is looked at is the backbone as it would be saved now, with the BatchNorm statistics of the sample.
+        """
         self._checked = step
+        pictures = (self.store.gather(part, epoch=0) for part in batches_of(self.sample))
+        backbone = recalibrated(backbone, pictures, self.settings, self.device)
         scaled = None if projection_std is None else projection_std * math.sqrt(self.projection_features)
         knn = None
         if self.probe is not None:

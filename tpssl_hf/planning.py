@@ -1,0 +1,87 @@
+"""How long a run of target pretraining may be: this machine is timed, then batch size and length are chosen."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from tpssl_hf.analysis.budget import Plan, measure_seconds_per_step, parse_duration, plan
+from tpssl_hf.engine import LoopSettings, batches_on_device, train
+from tpssl_hf.errors import InputError
+from tpssl_hf.methods.base import Batch
+from tpssl_hf.pretraining import Job, make_watch, prepare, probed
+
+BATCH_SIZES = (32, 64, 128, 256, 512, 1024)  # what a time budget chooses from
+
+
+def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: Accelerator) -> Plan:
+    """Time this machine on a few steps and choose the batch size and length that fit ``settings["budget"]``.
+
+    Raises:
+        InputError: if the budget is no duration or too short, or the number of pictures is unknown.
+    """
+    budget = parse_duration(settings["budget"])
+    trial = prepare({**settings, "max_steps": 1}, method_config, accelerator, None)
+    if trial.store is None:
+        raise InputError("a budget needs the number of pictures, which a streamed data set does not tell.")
+    run_steps, pictures = step_timer(settings, method_config, accelerator), len(trial.store)
+    began = time.perf_counter()
+    probed(trial, trial.method.deployed)  # type: ignore[arg-type]
+    probe_seconds, began = time.perf_counter() - began, time.perf_counter()
+    watch = make_watch(trial)
+    if watch:
+        watch.begin(trial.method.deployed)  # type: ignore[arg-type]
+    check_seconds = 4 * (time.perf_counter() - began) if watch else 0.0  # a check looks at them four times
+
+    def seconds_per_step(batch_size: int) -> float:
+        steps_between_checks = max(1.0, float(settings["health_every"]) * (pictures // batch_size))
+        seconds: float = measure_seconds_per_step(run_steps, batch_size)
+        return seconds + check_seconds / steps_between_checks
+
+    parts, queue = accelerator.num_processes * settings["gradient_accumulation_steps"], settings.get("queue_size")
+    chosen = plan(
+        budget,
+        seconds_per_step,
+        pictures=pictures,
+        batch_sizes=[size for size in BATCH_SIZES if size % parts == 0 and size // parts > 1],
+        preferred=settings["batch_size"],
+        overhead_seconds=3 * probe_seconds,  # before, after, and as many pictures for BatchNorm's statistics
+        allowed=lambda size: queue is None or queue % size == 0,
+    )
+    accelerator.free_memory()  # it would hold on to the networks it has timed
+    first: Plan = broadcast_object_list([chosen])[0]  # every process times a little differently
+    return first
+
+
+def step_timer(settings: dict[str, Any], method_config: Any, accelerator: Accelerator) -> Callable[[int, int], float]:
+    """Return what trains a throw-away network for (batch size, steps) and tells the seconds that took."""
+
+    @lru_cache(maxsize=1)
+    def of_size(batch_size: int) -> tuple[Job, nn.Module, Iterator[Batch]]:
+        job = prepare({**settings, "batch_size": batch_size, "max_steps": 1}, method_config, accelerator, None)
+        batches = batches_on_device(job.stream, job.transforms, 0, accelerator.device)
+        return job, accelerator.prepare(job.method), batches
+
+    def run_steps(batch_size: int, steps: int) -> float:
+        job, prepared, batches = of_size(batch_size)
+        loop = LoopSettings(steps, batch_size, settings["gradient_accumulation_steps"], log_every=steps)
+        started = time.perf_counter()
+        train(
+            accelerator,
+            prepared,
+            job.optimizer,
+            job.rate,
+            batches,
+            loop,
+            start_step=0,
+            log=lambda step, values: None,
+            save=lambda step: None,
+            stop=lambda: False,
+        )
+        return time.perf_counter() - started
+
+    return run_steps
