@@ -4,7 +4,9 @@
 
 Runs the recipe once per method with ``--budget``, then probes the start and each result on frozen features: kNN with
 all training labels of the pictures used, and logistic regression on ``--labels`` labels, class-balanced, over
-``--draws`` draws. Both are asked about pictures of the test split, which no run has seen. Prints a markdown table.
+``--draws`` draws. Both are asked about pictures of the test split, which no run has seen. "before, BatchNorm" is the
+start with nothing but the BatchNorm statistics of these pictures, which every saved model gets: what adapting itself
+is worth lies between that row and a method's. Prints a markdown table.
 """
 
 from tpssl_hf.runtime import prepare_process
@@ -24,7 +26,7 @@ from tpssl_hf.analysis.probes import knn_accuracy, linear_probe_accuracy
 from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.data.store import PictureStore, open_store
-from tpssl_hf.evaluation import extract_features
+from tpssl_hf.evaluation import batches_of, extract_features, recalibrated
 from tpssl_hf.models.backbone import load_backbone
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "target_pretrain.py"
@@ -54,11 +56,16 @@ def store_of(arguments: argparse.Namespace, split: str, limit: int) -> PictureSt
     )[0]
 
 
-def probe(weights: str, arguments: argparse.Namespace, train: PictureStore, test: PictureStore) -> dict[str, float]:
+def probe(
+    weights: str, arguments: argparse.Namespace, train: PictureStore, test: PictureStore, *, recalibrate: bool = False
+) -> dict[str, float]:
     """Return kNN and few-label accuracy of one backbone, in per cent."""
     backbone, _ = load_backbone(arguments.backbone, init=weights, image_size=arguments.image_size)
     facts = backbone.pretrained_cfg
     settings = ViewSettings(arguments.image_size, facts["mean"], facts["std"], 0)
+    if recalibrate:
+        pictures = (train.gather(part, epoch=0) for part in batches_of(np.arange(len(train))))
+        backbone = recalibrated(backbone, pictures, settings, torch.device("cpu"))
     bank, queries = (
         extract_features(backbone, store, np.arange(len(store)), settings, torch.device("cpu"))
         for store in (train, test)
@@ -89,7 +96,10 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/methods_same_time"))
     arguments = parser.parse_args()
     train, test = store_of(arguments, "train", arguments.images), store_of(arguments, "test", arguments.test_images)
-    rows = [("before", 0, 0.0, probe(arguments.init, arguments, train, test))]
+    rows = [
+        ("before", 0, 0.0, probe(arguments.init, arguments, train, test)),
+        ("before, BatchNorm", 0, 0.0, probe(arguments.init, arguments, train, test, recalibrate=True)),
+    ]
     for method in arguments.methods:
         folder = arguments.output_dir / method
         command = [sys.executable, str(RECIPE), "--dataset", arguments.dataset, "--method", method]
