@@ -72,6 +72,10 @@ class ViewSettings:
         std: the standard deviations it expects to be divided by.
         seed: of all random draws.
         horizontal_flip: whether mirroring keeps the meaning of a picture; it does not for digits.
+        work_size: side in pixels at which weak and strong views are distorted before they are brought to
+            ``image_size``; ``image_size`` if None.
+        crop: how these two are cropped, ``"pad"``: padded by an eighth of the side, reflected, and cropped, or
+            ``"rrc"``: a box of random area and shape.
     """
 
     image_size: int
@@ -79,12 +83,18 @@ class ViewSettings:
     std: tuple[float, float, float]
     seed: int
     horizontal_flip: bool = True
+    work_size: int | None = None
+    crop: str = "pad"
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise InputError(f"image_size is {self.image_size}; views need at least 1 pixel, 224 is usual.")
         if min(self.std) <= 0:
             raise InputError(f"std is {self.std}; images are divided by it, so give three numbers above 0.")
+        if self.work_size is not None and self.work_size < 1:
+            raise InputError(f"work_size is {self.work_size}; give at least 1 pixel, or nothing for image_size.")
+        if self.crop not in ("pad", "rrc"):
+            raise InputError(f"crop is {self.crop!r}; use 'pad' or 'rrc'.")
 
 
 # Which pictures to change (B,), how, and with which parameters (B, ...) besides the images.
@@ -112,7 +122,7 @@ def _distortions(numbers: Tensor, policy: ViewPolicy, size: int) -> list[_Distor
     return distortions
 
 
-def _normalise(images: Tensor, settings: ViewSettings, result: Tensor) -> None:
+def normalise(images: Tensor, settings: ViewSettings, result: Tensor) -> None:
     """Write ``images`` (B, 3, S, S) in 0..255 into ``result`` with the mean taken off and the deviation divided by."""
     for channel, (mean, std) in enumerate(zip(settings.mean, settings.std, strict=True)):
         offset = torch.tensor(-mean / std)  # stays on the host, from where scalars reach a GPU without a wait
@@ -139,7 +149,7 @@ def _render(
             images = resized_crop(pixels[rows], boxes[rows], flip[rows], size, interpolation)
             for chosen, operation, parameters in distortions:
                 images = where_chosen(chosen[rows], operation, images, *(values[rows] for values in parameters))
-            _normalise(images, settings, result[rows])
+            normalise(images, settings, result[rows])
     return result
 
 
