@@ -84,7 +84,7 @@ class OurStep:
 
     def batches(self) -> Iterator[Batch]:
         """Return batches as the recipe takes them, from the next step on, read ahead in a thread."""
-        return batches_on_device(self.stream, self.transforms, self.done, self.accelerator.device)
+        return batches_on_device({"images": self.stream}, self.transforms, self.done, self.accelerator.device)
 
     def views(self, loaded: Any) -> Batch:
         """Return the augmented batch of ``loaded`` pictures."""

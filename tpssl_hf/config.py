@@ -34,7 +34,7 @@ class DataConfig:
     split: str = key("train", "Split whose pictures are used.")
     dataset_config: str | None = key(None, "Configuration name of a Hub data set that has several.")
     image_column: str | None = key(None, "Column that holds the pictures; found by its type when not given.")
-    label_column: str | None = key(None, "Column that holds labels, used for probing only; found when not given.")
+    label_column: str | None = key(None, "Column that holds labels; found when not given. `folder`: sub-folder names.")
     streaming: bool = key(False, "Read a Hub or parquet data set in shards, never holding it whole.")
     limit_images: int | None = key(None, "Use only so many pictures, a fixed random subset.")
     image_size: int = key(224, "Side of the square views, in pixels.")
@@ -255,9 +255,9 @@ def as_plain(*configs: Any) -> dict[str, Any]:
     return merged
 
 
-def method_named(arguments: Sequence[str]) -> str:
-    """Return the method that a command line asks for, itself or in its ``--config`` files; ``byol`` if none does."""
-    name = "byol"
+def method_named(arguments: Sequence[str], default: str = "byol") -> str:
+    """Return the method that a command line asks for, itself or in its ``--config`` files, else ``default``."""
+    name = default
     for path in config_files(arguments):
         name = str(read_config_file(path).get("method", name))
     return ([name] + values_of("--method", arguments))[-1]
@@ -269,6 +269,7 @@ def parse_with_method(
     methods: Mapping[str, tuple[type, Mapping[str, Any]]],
     *,
     description: str,
+    default: str = "byol",
 ) -> tuple[dict[str, Any], Any]:
     """Resolve all keys of a recipe whose ``method`` brings keys and defaults of its own.
 
@@ -277,6 +278,7 @@ def parse_with_method(
         groups: dataclasses shared by all methods; one of them declares ``method``.
         methods: method name -> (dataclass of its keys, its values for shared keys).
         description: text above ``--help``.
+        default: method where none is named.
 
     Returns:
         Every key with its value, and the method's own dataclass.
@@ -284,7 +286,7 @@ def parse_with_method(
     Raises:
         InputError: for an unknown method, and as :func:`parse_config` does.
     """
-    name = method_named(arguments)
+    name = method_named(arguments, default)
     if name not in methods:
         raise InputError(f"method {name!r} is not one of {', '.join(sorted(methods))}.")
     config_type, defaults = methods[name]

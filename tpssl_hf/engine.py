@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tpssl_hf.data.streams import PictureStream, StreamingPictures
+from tpssl_hf.data.streams import EndlessStream, PictureStream, StreamingPictures
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch, Views
 
-Stream = PictureStream | StreamingPictures
+Stream = PictureStream | EndlessStream | StreamingPictures
 BAD_STEPS_IN_A_ROW = 3
 
 
@@ -81,7 +81,7 @@ def train(
     for step in range(start_step, settings.max_steps):
         progress, rate = step / settings.max_steps, learning_rate(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_factor", 1.0)
         torch.manual_seed(_step_seed(settings.seed, step, accelerator.process_index))
         guard.remember_buffers()
         meter.start_step()
@@ -212,16 +212,22 @@ def _step_seed(seed: int, step: int, process: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + process) % 2**63
 
 
-def batches_on_device(stream: Stream, views: Views, start: int, device: torch.device) -> Iterator[Batch]:
+def batches_on_device(
+    streams: Mapping[str, Stream], views: Views, start: int, device: torch.device
+) -> Iterator[Batch]:
     """Yield augmented batches for ever, from batch ``start`` on; copying to a GPU overlaps with its work.
 
     Args:
-        stream: the pictures of this process; all streams of ``views`` are made from the same ones.
-        views: stream name -> transform.
+        streams: stream name -> the pictures of this process.
+        views: stream name -> transform; the streams it names are read.
         start: number of batches an earlier start has taken.
         device: where to augment and train.
     """
-    for pictures in stream.batches(start):
-        held = pictures.pin_memory() if device.type == "cuda" else pictures
-        moved = held.to(device, non_blocking=True)
-        yield {name: transform(moved) for name, transform in views.items()}
+    opened = {name: streams[name].batches(start) for name in views}
+    while True:
+        batch = {}
+        for name, pictures in opened.items():
+            held = next(pictures)
+            held = held.pin_memory() if device.type == "cuda" else held
+            batch[name] = views[name](held.to(device, non_blocking=True))
+        yield batch

@@ -120,6 +120,17 @@ def open_pictures(
             num_workers=data.num_workers,
             **place_in_world,
         )
+    store = store_of(source, data, accelerator, run)
+    return store, PictureStream(store, batch_size=share, seed=seed, **place_in_world)
+
+
+def store_of(
+    source: Source, data: DataConfig, accelerator: Accelerator, run: RunDir | None, *, part: str = ""
+) -> PictureStore:
+    """Scan and store the pictures once; the main process says what was found and writes ``scan.json``.
+
+    ``part`` says which pictures of the run these are where it has several, and tells their reports apart.
+    """
     with accelerator.local_main_process_first():
         store, report = open_store(
             source,
@@ -132,15 +143,13 @@ def open_pictures(
             allow_unlabelled=True,
         )
     if run:
-        report.write(run.path / "scan.json")
-        sys.stdout.write(f"{report.summary()}\n")
-    return store, PictureStream(store, batch_size=share, seed=seed, **place_in_world)
+        report.write(run.path / (f"scan_{part}.json" if part else "scan.json"))
+        sys.stdout.write(f"{f'{part} pictures of ' if part else ''}{report.summary()}\n")
+    return store
 
 
 def place(method: nn.Module, model: ModelConfig, accelerator: Accelerator) -> nn.Module:
     """Bring the method to the device in the form it is trained in."""
-    if model.gradient_checkpointing:
-        method.deployed.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]
     if model.sync_batchnorm and accelerator.num_processes > 1:
         method = synchronise_batchnorm(method, accelerator.device)
     method = method.to(accelerator.device).to(memory_format=torch.channels_last)

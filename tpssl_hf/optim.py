@@ -81,35 +81,68 @@ class LARS(Optimizer):
         torch._foreach_sub_(params, torch._foreach_mul(velocities, group["lr"] * go))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, *, decay_vectors: bool = False) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    decay_vectors: bool = False,
+    heads: Iterable[Tensor] = (),
+    head_rate_factor: float = 1.0,
+) -> list[dict[str, Any]]:
     """Split the trainable parameters: one-dimensional ones (BatchNorm, biases) get no decay and no LARS scaling.
 
+    Args:
+        module: what is trained.
+        weight_decay: of weights, and with ``decay_vectors`` of one-dimensional parameters as well.
+        decay_vectors: see above.
+        heads: parameters of ``module`` that learn ``head_rate_factor`` times as fast, in groups of their own.
+        head_rate_factor: stored as ``rate_factor`` in every group; the engine multiplies the learning rate by it.
+
     Returns:
-        Two groups, ready for any optimizer of :func:`build_optimizer`; an empty one is left out.
+        Groups, ready for any optimizer of :func:`build_optimizer`; an empty one is left out.
     """
-    weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": weight_decay, "lars_exclude": False},
-        {"params": vectors, "weight_decay": weight_decay if decay_vectors else 0.0, "lars_exclude": True},
-    ]
+    fast = {id(p) for p in heads} if head_rate_factor != 1.0 else set()
+    groups: list[dict[str, Any]] = []
+    for is_fast, is_vector in ((False, False), (False, True), (True, False), (True, True)):
+        members = [
+            p
+            for p in module.parameters()
+            if p.requires_grad and (id(p) in fast) == is_fast and (p.ndim <= 1) == is_vector
+        ]
+        group = {
+            "params": members,
+            "weight_decay": weight_decay if decay_vectors or not is_vector else 0.0,
+            "lars_exclude": is_vector,
+        }
+        groups.append(group | ({"rate_factor": head_rate_factor} if is_fast else {}))
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(
-    name: str, module: nn.Module, *, weight_decay: float, momentum: float, decay_vectors: bool = False
+    name: str,
+    module: nn.Module,
+    *,
+    weight_decay: float,
+    momentum: float,
+    decay_vectors: bool = False,
+    nesterov: bool = False,
+    heads: Iterable[Tensor] = (),
+    head_rate_factor: float = 1.0,
 ) -> Optimizer:
     """Build ``lars``, ``sgd`` or ``adamw`` over the trainable parameters; the engine sets its learning rate each step.
 
-    Every one of them honours ``found_inf``: a tensor that is not zero makes the next step change nothing.
+    Every one of them honours ``found_inf``: a tensor that is not zero makes the next step change nothing. Arguments
+    are those of :func:`parameter_groups`; ``nesterov`` is for ``sgd``.
     """
-    groups = parameter_groups(module, weight_decay, decay_vectors=decay_vectors)
+    groups = parameter_groups(
+        module, weight_decay, decay_vectors=decay_vectors, heads=heads, head_rate_factor=head_rate_factor
+    )
     if name == "lars":
         return LARS(groups, lr=0.0, momentum=momentum)
     for group in groups:
         group.pop("lars_exclude")
     if name == "sgd":
-        return SGD(groups, lr=0.0, momentum=momentum, fused=True)
+        return SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
     if name == "adamw":
         return AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)
     raise ValueError(f"optimizer {name!r} is not one of lars, sgd, adamw")
@@ -125,3 +158,13 @@ def warmup_cosine(step: int, *, base: float, max_steps: int, warmup_steps: int) 
 def cosine_decay(progress: float) -> float:
     """Half a cosine: 1 at progress 0, 0 at progress 1."""
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def cosine_7_16(progress: float) -> float:
+    """Share of the base rate in FixMatch's schedule (Sohn et al., 2020, §2.4): cos(7π/16 · progress), 0.195 at 1."""
+    return math.cos(7.0 * math.pi / 16.0 * min(1.0, progress))
+
+
+def four_steps(progress: float) -> float:
+    """Share of the base rate in Self-Tuning's schedule: a tenth after 6, 12, 18 and 24 of its 27 thousand steps."""
+    return 0.1 ** sum(progress >= thousands / 27.005 for thousands in (6, 12, 18, 24))

@@ -63,7 +63,7 @@ def step_timer(settings: dict[str, Any], method_config: Any, accelerator: Accele
     @lru_cache(maxsize=1)
     def of_size(batch_size: int) -> tuple[Job, nn.Module, Iterator[Batch]]:
         job = prepare({**settings, "batch_size": batch_size, "max_steps": 1}, method_config, accelerator, None)
-        batches = batches_on_device(job.stream, job.transforms, 0, accelerator.device)
+        batches = batches_on_device({"images": job.stream}, job.transforms, 0, accelerator.device)
         return job, accelerator.prepare(job.method), batches
 
     def run_steps(batch_size: int, steps: int) -> float:

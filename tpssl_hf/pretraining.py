@@ -91,6 +91,8 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         warmup_steps=min(round(optim.warmup_epochs * (epoch_steps or 0)), max_steps // 10),
     )
     beside = (lambda progress: rate(round(progress * max_steps))) if choice.l2_mode == "decoupled" else None
+    if model.gradient_checkpointing:
+        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     inner = spec.build(backbone, method_config)
     method = place(Anchor(inner, choice.l2_weight or 0.0, decoupled_rate=beside), model, accelerator)
     optimizer = build_optimizer(
@@ -190,7 +192,7 @@ def progress_bar(job: Job, start: int, shown: bool) -> "tqdm[Batch]":
     """Return the augmented batches from ``start`` on behind a bar that counts pictures."""
     parts = job.settings["gradient_accumulation_steps"]
     return tqdm(
-        batches_on_device(job.stream, job.transforms, start, job.accelerator.device),
+        batches_on_device({"images": job.stream}, job.transforms, start, job.accelerator.device),
         desc=f"{job.settings['method']} on {job.source.name}",
         total=job.max_steps * parts,
         initial=start,

@@ -127,8 +127,9 @@ class RunDir:
         differences = [] if former is None else self._differences(former)
         worth_keeping = (self.path / RESULTS).exists() or any(self.path.glob(f"{CHECKPOINTS}/step_*"))
         if differences and worth_keeping:
+            shown = "; ".join(differences[:6]) + (f"; and {len(differences) - 6} more" if len(differences) > 6 else "")
             raise InputError(
-                f"{self.path} holds a run with another config: {'; '.join(differences)}. Choose another output_dir, "
+                f"{self.path} holds a run with another config: {shown}. Choose another output_dir, "
                 f"resume the old run with --config {file}, or delete the folder."
             )
         self.finished = former is not None and (self.path / RESULTS).exists()

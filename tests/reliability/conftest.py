@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forked_runs import Runs
+from forked_runs import CLASSIFY, Runs
 from PIL import Image
 
 
@@ -11,6 +11,14 @@ from PIL import Image
 def runs() -> Iterator[Runs]:
     """Runs of the recipe, forked from one process that has imported it."""
     server = Runs()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def classifying_runs() -> Iterator[Runs]:
+    """The same of recipes/ssl_classify.py."""
+    server = Runs(CLASSIFY)
     yield server
     server.close()
 

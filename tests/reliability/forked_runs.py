@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "target_pretrain.py"
+CLASSIFY = ROOT / "recipes" / "ssl_classify.py"
 WAIT = 120.0  # seconds after which a run is taken to hang
 
 
@@ -41,7 +42,7 @@ class Fault:
 class Runs:
     """The forking process, seen from the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: Path = RECIPE) -> None:
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -51,7 +52,11 @@ class Runs:
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
             environment.pop(name, None)
         self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__, str(recipe)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def close(self) -> None:
@@ -115,11 +120,11 @@ def wait_for(path: Path) -> None:
 IMPORTED_LATE = ("torch._dynamo", "torch.distributed.nn.functional", "torch.nn.parallel.distributed")
 
 
-def load_recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("target_pretrain", RECIPE)
+def load_recipe(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["target_pretrain"] = module
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
 
@@ -210,7 +215,7 @@ def run_child(request: dict[str, Any], recipe: Any) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(request["environment"])
-    sys.argv = [str(RECIPE), *request["arguments"]]
+    sys.argv = [recipe.__file__, *request["arguments"]]
     try:
         for fault in request["faults"]:
             inject(Fault(**fault), recipe, log)
@@ -235,10 +240,11 @@ def wait_child(pid: int, seconds: float) -> int | None:
 
 
 def serve() -> None:
-    recipe = load_recipe()
+    recipe = load_recipe(Path(sys.argv[1]))
     for name in IMPORTED_LATE:
         importlib.import_module(name)
-    recipe.draw_views = recipe.draw_curves = lambda path, *_, **__: path.touch()  # half of the time of such a run
+    for name in ("draw_views", "draw_curves", "draw_pseudo_labels"):  # half of the time of such a run
+        setattr(recipe, name, lambda path, *_, **__: path.touch())
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     threads = [name for name in threads if name != "jemalloc_bg_thd"]  # pyarrow's, which knows about forks
     assert len(threads) == 1, f"threads would be lost in the children: {threads}"

@@ -13,6 +13,11 @@ from tpssl_hf.augment.pictures import Pictures
 
 TITLES = {
     "loss": "loss",
+    "loss_labeled": "loss of labelled pictures",
+    "loss_unlabeled": "loss of unlabelled pictures",
+    "accepted": "accepted share of unlabelled pictures",
+    "test_accuracy": "accuracy on the test split (EMA)",
+    "validation_accuracy": "accuracy on held-out labels (EMA)",
     "projection_std": "std of normalised projections",
     "positive_pairs": "pairs of cells per picture",
     "health_embedding_std": "std of embeddings (1 spread, 0 collapsed)",
@@ -65,7 +70,8 @@ def draw_views(
         for column, (name, images) in enumerate(shown.items(), start=1):
             image = images[row].float().cpu().permute(1, 2, 0).numpy() * np.asarray(std) + np.asarray(mean)
             axes[row][column].imshow(image.clip(0.0, 1.0))
-            geometry, matrix = (views.get(name.replace("view", part)) for part in ("geometry", "affine"))
+            number = name.removeprefix("view")  # views of other names tell nothing of where they come from
+            geometry, matrix = views.get(f"geometry{number}"), views.get(f"affine{number}")
             if geometry is not None:
                 _draw_crop(axes[row][0], geometry[row].cpu().numpy() * [width, height, width, height], colours[name])
             if matrix is not None:

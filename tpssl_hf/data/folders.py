@@ -34,6 +34,7 @@ SPLIT_WORDS = (
 SHARD_NAME = re.compile(r"(?P<split>\w+?)-\d{5}-of-\d{5}(-\w+)?")
 SPLIT_NAME = re.compile(rf"(?P<split>{'|'.join(SPLIT_WORDS)})([^a-zA-Z].*)?")
 DIGITS_TEST_PICTURES = 300
+FOLDER_LABELS = "folder"  # the label column that is not stored anywhere: the name of the sub-folder
 
 
 def load_digits(split: str) -> tuple[Any, str]:
@@ -62,8 +63,13 @@ def load_digits(split: str) -> tuple[Any, str]:
     return datasets.Dataset.from_dict(columns, features=features), f"digits-1-{split}"
 
 
-def load_folder(folder: Path, split: str, config: str | None, streaming: bool) -> tuple[Any, str]:
-    """Return the pictures of a split of ``folder``, still encoded, and the fingerprint of its files."""
+def load_folder(
+    folder: Path, split: str, config: str | None, streaming: bool, *, folder_labels: bool = False
+) -> tuple[Any, str]:
+    """Return the pictures of a split of ``folder``, still encoded, and the fingerprint of its files.
+
+    With ``folder_labels``, a folder of pictures gets a column ``folder`` that holds the class: the sub-folder's name.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder.name!r} is a file: give the folder that holds it.")
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
@@ -73,7 +79,7 @@ def load_folder(folder: Path, split: str, config: str | None, streaming: bool) -
         return _load_tables(folder, tables, split, streaming)
     if config is not None:
         raise InputError(f"Folder {folder.name!r} has no configuration {config!r}: leave `dataset_config` out.")
-    return _load_pictures(folder, split, streaming)
+    return _load_pictures(folder, split, streaming, folder_labels)
 
 
 def _load_saved(folder: Path, split: str, streaming: bool) -> tuple[Any, str]:
@@ -127,7 +133,7 @@ def _load_tables(folder: Path, tables: list[Path], split: str, streaming: bool) 
     return loaded, _fingerprint(folder, files)
 
 
-def _load_pictures(folder: Path, split: str, streaming: bool) -> tuple[Any, str]:
+def _load_pictures(folder: Path, split: str, streaming: bool, folder_labels: bool) -> tuple[Any, str]:
     """List the picture files below ``folder``; top-level folders are splits if all of them are named like splits."""
     files = sorted(_picture_files(folder))
     if not files:
@@ -141,9 +147,14 @@ def _load_pictures(folder: Path, split: str, streaming: bool) -> tuple[Any, str]
     else:
         by_split = {"train": files}
     chosen = _choose(by_split, split, folder)
-    loaded = datasets.Dataset.from_dict(
-        {"image": [str(path) for path in chosen]}, features=datasets.Features(image=datasets.Value("string"))
-    ).cast_column("image", datasets.Image(decode=False))
+    columns: dict[str, list[Any]] = {"image": [str(path) for path in chosen]}
+    features = datasets.Features(image=datasets.Value("string"))
+    if folder_labels:
+        names = sorted({path.parent.name for path in files})  # of all splits, so that they number classes alike
+        columns[FOLDER_LABELS] = [names.index(path.parent.name) for path in chosen]
+        features[FOLDER_LABELS] = datasets.ClassLabel(names=names)
+    loaded = datasets.Dataset.from_dict(columns, features=features)
+    loaded = loaded.cast_column("image", datasets.Image(decode=False))
     return loaded.to_iterable_dataset() if streaming else loaded, _fingerprint(folder, chosen)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import huggingface_hub.constants
 
-from tpssl_hf.data.folders import load_digits, load_folder
+from tpssl_hf.data.folders import FOLDER_LABELS, load_digits, load_folder
 from tpssl_hf.data.registry import DATASETS, EMBEDDED, DatasetSpec
 from tpssl_hf.errors import InputError
 
@@ -63,7 +63,8 @@ def load_source(
         split: which split to read.
         dataset_config: configuration of the data set, where it has several.
         image_column: column with the pictures; found by its type if None.
-        label_column: column with the class numbers; the only ``ClassLabel`` column if None. Labels are optional.
+        label_column: column with the class numbers; the only ``ClassLabel`` column if None; ``folder`` for the names
+            of the sub-folders of a folder of pictures. Labels are optional.
         streaming: read while training instead of downloading and converting everything first.
 
     Raises:
@@ -78,7 +79,9 @@ def load_source(
         loaded, fingerprint = _load_from_hub(spec.source, dataset_config or spec.config, split, streaming)
     elif Path(dataset).expanduser().exists():
         folder = Path(dataset).expanduser().resolve()
-        loaded, fingerprint = load_folder(folder, split, dataset_config, streaming)
+        loaded, fingerprint = load_folder(
+            folder, split, dataset_config, streaming, folder_labels=label_column == FOLDER_LABELS
+        )
     elif HUB_ID.fullmatch(dataset):
         loaded, fingerprint = _load_from_hub(dataset, dataset_config, split, streaming)
     else:

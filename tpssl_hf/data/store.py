@@ -35,6 +35,7 @@ class PictureStore:
     touched count as memory of the process, which would then grow until it is as large as the store.
 
     Attributes:
+        rows: (N,) int64, the row of each picture in its data set.
         labels: (N,) int64 with -1 for an unlabelled picture, or None without a label column.
         class_names: names in the order of the class numbers, or None.
         fingerprint: of the files, the choice of rows and the stored size; equal stores give equal batches.
@@ -43,7 +44,7 @@ class PictureStore:
     """
 
     def __init__(self, folder: Path, source: Source, *, shorter_side: int, is_cached: bool, num_workers: int) -> None:
-        self._rows: np.ndarray = np.load(folder / "rows.npy", allow_pickle=False)
+        self.rows: np.ndarray = np.load(folder / "rows.npy", allow_pickle=False)
         self._sizes: np.ndarray = np.load(folder / "sizes.npy", allow_pickle=False)
         self._offsets: np.ndarray = np.concatenate([[0], np.cumsum(self._sizes.prod(axis=1) * 3)])
         self._source = source
@@ -61,7 +62,13 @@ class PictureStore:
             self._pool = ThreadPoolExecutor(max(1, num_workers), "tpssl-decode")
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
+
+    @property
+    def shorter_sides(self) -> np.ndarray:
+        """(N,) int64, the shorter side of each picture as it is stored."""
+        sides: np.ndarray = self._sizes.min(axis=1)
+        return sides
 
     def gather(self, indices: np.ndarray, epoch: np.ndarray | int) -> Pictures:
         """Return the pictures ``indices`` (B,) as a batch that is marked with ``epoch``, a number or (B,)."""
@@ -90,7 +97,7 @@ class PictureStore:
     def _decode(self, indices: np.ndarray, sizes: np.ndarray, pixels: np.ndarray) -> None:
         for start in range(0, len(indices), CHUNK):
             part = slice(start, start + CHUNK)
-            rows = self._rows[indices[part]].tolist()
+            rows = self.rows[indices[part]].tolist()
             values = self._encoded.read(rows)
             decoded = self._pool.map(decode_or_reason, values, [self._shorter_side] * len(values))
             batch_rows = zip(pixels[part], sizes[part].tolist(), rows, values, decoded, strict=True)

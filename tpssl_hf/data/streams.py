@@ -65,8 +65,7 @@ class PictureStream:
         """Return the order (N,) in which an epoch goes through the pictures."""
         latest = self._latest_order
         if latest is None or latest[0] != epoch:
-            key = np.array([self._seed, epoch], dtype=np.uint64)
-            latest = epoch, np.random.Generator(np.random.Philox(key=key)).permutation(self._indices)
+            latest = epoch, _shuffled(self._indices, self._seed, epoch)
             self._latest_order = latest
         return latest[1]
 
@@ -80,6 +79,57 @@ class PictureStream:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         steps = count(start_step)
         return _prefetched(lambda: self.batch(next(steps)))
+
+
+class EndlessStream:
+    """Batches of some pictures of a store without end, of any size: one epoch after the other, none left out.
+
+    A batch may hold the end of one epoch and the beginning of the next, or several epochs where it is larger than the
+    number of pictures: forty labelled pictures fill batches of 64, each picture with new draws every time. Steps,
+    seeds and processes are as in :class:`PictureStream`.
+    """
+
+    def __init__(
+        self,
+        store: PictureStore,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        indices: np.ndarray | None = None,
+    ) -> None:
+        self._store = store
+        self._seed = seed
+        self._indices = np.arange(len(store)) if indices is None else indices
+        if len(self._indices) == 0:
+            raise InputError(f"There is no picture of {store.source_name!r} to take batches from.")
+        self._global_batch_size = batch_size * num_processes
+        self._own_rows = np.arange(process_index * batch_size, (process_index + 1) * batch_size)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def batch(self, step: int) -> Pictures:
+        """Return this process's part of the global batch of ``step``."""
+        positions = step * self._global_batch_size + self._own_rows
+        epochs, places = np.divmod(positions, len(self._indices))
+        needed = np.unique(epochs).tolist()
+        known = self._orders
+        self._orders = {epoch: known[epoch] if epoch in known else self._order(epoch) for epoch in needed}
+        rows = [self._orders[epoch][place] for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
+        return self._store.gather(np.array(rows, dtype=np.int64), epochs)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _shuffled(self._indices, self._seed, epoch)
+
+    def batches(self, start_step: int) -> Iterator[Pictures]:
+        """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
+        steps = count(start_step)
+        return _prefetched(lambda: self.batch(next(steps)))
+
+
+def _shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    key = np.array([seed, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(indices)
 
 
 class StreamingPictures:

@@ -46,3 +46,37 @@ class MethodSpec:
     views: Callable[[ViewSettings, Any], Views]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[nn.Module, Any, int, int], None] = lambda backbone, config, image_size, batch_size: None
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """Everything a recipe must know about one semi-supervised learner.
+
+    Attributes:
+        config: dataclass of the learner's own hyper-parameters.
+        build: (classifier, config, number of unlabelled pictures) -> method.
+        views: (settings, config) -> stream name -> transform; the keys decide which streams exist.
+        defaults: values of shared configuration keys that the learner's source prescribes.
+    """
+
+    config: type
+    build: Callable[[nn.Module, Any, int], nn.Module]
+    views: Callable[[ViewSettings, Any], Views]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What a learner took its unlabelled pictures for in one step, for the audit; without gradients.
+
+    Attributes:
+        index: (U,) int64, number of each unlabelled picture in its store.
+        labels: (U,) int64, the class it was taken for.
+        confidence: (U,) float32 in [0, 1], the probability of that class.
+        weights: (U,) float32 in [0, 1], how much the picture counts in the loss; 0 or 1 for a threshold.
+    """
+
+    index: Tensor
+    labels: Tensor
+    confidence: Tensor
+    weights: Tensor

@@ -1,5 +1,7 @@
 """BatchNorm whose statistics run over all processes, on the CPU as on a GPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,3 +97,20 @@ def _converted(layer: nn.Module) -> SyncedBatchNorm:
     for parameter, original in zip(synced.parameters(), layer.parameters(), strict=True):
         parameter.requires_grad_(original.requires_grad)
     return synced
+
+
+@contextmanager
+def keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of all BatchNorm layers in ``module`` as they are while inside.
+
+    Layers in training mode still normalise by the statistics of their batch. The layers are told not to track
+    instead of being put back afterwards, because a backward pass must find the buffers unchanged.
+    """
+    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

@@ -1,0 +1,233 @@
+"""Finetune a classifier with few labels and many pictures (paper §III-A, Eq. 4; Tables I, V, VI).
+
+    accelerate launch recipes/ssl_classify.py                       # FixMatch, 40 labels of the embedded digits
+    accelerate launch recipes/ssl_classify.py --dataset path/to/pictures --labels labels.csv --init outputs/mine/model
+    accelerate launch recipes/ssl_classify.py --config recipes/configs/ssl_classify/cifar10_40_fixmatch.yaml
+
+Every setting is one flat key: defaults < --config file < command line; --help lists them. Without --config and
+--dataset the settings of configs/ssl_classify/digits.yaml are used, from the weights of the default target
+pretraining where they are there. The folder --output_dir then holds config.yaml, labels.json, augmentations.png,
+metrics.jsonl, curves.png, pseudo_labels.png, checkpoints/, model/ (loads in timm and transformers) and results.json.
+Started again with the same settings, an unfinished run continues where it was. --label_seeds 1,2,3 makes a run for
+each draw of labels in a folder of its own, and a results.json over all of them.
+"""
+
+from tpssl_hf.runtime import leave, prepare_process
+
+THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any, cast
+
+from accelerate import Accelerator
+from torch import nn
+
+from tpssl_hf.analysis.pictures import draw_curves
+from tpssl_hf.analysis.pseudo_labels import draw_pseudo_labels
+from tpssl_hf.config import (
+    CARRY_OUT_KEYS,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    config_files,
+    parse_with_method,
+    take,
+)
+from tpssl_hf.errors import InputError
+from tpssl_hf.finetuning import Job, evaluations, finetune, prepare, scores
+from tpssl_hf.launch import describe, make_accelerator, run_facts
+from tpssl_hf.methods.classify import CLASSIFY
+from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
+from tpssl_hf.ssl_config import ClassifyConfig, FinetuneConfig
+
+PAPER = "arXiv:2205.03001"
+GROUPS: list[type] = [ClassifyConfig, DataConfig, ModelConfig, FinetuneConfig, RunConfig]
+DIGITS = Path(__file__).parent / "configs/ssl_classify/digits.yaml"
+ADAPTED_DIGITS = Path("outputs/digits_byol/model")  # where the default target pretraining leaves its weights
+LAST_EVALUATIONS = 20
+
+
+def main() -> int:
+    """Settle the settings, then make one run, or one for each draw of labels; returns the exit code."""
+    settings, method_config = read_settings(sys.argv[1:])
+    accelerator = make_accelerator(take(RunConfig, settings))
+    say: Callable[..., None] = print if accelerator.is_main_process else lambda *_: None
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        say(describe(accelerator, THREADS))
+        if not settings["label_seeds"]:
+            return run_once(settings, method_config, accelerator, signals, say)
+        folder, seeds = Path(settings["output_dir"]), seeds_of(settings["label_seeds"])
+        whole = (
+            stack.enter_context(RunDir(folder, settings, ignore=CARRY_OUT_KEYS))
+            if accelerator.is_main_process
+            else None
+        )
+        for seed in seeds:
+            own = {"label_seeds": None, "label_seed": seed, "output_dir": str(folder / f"label_seed_{seed}")}
+            code = run_once(settings | own, method_config, accelerator, signals, say)
+            if code:
+                return code
+            accelerator.free_memory()
+        if whole:
+            say(leave_spread(whole, settings, seeds))
+    return 0
+
+
+def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
+    """Resolve every key; the embedded digits are the default where neither a data set nor a file is given."""
+    given = [argument.partition("=")[0] for argument in arguments]
+    if not config_files(arguments) and "--dataset" not in given:
+        arguments = ["--config", str(DIGITS), *arguments]
+        if "--init" not in given and "--backbone" not in given:
+            adapted = (ADAPTED_DIGITS / "config.json").is_file()
+            arguments += ["--init", str(ADAPTED_DIGITS) if adapted else "random"]
+    own = {"output_dir": "outputs/ssl_classify"}
+    methods = {name: (spec.config, {**own, **spec.defaults}) for name, spec in CLASSIFY.items()}
+    return parse_with_method(arguments, GROUPS, methods, description=__doc__ or "", default="fixmatch")
+
+
+def seeds_of(text: str) -> list[int]:
+    """Read ``1,2,3``.
+
+    Raises:
+        InputError: if it is no list of whole numbers, or one is there twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise InputError(f"label_seeds {text!r} is not a list of different whole numbers such as 1,2,3.")
+    return [int(part) for part in parts]
+
+
+def run_once(
+    settings: dict[str, Any],
+    method_config: Any,
+    accelerator: Accelerator,
+    signals: StopSignals,
+    say: Callable[..., None],
+) -> int:
+    """Make, or finish, the run of one draw of labels; returns the exit code."""
+    folder = Path(settings["output_dir"])
+    with ExitStack() as stack:
+        run = None
+        if accelerator.is_main_process:
+            run = stack.enter_context(RunDir(folder, settings, ignore=CARRY_OUT_KEYS))
+        if run.finished if run else (folder / RESULTS).exists():
+            say(f"{folder} holds the finished run of these settings; its weights are in {folder / 'model'}.")
+            return 0
+        if not settings["resume"] and (folder / "checkpoints").exists():
+            raise InputError(f"{folder} holds an unfinished run and resume is false; choose another output_dir.")
+        job = prepare(settings, method_config, accelerator, run)
+        say(
+            f"{job.data.labelled.chosen}: {len(job.data.labelled.indices)} of {len(job.data.store):,} pictures; "
+            f"from {job.origin.kind} weights ({job.origin.name}); {job.max_steps} steps"
+        )
+        done, state = finetune(job, run, signals, say)
+        if done < job.max_steps:
+            say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
+            return signals.exit_code or 143  # or another process of the run was told
+        if run:
+            say(leave_results(job, run, state))
+    return 0
+
+
+def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
+    """Score the last EMA network once, write pictures, model/ and results.json; returns the summary for people."""
+    data, settings = job.data, job.settings
+    entries = read_metrics(run.path / "metrics.jsonl")
+    draw_curves(run.path / "curves.png", entries)
+    draw_pseudo_labels(run.path / "pseudo_labels.png", entries, data.labelled.class_names)
+    scored = scores(job, data.test) if data.test else {}
+    validation = evaluations(job, test=False)
+    last = [entry["test_accuracy"] for entry in entries if "test_accuracy" in entry][-LAST_EVALUATIONS:]
+    if last:
+        scored[f"median_of_last_{len(last)}_evaluations"] = median(last)
+    dataset = {"name": data.source.name, "fingerprint": data.store.fingerprint, "images": len(data.store)}
+    labels = {"count": len(data.labelled.indices), "chosen": data.labelled.chosen, "seed": settings["label_seed"]}
+    results = run_facts(
+        recipe="ssl_classify",
+        method=settings["method"],
+        task="image classification",
+        dataset=dataset,
+        unlabelled_images=len(data.unlabelled) if "unlabeled" in job.transforms else 0,
+        test={"images": len(data.test.indices), "split": settings["test_split"]} if data.test else None,
+        labels=labels,
+        class_names=list(data.labelled.class_names),
+        backbone=settings["backbone"],
+        init=job.origin.as_dict(),
+        seed=settings["seed"],
+        protocol="last EMA network on the test split, never the best on it",
+        steps=job.max_steps,
+        seconds=state["seconds"],
+        metrics={**scored, **validation},
+        config=settings,
+    )
+    kept = ("recipe", "method", "dataset", "labels", "init", "seed", "steps", "metrics", "versions")
+    save_timm_folder(
+        cast(nn.Module, job.method.deployed),
+        run.path / "model",
+        preprocessing=Preprocessing(job.views.image_size, job.views.mean, job.views.std),
+        provenance={**{key: results[key] for key in kept}, "paper": PAPER},
+        licence=job.origin.licence,
+        label_names=list(data.labelled.class_names),
+    )
+    run.write_json(RESULTS, results)
+    return summary(run.path, results)
+
+
+def leave_spread(run: RunDir, settings: dict[str, Any], seeds: list[int]) -> str:
+    """Write results.json over several draws of labels; returns the summary for people."""
+    parts = [json.loads((run.path / f"label_seed_{seed}" / RESULTS).read_text(encoding="utf-8")) for seed in seeds]
+    values = [part["metrics"]["accuracy"] for part in parts if "accuracy" in part["metrics"]]
+    spread: dict[str, Any] = {}
+    if values:
+        deviation = stdev(values) if len(values) > 1 else None
+        spread = {"mean": mean(values), "median": median(values), "standard_deviation": deviation, "values": values}
+    shared = {
+        key: parts[0][key] for key in ("recipe", "method", "task", "dataset", "test", "backbone", "init", "protocol")
+    }
+    seconds = sum(part["seconds"] for part in parts)
+    run.write_json(RESULTS, run_facts(**shared, label_seeds=seeds, accuracy=spread, seconds=seconds, config=settings))
+    if not values:
+        return f"\n{len(seeds)} draws of labels, no test pictures, so no score: {run.path}"
+    plus = f" ± {100 * spread['standard_deviation']:.1f}" if len(values) > 1 else ""
+    each = ", ".join(f"{100 * value:.1f}" for value in values)
+    return (
+        f"\nAccuracy over {len(seeds)} draws of labels: {100 * spread['mean']:.1f}{plus} % ({each})\n"
+        f"  in {run.path / RESULTS}"
+    )
+
+
+def summary(folder: Path, results: dict[str, Any]) -> str:
+    """Say in a few lines what was made, what it is worth and what to type next."""
+    metrics, lines = results["metrics"], []
+    if "accuracy" in metrics:
+        count = results["test"]["images"]
+        lines.append(
+            f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test pictures (last EMA network)"
+        )
+        lines.append(
+            f"  sure and wrong  expected calibration error {100 * metrics['expected_calibration_error']:.1f} %"
+        )
+    if "validation_accuracy" in metrics:
+        lines.append(f"  validation    {100 * metrics['validation_accuracy']:.1f} % of the labels held out")
+    return "\n".join(
+        [
+            f"\nFinetuned {results['backbone']} with {results['method']} on {results['labels']['count']} labels of "
+            f"{results['dataset']['name']}: {results['steps']} steps in {results['seconds']:.0f} s",
+            *lines,
+            f"  weights       {folder / 'model'}",
+            f"  look at       {folder / 'curves.png'}, {folder / 'pseudo_labels.png'}",
+            f"  next          use it anywhere: pipeline('image-classification', model='{folder / 'model'}')",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    leave(main)

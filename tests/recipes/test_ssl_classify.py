@@ -1,0 +1,282 @@
+"""The recipe of semi-supervised classification, run in this process on tiny backbones."""
+
+import importlib.util
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from tpssl_hf import finetuning
+from tpssl_hf.analysis.pseudo_labels import NeverAcceptedWarning
+from tpssl_hf.config import parse_with_method
+from tpssl_hf.errors import InputError
+from tpssl_hf.methods.classify import CLASSIFY
+from tpssl_hf.rundir import read_metrics
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "recipes" / "configs" / "ssl_classify").rglob("*.yaml"))
+Learn = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def classify() -> Any:
+    """recipes/ssl_classify.py as a module."""
+    spec = importlib.util.spec_from_file_location("ssl_classify", ROOT / "recipes" / "ssl_classify.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ssl_classify"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def learn(classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Learn]:
+    """Run the recipe in this process with these settings; a setting of None is left out."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for module, name in ((finetuning, "draw_views"), (classify, "draw_curves"), (classify, "draw_pseudo_labels")):
+        monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
+    tiny = {"dataset": "digits", "labels": 20, "backbone": "test_resnet", "image_size": 32, "work_size": 16}
+    tiny |= {"batch_size": 4, "unlabeled_ratio": 2, "max_steps": 3, "log_every": 1, "limit_images": 300}
+    tiny |= {"limit_test_images": 40, "precision": "fp32", "cache_dir": tmp_path / "cache"}
+    tiny |= {"output_dir": tmp_path / "run"}
+
+    def run(**settings: Any) -> int:
+        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
+        monkeypatch.setattr(sys, "argv", ["ssl_classify.py", *(f"--{k}={v}" for k, v in chosen.items())])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NeverAcceptedWarning)  # three steps accept nothing
+            code: int = classify.main()
+        return code
+
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def pictures(folder: Path, names: dict[str, int], seed: int = 0) -> Path:
+    """Make a folder with so many pictures in each sub-folder, brighter from one class to the next."""
+    random = np.random.default_rng(seed)
+    for number, (name, count) in enumerate(names.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = random.integers(0, 60, (20, 24, 3)) + 60 * number
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("method", sorted(CLASSIFY))
+def test_every_learner_leaves_a_score_and_weights(method: str, learn: Learn, tmp_path: Path) -> None:
+    own = {"queue_size": 4, "projection_features": 16} if method == "self_tuning" else {}
+    assert learn(method=method, **own) == 0
+    found = results(tmp_path / "run")
+    assert found["method"] == method and found["labels"]["count"] == 20 and found["test"]["images"] == 40
+    matrix = np.array(found["metrics"]["confusion_matrix"])
+    assert matrix.sum() == 40 and found["metrics"]["accuracy"] == pytest.approx(matrix.trace() / 40)
+    assert len(found["metrics"]["per_class_accuracy"]) == 10
+    assert 0 <= found["metrics"]["expected_calibration_error"] <= 1
+
+
+def test_the_score_is_that_of_the_saved_network_in_plain_timm(learn: Learn, tmp_path: Path) -> None:
+    assert learn(limit_test_images=None) == 0
+    found = results(tmp_path / "run")
+    model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).eval()
+    from tpssl_hf.augment.policies import ViewSettings, eval_view
+    from tpssl_hf.data.sources import load_source
+    from tpssl_hf.data.store import open_store
+
+    source = load_source("digits", split="test")
+    budget = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False, "cache_dir": tmp_path / "cache"}
+    store, _ = open_store(source, image_size=32, **budget)
+    settings = ViewSettings(32, model.pretrained_cfg["mean"], model.pretrained_cfg["std"], 0)
+    with torch.inference_mode():
+        predicted = model(eval_view(store.gather(np.arange(300), epoch=0), settings)).argmax(dim=1).numpy()
+    assert found["metrics"]["accuracy"] == pytest.approx((predicted == store.labels).mean())
+
+
+def test_the_model_loads_in_plain_transformers_with_class_names_and_equal_logits(learn: Learn, tmp_path: Path) -> None:
+    names = {"cat": 6, "dog": 6}
+    train, test = pictures(tmp_path / "train", names), pictures(tmp_path / "test", names, seed=1)
+    assert learn(dataset=train, label_column="folder", labels=4, test_dataset=test, test_split="train") == 0
+    folder = str(tmp_path / "run" / "model")
+    model, processor = (
+        AutoModelForImageClassification.from_pretrained(folder),
+        AutoImageProcessor.from_pretrained(folder),
+    )
+    assert model.config.id2label == {0: "cat", 1: "dog"}
+    picture = Image.open(tmp_path / "test" / "cat" / "000.png")
+    inputs = processor(picture, return_tensors="pt")["pixel_values"]
+    plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, model.state_dict()[f"timm_model.{name}"]), name
+    with torch.inference_mode():  # equal weights; which kernel sums them up depends on where in memory they lie
+        torch.testing.assert_close(model.eval()(inputs).logits, plain(inputs), rtol=0, atol=1e-6)
+    answers = pipeline("image-classification", model=folder)(picture)
+    assert {answer["label"] for answer in answers} == {"cat", "dog"}
+
+
+def test_the_teacher_is_what_is_deployed_and_not_the_last_student(learn: Learn, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from tpssl_hf.checkpoint import load_latest
+
+    assert learn(method="fixmatch", learning_rate=0.5) == 0
+    checkpoint = load_latest(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    state, saved = checkpoint.tensors["method"], load_file(tmp_path / "run" / "model" / "model.safetensors")
+    for name, value in saved.items():
+        assert torch.equal(value, state[f"teacher.network.{name}"]), name
+    assert any(not torch.equal(value, state[f"student.{name}"]) for name, value in saved.items())
+
+
+def test_curves_evaluate_along_the_way_and_their_median_is_reported(learn: Learn, tmp_path: Path) -> None:
+    assert learn(evaluate_every=0.1, max_steps=4, validation_labels=10) == 0  # 10 steps are an epoch
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all("test_accuracy" in line and "validation_accuracy" in line for line in lines) and len(lines) == 4
+    metrics = results(tmp_path / "run")["metrics"]
+    assert metrics["accuracy"] == lines[-1]["test_accuracy"]
+    assert metrics["median_of_last_4_evaluations"] == np.median([line["test_accuracy"] for line in lines])
+    assert results(tmp_path / "run")["labels"]["count"] == 10
+
+
+def test_without_curves_the_test_pictures_are_read_once(
+    learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    original = finetuning.probabilities
+    monkeypatch.setattr(finetuning, "probabilities", lambda *given: asked.append(1) or original(*given))
+    assert learn() == 0
+    assert len(asked) == 1
+
+
+def test_pseudo_labels_are_audited_with_precision_in_hindsight(learn: Learn, tmp_path: Path) -> None:
+    assert learn(method="self_tuning", queue_size=4, projection_features=16) == 0
+    line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert sum(line["pseudo_predicted_per_class"]) == 8 == sum(line["pseudo_accepted_per_class"])
+    assert sum(line["pseudo_confidence_histogram"]) == 8 and 0 <= line["hindsight_precision"] <= 1
+
+
+def test_labels_of_one_run_serve_the_next(learn: Learn, tmp_path: Path) -> None:
+    assert learn(label_seed=5) == 0
+    written = tmp_path / "run" / "labels.json"
+    assert learn(labels=written, output_dir=tmp_path / "second") == 0
+    assert (
+        json.loads(written.read_text())["labels"]
+        == json.loads((tmp_path / "second/labels.json").read_text())["labels"]
+    )
+
+
+def test_unlabelled_pictures_may_come_from_elsewhere_without_a_label_column(learn: Learn, tmp_path: Path) -> None:
+    names = {"cat": 5, "dog": 5}
+    train, test = pictures(tmp_path / "train", names), pictures(tmp_path / "test", names, seed=1)
+    pile = pictures(tmp_path / "pile", {"somewhere": 17}, seed=2)
+    settings = {"label_column": "folder", "test_dataset": test, "test_split": "train", "labels": "all"}
+    assert learn(dataset=train, unlabelled_dataset=pile, **settings) == 0
+    assert results(tmp_path / "run")["unlabelled_images"] == 17
+    assert "hindsight_precision" not in read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
+def test_a_run_without_test_pictures_has_no_score(
+    learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert learn(test_split="none") == 0
+    assert results(tmp_path / "run")["test"] is None and "accuracy" not in results(tmp_path / "run")["metrics"]
+    assert "accuracy" not in capsys.readouterr().out.split("Finetuned")[1]
+
+
+def test_a_finished_run_is_left_alone(learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert learn() == 0
+    made = (tmp_path / "run" / "results.json").stat().st_mtime_ns
+    assert learn() == 0
+    assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == made
+    assert "holds the finished run" in capsys.readouterr().out
+
+
+def test_a_classifier_starts_from_an_adapted_folder_with_a_new_head(learn: Learn, tmp_path: Path) -> None:
+    assert learn(output_dir=tmp_path / "first") == 0
+    assert learn(init=tmp_path / "first" / "model") == 0
+    assert results(tmp_path / "run")["init"]["kind"] == "folder"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"labels": 5}, "fewer than the 10 classes"),
+        ({"labels": 25}, "same number for each"),
+        ({"labels": "many"}, "is not a number above 0"),
+        ({"method": "fixmtach"}, "method 'fixmtach' is not one of"),
+        ({"unlabeled_ratio": 0}, "needs 1 or more"),
+        ({"test_split": "validation"}, "test pictures could not be opened"),
+        ({"label_seeds": "1,1"}, "not a list of different whole numbers"),
+        ({"streaming": True}, "leave streaming off"),
+        ({"validation_labels": 20}, "without any to train on"),
+        ({"learning_rte": 0.1}, "unknown setting 'learning_rte'"),
+        ({"test_dataset": "digits", "test_split": "train"}, "labelled pictures are in the test set"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_the_first_step(
+    settings: dict[str, Any], sentence: str, learn: Learn, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        learn(**settings, **({"limit_test_images": None} if "test_dataset" in settings else {}))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_empty_pile_of_unlabelled_pictures_is_refused(learn: Learn, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no pictures"):
+        learn(unlabelled_dataset=tmp_path / "empty")
+
+
+def test_classes_of_the_test_pictures_are_told_apart_by_name(learn: Learn, tmp_path: Path) -> None:
+    train = pictures(tmp_path / "train", {"cat": 4, "dog": 4})
+    test = pictures(tmp_path / "test", {"bird": 2, "dog": 2}, seed=1)
+    settings = {"dataset": train, "label_column": "folder", "labels": 4, "test_split": "train"}
+    with pytest.raises(InputError, match="test pictures have the class 'bird'"):
+        learn(test_dataset=test, **settings)
+    assert learn(test_dataset=pictures(tmp_path / "dogs", {"dog": 3}, seed=1), **settings) == 0
+    assert results(tmp_path / "run")["metrics"]["per_class_accuracy"][0] is None
+
+
+def test_the_digits_say_which_weights_they_start_from(
+    classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classify, "ADAPTED_DIGITS", tmp_path)
+    assert classify.read_settings([])[0]["init"] == "random"
+    (tmp_path / "config.json").write_text("{}")
+    assert classify.read_settings([])[0]["init"] == str(tmp_path)
+    assert classify.read_settings(["--init", "random"])[0]["init"] == "random"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_and_says_what_it_needs(path: Path, classify: Any) -> None:
+    methods = {name: (spec.config, spec.defaults) for name, spec in CLASSIFY.items()}
+    settings, _ = parse_with_method(
+        ["--config", str(path)], classify.GROUPS, methods, description="", default="fixmatch"
+    )
+    assert settings["output_dir"].startswith("outputs/")
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("Needs:" in line for line in header) and any("Command:" in line for line in header)
+    named = [word for line in header for word in line.split() if word.startswith("recipes/configs/")]
+    assert all((ROOT / name).exists() for name in named)
+    given = yaml.safe_load(path.read_text())
+    assert all(settings[name] == value for name, value in given.items())

@@ -1,0 +1,169 @@
+"""The pictures of semi-supervised finetuning: labelled, unlabelled, held out, and those the score is taken on."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.config import DataConfig, take
+from tpssl_hf.data.labels import Labelled, choose_labels, hold_out, refuse_test_pictures, write_labels
+from tpssl_hf.data.scan import UNLABELLED
+from tpssl_hf.data.sources import Source, load_source
+from tpssl_hf.data.store import PictureStore
+from tpssl_hf.errors import InputError
+from tpssl_hf.launch import store_of
+from tpssl_hf.rundir import RunDir
+from tpssl_hf.ssl_config import ClassifyConfig
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures with labels that a network is asked about.
+
+    Attributes:
+        store: the pictures.
+        indices: (N,) int64, which of them.
+        labels: (N,) int64, class numbers.
+    """
+
+    store: PictureStore
+    indices: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class FinetuningData:
+    """All pictures of a run.
+
+    Attributes:
+        source: what ``store`` was read from.
+        store: the pictures that labelled ones are chosen from.
+        labelled: those to train on with labels.
+        validation: those held out of them, or None.
+        unlabelled: pictures to train on without labels; the same store unless other pictures were named.
+        truth: (N,) int64 true labels of ``unlabelled``, -1 for unknown, for hindsight only; None where none is known.
+        test: pictures the score is taken on, or None.
+    """
+
+    source: Source
+    store: PictureStore
+    labelled: Labelled
+    validation: Split | None
+    unlabelled: PictureStore
+    truth: Tensor | None
+    test: Split | None
+
+
+def open_data(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | None) -> FinetuningData:
+    """Open all pictures, settle the labels and write ``labels.json``.
+
+    Raises:
+        InputError: for anything about pictures or labels that does not fit together, before the first step.
+    """
+    choice, data = take(ClassifyConfig, settings), take(DataConfig, settings)
+    if data.streaming:
+        raise InputError("labels are chosen by number, which streamed pictures have not; leave streaming off.")
+    source = load_source(
+        data.dataset,
+        split=data.split,
+        dataset_config=data.dataset_config,
+        image_column=data.image_column,
+        label_column=data.label_column,
+    )
+    store = store_of(source, data, accelerator, run)
+    labelled = choose_labels(str(choice.labels), store, source, mode=choice.label_mode, seed=choice.label_seed)
+    test = _open_test(choice, data, labelled.class_names, accelerator, run)
+    if test:
+        refuse_test_pictures(store, labelled, test.store)
+    unlabelled, truth = store, _known_truth(store, source, labelled)
+    if choice.unlabelled_dataset:
+        other = load_source(choice.unlabelled_dataset, split=choice.unlabelled_split)
+        unlabelled = store_of(other, data, accelerator, run, part="unlabelled")
+        truth = _known_truth(unlabelled, other, labelled)
+    if run:
+        write_labels(run.path / "labels.json", labelled, store, source)
+    validation = None
+    if choice.validation_labels:
+        labelled, held = hold_out(labelled, choice.validation_labels, seed=choice.label_seed)
+        validation = Split(store, held.indices, held.labels)
+    return FinetuningData(source, store, labelled, validation, unlabelled, truth, test)
+
+
+def data_facts(data: FinetuningData) -> dict[str, str]:
+    """Return what must be the same when a run is resumed: pictures, and a digest of which of them are labelled how."""
+    digest = hashlib.sha256(data.labelled.indices.tobytes() + data.labelled.labels.tobytes())
+    return {
+        "dataset": data.store.fingerprint,
+        "unlabelled pictures": data.unlabelled.fingerprint,
+        "labels": f"{data.labelled.chosen} ({digest.hexdigest()[:16]})",
+    }
+
+
+def _known_truth(store: PictureStore, source: Source, labelled: Labelled) -> Tensor | None:
+    """Return the labels of ``store`` if it has any that number the classes as ``labelled`` does."""
+    if store.labels is None or source.class_names not in (None, labelled.class_names):
+        return None
+    known = store.labels[store.labels != UNLABELLED]
+    if len(known) == 0 or known.max() >= len(labelled.class_names):
+        return None
+    return torch.from_numpy(store.labels)
+
+
+def _open_test(
+    choice: ClassifyConfig, data: DataConfig, names: tuple[str, ...], accelerator: Accelerator, run: RunDir | None
+) -> Split | None:
+    """Open the pictures the score is taken on and number their classes as the training labels do."""
+    if choice.test_split == "none":
+        return None
+    named = choice.test_dataset or data.dataset
+    try:
+        source = load_source(
+            named,
+            split=choice.test_split,
+            dataset_config=data.dataset_config,
+            image_column=data.image_column,
+            label_column=data.label_column,
+        )
+    except InputError as error:
+        raise InputError(
+            f"the test pictures could not be opened: {error} Name them with --test_dataset and --test_split, or say "
+            "--test_split none to go without a score."
+        ) from error
+    store = store_of(
+        source, replace(data, limit_images=choice.limit_test_images), accelerator, run, part="test"
+    )
+    if store.labels is None or (store.labels == UNLABELLED).any():
+        raise InputError(
+            f"the test pictures ({source.name!r}, split {choice.test_split!r}) need a label each, and not all have "
+            "one; name others with --test_dataset and --test_split, or say --test_split none."
+        )
+    return Split(store, np.arange(len(store)), _renumbered(store.labels, source, names))
+
+
+def _renumbered(labels: np.ndarray, source: Source, names: tuple[str, ...]) -> np.ndarray:
+    """Number the test classes as ``names`` does."""
+    own = source.class_names or tuple(str(number) for number in range(int(labels.max()) + 1))
+    if strange := [own[number] for number in np.unique(labels).tolist() if own[number] not in names]:
+        raise InputError(
+            f"the test pictures have the class {strange[0]!r}, which no label names; the labels name "
+            f"{', '.join(names[:10])}."
+        )
+    number_of = np.array([names.index(name) if name in names else UNLABELLED for name in own], dtype=np.int64)
+    renumbered: np.ndarray = number_of[labels]
+    return renumbered
+
+
+def with_labels(
+    transform: Callable[[Pictures], dict[str, Tensor]], labelled: Labelled, count: int, device: torch.device
+) -> Callable[[Pictures], dict[str, Tensor]]:
+    """Add ``labels`` (B,) int64 to what ``transform`` makes of labelled pictures of a store of ``count``."""
+    table = torch.full((count,), UNLABELLED, dtype=torch.int64)
+    table[torch.from_numpy(labelled.indices)] = torch.from_numpy(labelled.labels)
+    table = table.to(device)
+    return lambda pictures: {**transform(pictures), "labels": table[pictures.index]}

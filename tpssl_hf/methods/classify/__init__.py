@@ -1,0 +1,26 @@
+"""Semi-supervised learners for classification. A new one is one file and one line here."""
+
+from tpssl_hf.methods.base import LearnerSpec
+from tpssl_hf.methods.classify import (
+    fixmatch,
+    flexmatch,
+    freematch,
+    mean_teacher,
+    self_tuning,
+    softmatch,
+    supervised,
+    uda,
+    vat,
+)
+
+CLASSIFY: dict[str, LearnerSpec] = {
+    "supervised": supervised.SPEC,
+    "mean_teacher": mean_teacher.SPEC,
+    "vat": vat.SPEC,
+    "uda": uda.SPEC,
+    "fixmatch": fixmatch.SPEC,
+    "self_tuning": self_tuning.SPEC,
+    "flexmatch": flexmatch.SPEC,
+    "freematch": freematch.SPEC,
+    "softmatch": softmatch.SPEC,
+}

@@ -1,0 +1,75 @@
+"""FixMatch (Sohn et al., 2020, arXiv 2001.07685), the paper's main learner (Eq. 4).
+
+Deviations: the original's code distorts strongly by CTAugment, here it is RandAugment, which its paper reports as
+equal; and the evaluated average has a smaller momentum in the first updates, for runs much shorter than 2^20 steps.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import nn
+
+from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.config import key
+from tpssl_hf.losses.semi_supervised import masked_cross_entropy
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
+from tpssl_hf.methods.classify.streams import weak_and_strong
+from tpssl_hf.models.classifier import split_logits
+from tpssl_hf.models.ema import EMATeacher
+
+
+@dataclass
+class FixMatchConfig:
+    """FixMatch; defaults are the original's (Sohn et al., 2020, Table 4)."""
+
+    threshold: float = key(0.95, "Least probability at which a pseudo-label counts (Sohn et al., 2020, Table 4).")
+    unlabeled_weight: float = key(1.0, "Weight of the unlabelled loss (Sohn et al., 2020, Table 4).")
+    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
+
+
+class FixMatch(nn.Module):
+    """Confident predictions on weak views are the labels of strong views of the same pictures."""
+
+    def __init__(self, classifier: nn.Module, config: FixMatchConfig, unlabeled_count: int) -> None:
+        super().__init__()
+        self.config = config
+        self.student = classifier
+        self.teacher = EMATeacher(classifier, config.ema_momentum)
+        self.pseudo_labels: PseudoLabels | None = None
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``strong``, ``index``.
+
+        All pictures go through the network together, so they share BatchNorm statistics, and the pseudo-labels are
+        made by that same pass.
+        """
+        labeled, unlabeled = batch["labeled"], batch["unlabeled"]
+        logits, weak, strong = split_logits(self.student, labeled["weak"], unlabeled["weak"], unlabeled["strong"])
+        confidence, labels = weak.detach().softmax(dim=1).max(dim=1)
+        weights = (confidence >= self.config.threshold).float()
+        loss_labeled = F.cross_entropy(logits, labeled["labels"])
+        loss_unlabeled = masked_cross_entropy(strong, labels, weights)
+        self.pseudo_labels = PseudoLabels(unlabeled["index"], labels, confidence, weights)
+        return {
+            "loss": loss_labeled + self.config.unlabeled_weight * loss_unlabeled,
+            "loss_labeled": loss_labeled.detach(),
+            "loss_unlabeled": loss_unlabeled.detach(),
+            "accepted": weights.mean(),
+        }
+
+    def after_step(self, progress: float) -> None:
+        """Move the evaluated average toward the student."""
+        self.teacher.update(self.student)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The average of the student."""
+        return self.teacher.network
+
+
+def views(settings: ViewSettings, config: FixMatchConfig) -> Views:
+    """A weak view of every picture, and a strong one of the unlabelled ones (Sohn et al., 2020, §2.2)."""
+    return weak_and_strong(settings)
+
+
+SPEC = LearnerSpec(config=FixMatchConfig, build=FixMatch, views=views)

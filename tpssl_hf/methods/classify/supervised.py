@@ -1,0 +1,54 @@
+"""Finetuning on the labelled pictures alone (paper, Tables I and V), the baseline of every learner.
+
+It has the weak view, the optimizer and the evaluated average of FixMatch (Sohn et al., 2020, arXiv 2001.07685), so
+that only the use of unlabelled pictures differs.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import nn
+
+from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.config import key
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.classify.streams import labeled_weak
+from tpssl_hf.models.ema import EMATeacher
+
+
+@dataclass
+class SupervisedConfig:
+    """Finetuning on labels alone; the average is that of FixMatch's code (Sohn et al., 2020)."""
+
+    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
+
+
+class Supervised(nn.Module):
+    """Cross-entropy on weakly distorted labelled pictures."""
+
+    def __init__(self, classifier: nn.Module, config: SupervisedConfig, unlabeled_count: int) -> None:
+        super().__init__()
+        self.student = classifier
+        self.teacher = EMATeacher(classifier, config.ema_momentum)
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """Return ``loss`` for ``batch["labeled"]``: ``weak`` (B, 3, H, W) and ``labels`` (B,)."""
+        loss = F.cross_entropy(self.student(batch["labeled"]["weak"]).float(), batch["labeled"]["labels"])
+        return {"loss": loss, "loss_labeled": loss.detach()}
+
+    def after_step(self, progress: float) -> None:
+        """Move the evaluated average toward the student."""
+        self.teacher.update(self.student)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The average of the student."""
+        return self.teacher.network
+
+
+def views(settings: ViewSettings, config: SupervisedConfig) -> Views:
+    """One weak view of the labelled pictures; there are no unlabelled ones."""
+    return labeled_weak(settings)
+
+
+SPEC = LearnerSpec(config=SupervisedConfig, build=Supervised, views=views, defaults={"unlabeled_ratio": 0})

@@ -1,0 +1,1 @@
+"""Accuracy, accuracy per class, calibration and confusion of a classifier."""
