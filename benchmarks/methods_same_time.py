@@ -6,7 +6,8 @@ Runs the recipe once per method with ``--budget``, then probes the start and eac
 all training labels of the pictures used, and logistic regression on ``--labels`` labels, class-balanced, over
 ``--draws`` draws. Both are asked about pictures of the test split, which no run has seen. "before, BatchNorm" is the
 start with nothing but the BatchNorm statistics of these pictures, which every saved model gets: what adapting itself
-is worth lies between that row and a method's. Prints a markdown table.
+is worth lies between that row and a method's. Each method trains at its source's rate for a batch of 256, whatever the
+batch. Prints a markdown table.
 """
 
 from tpssl_hf.runtime import prepare_process
@@ -27,10 +28,11 @@ from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.evaluation import batches_of, extract_features, recalibrated
+from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.backbone import load_backbone
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "target_pretrain.py"
-# What differs from each method's own defaults: batch 128 and short queues suit a few thousand pictures.
+# What differs from each method's own defaults: queues that suit a few thousand pictures.
 EXTRA = {
     "byol": [],
     "moco": ["--queue_size", "4096"],
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--test_images", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--labels", type=int, default=40)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=list(EXTRA), choices=list(EXTRA))
@@ -106,6 +108,9 @@ def main() -> None:
         command += ["--backbone", arguments.backbone, "--init", arguments.init, "--output_dir", str(folder)]
         command += ["--image_size", str(arguments.image_size), "--limit_images", str(arguments.images)]
         command += ["--batch_size", str(arguments.batch_size), "--budget", f"{arguments.minutes * 60:g}s"]
+        # The recipe divides rates by 256 / batch_size; in so few steps of small batches, nothing would move.
+        rate = PRETRAIN[method].defaults["learning_rate"] * 256 / arguments.batch_size
+        command += ["--learning_rate", f"{rate:g}", "--probe_labels", "--save_every", "100000"]
         subprocess.run([*command, *EXTRA[method]], check=True)
         results = json.loads((folder / "results.json").read_text())
         rows.append(

@@ -185,3 +185,23 @@ def test_layers_that_draw_randomly_do_not_depend_on_where_the_run_was_resumed() 
     whole = losses_from(Dropped(), 0, 6)
     torch.rand(17)
     assert losses_from(Dropped(), 3, 6) == whole[3:]
+
+
+def test_a_group_with_a_rate_factor_learns_so_many_times_as_fast() -> None:
+    toy = Toy()
+    optimizer = build_optimizer(
+        "sgd", toy, weight_decay=0.0, momentum=0.0, heads=toy.linear.parameters(), head_rate_factor=10.0
+    )
+    train(
+        Accelerator(cpu=True),
+        toy,
+        optimizer,
+        lambda step: 0.01,
+        batches(),
+        LoopSettings(1, 8),
+        start_step=0,
+        log=lambda step, values: None,
+        save=lambda step: None,
+        stop=lambda: False,
+    )
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.01, 0.1])

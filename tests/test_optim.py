@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tpssl_hf.optim import LARS, build_optimizer, cosine_decay, parameter_groups, warmup_cosine
+from tpssl_hf.optim import (
+    LARS,
+    build_optimizer,
+    cosine_7_16,
+    cosine_decay,
+    four_steps,
+    parameter_groups,
+    warmup_cosine,
+)
 
 
 def slow_lars(
@@ -107,3 +115,37 @@ def test_schedule_rises_in_a_line_and_falls_in_a_cosine() -> None:
 
 def test_cosine_decay_at_the_quarter() -> None:
     assert cosine_decay(0.25) == pytest.approx(0.5 + math.sqrt(0.5) / 2)
+
+
+def test_a_faster_head_gets_groups_of_its_own_that_the_rate_is_multiplied_in() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    groups = parameter_groups(module, 0.5, heads=module[2].parameters(), head_rate_factor=10.0)
+    assert [group.get("rate_factor", 1.0) for group in groups] == [1.0, 1.0, 10.0, 10.0]
+    assert [len(group["params"]) for group in groups] == [1, 3, 1, 1]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0, 0.5, 0.0]
+    assert len(parameter_groups(module, 0.5, heads=module[2].parameters())) == 2  # a factor of one needs none
+
+
+def test_nesterov_is_that_of_torch() -> None:
+    moved = []
+    for build in (
+        lambda p: build_optimizer("sgd", nn.ParameterList([p]), weight_decay=0.0, momentum=0.9, nesterov=True),
+        lambda p: torch.optim.SGD([p], lr=0.1, momentum=0.9, nesterov=True),
+    ):
+        parameter = nn.Parameter(torch.ones(2, 2))
+        optimizer = build(parameter)
+        optimizer.param_groups[0]["lr"] = 0.1
+        for step in range(3):
+            parameter.grad = torch.full((2, 2), 1.0 + step)
+            optimizer.step()
+        moved.append(parameter.detach())
+    torch.testing.assert_close(*moved)
+
+
+def test_fixmatch_schedule_ends_at_a_fifth() -> None:
+    assert cosine_7_16(0.0) == 1.0 and cosine_7_16(1.0) == pytest.approx(0.19509, abs=1e-5)
+
+
+def test_self_tuning_schedule_steps_where_its_source_does() -> None:
+    steps = [four_steps(step / 27005) for step in (0, 5999, 6001, 12001, 18001, 24001, 27004)]
+    assert steps == pytest.approx([1, 1, 0.1, 0.01, 0.001, 0.0001, 0.0001])

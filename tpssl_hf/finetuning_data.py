@@ -135,9 +135,7 @@ def _open_test(
             f"the test pictures could not be opened: {error} Name them with --test_dataset and --test_split, or say "
             "--test_split none to go without a score."
         ) from error
-    store = store_of(
-        source, replace(data, limit_images=choice.limit_test_images), accelerator, run, part="test"
-    )
+    store = store_of(source, replace(data, limit_images=choice.limit_test_images), accelerator, run, part="test")
     if store.labels is None or (store.labels == UNLABELLED).any():
         raise InputError(
             f"the test pictures ({source.name!r}, split {choice.test_split!r}) need a label each, and not all have "

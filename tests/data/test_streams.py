@@ -13,7 +13,7 @@ import torch
 from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.data.store import PictureStore, open_store
-from tpssl_hf.data.streams import PictureStream, StreamingPictures
+from tpssl_hf.data.streams import EndlessStream, PictureStream, StreamingPictures
 from tpssl_hf.errors import InputError
 
 MakeTable = Callable[..., datasets.Dataset]
@@ -115,6 +115,42 @@ def test_subset_stays_within_its_indices(store: PictureStore) -> None:
 def test_fewer_pictures_than_a_batch_are_refused(store: PictureStore) -> None:
     with pytest.raises(InputError, match=r"53 pictures of 'set' are fewer than one batch of 64 \(32 x 2 processes\)"):
         PictureStream(store, batch_size=32, seed=0, num_processes=2)
+
+
+def test_endless_batches_leave_nothing_out_and_go_over_the_end_of_an_epoch(store: PictureStore) -> None:
+    stream = EndlessStream(store, batch_size=7, seed=3)
+    seen = [pictures for step in range(2 * len(store)) for pictures in [stream.batch(step)]]
+    index, epoch = torch.cat([p.index for p in seen]), torch.cat([p.epoch for p in seen])
+    for number in range(14):  # 2N batches of 7 are 14 epochs
+        assert sorted(index[epoch == number].tolist()) == list(range(len(store)))
+    assert any(len(set(p.epoch.tolist())) == 2 for p in seen)
+
+
+def test_few_pictures_fill_large_batches_with_new_epochs(store: PictureStore) -> None:
+    pictures = EndlessStream(store, batch_size=8, seed=3, indices=np.array([2, 5, 7])).batch(4)
+    assert set(pictures.index.tolist()) == {2, 5, 7} and set(pictures.epoch.tolist()) == {10, 11, 12, 13}
+    assert len(set(zip(pictures.index.tolist(), pictures.epoch.tolist(), strict=True))) == 8
+
+
+def test_endless_streams_of_two_processes_see_together_what_one_sees(store: PictureStore) -> None:
+    whole = EndlessStream(store, batch_size=6, seed=3)
+    parts = [EndlessStream(store, batch_size=3, seed=3, process_index=r, num_processes=2) for r in (0, 1)]
+    for step in (0, 1, 9):
+        together = [part.batch(step) for part in parts]
+        assert torch.equal(whole.batch(step).index, torch.cat([pictures.index for pictures in together]))
+        assert torch.equal(whole.batch(step).pixels[:3], together[0].pixels)
+
+
+def test_an_endless_stream_entered_later_gives_the_same_batches(store: PictureStore) -> None:
+    stream = EndlessStream(store, batch_size=5, seed=3)
+    opened = stream.batches(7)
+    assert torch.equal(next(opened).index, EndlessStream(store, batch_size=5, seed=3).batch(7).index)
+    opened.close()  # type: ignore[attr-defined]
+
+
+def test_an_endless_stream_of_no_pictures_is_refused(store: PictureStore) -> None:
+    with pytest.raises(InputError, match="no picture"):
+        EndlessStream(store, batch_size=2, seed=0, indices=np.array([], dtype=np.int64))
 
 
 def test_prefetching_thread_ends_with_the_stream(store: PictureStore) -> None:

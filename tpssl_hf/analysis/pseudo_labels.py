@@ -1,4 +1,4 @@
-"""What a learner believes about the unlabelled pictures: how much it accepts, of which classes, and how right it is."""
+"""What a learner believes about the unlabelled pictures: how much it accepts, of which classes, how right it is."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -78,8 +78,8 @@ class PseudoLabelAudit:
             names = ", ".join(self.class_names[number] for number in never[:5])
             more = f" and {len(never) - 5} more classes" if len(never) > 5 else ""
             warnings.warn(
-                f"up to step {step} no pseudo-label {names}{more} has been accepted, so no unlabelled picture counts as "
-                "such: train longer, label a few more of them, lower the threshold, or use --method freematch or "
+                f"up to step {step} no pseudo-label {names}{more} has been accepted, so no unlabelled picture counts "
+                "as such: train longer, label a few more of them, lower the threshold, or use --method freematch or "
                 "flexmatch, whose thresholds follow each class.",
                 NeverAcceptedWarning,
                 stacklevel=2,
@@ -112,7 +112,8 @@ def draw_pseudo_labels(path: Path, entries: Sequence[Mapping[str, Any]], class_n
     accepted = np.array([entry["pseudo_accepted_per_class"] for entry in logged]).T
     predicted = np.array([entry["pseudo_predicted_per_class"] for entry in logged]).T
     left.plot(steps, 100 * accepted.sum(axis=0) / predicted.sum(axis=0), label="accepted", linewidth=1.4)
-    known = [(entry["step"], 100 * entry["hindsight_precision"]) for entry in logged if entry.get("hindsight_precision")]
+    precision = [(entry["step"], entry.get("hindsight_precision")) for entry in logged]
+    known = [(step, 100 * value) for step, value in precision if value is not None]
     if known:
         left.plot(*zip(*known, strict=True), label="of these right (hindsight)", linewidth=1.4)
     left.set(title="pseudo-labels", xlabel="step", ylabel="%", ylim=(0, 102))
