@@ -39,8 +39,9 @@ from tpssl_hf.config import (
     take,
 )
 from tpssl_hf.errors import InputError
+from tpssl_hf.facts import run_facts
 from tpssl_hf.finetuning import Job, evaluations, finetune, prepare, scores
-from tpssl_hf.launch import describe, make_accelerator, run_facts
+from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
@@ -113,16 +114,10 @@ def run_once(
     say: Callable[..., None],
 ) -> int:
     """Make, or finish, the run of one draw of labels; returns the exit code."""
-    folder = Path(settings["output_dir"])
     with ExitStack() as stack:
-        run = None
-        if accelerator.is_main_process:
-            run = stack.enter_context(RunDir(folder, settings, ignore=CARRY_OUT_KEYS))
-        if run.finished if run else (folder / RESULTS).exists():
-            say(f"{folder} holds the finished run of these settings; its weights are in {folder / 'model'}.")
+        run, finished = claim_folder(stack, settings, accelerator, say)
+        if finished:
             return 0
-        if not settings["resume"] and (folder / "checkpoints").exists():
-            raise InputError(f"{folder} holds an unfinished run and resume is false; choose another output_dir.")
         job = prepare(settings, method_config, accelerator, run)
         say(
             f"{job.data.labelled.chosen}: {len(job.data.labelled.indices)} of {len(job.data.store):,} pictures; "

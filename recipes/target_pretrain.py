@@ -24,7 +24,6 @@ from accelerate import Accelerator
 
 from tpssl_hf.analysis.pictures import draw_curves
 from tpssl_hf.config import (
-    CARRY_OUT_KEYS,
     DataConfig,
     HealthConfig,
     ModelConfig,
@@ -37,8 +36,8 @@ from tpssl_hf.config import (
     read_config_file,
     take,
 )
-from tpssl_hf.errors import InputError
-from tpssl_hf.launch import describe, make_accelerator, run_facts
+from tpssl_hf.facts import run_facts
+from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 from tpssl_hf.planning import plan_for_budget
@@ -56,20 +55,14 @@ def main() -> int:
     options = take(RunConfig, settings)
     accelerator = make_accelerator(options)
     say: Callable[..., None] = print if accelerator.is_main_process else lambda *_: None
-    folder = Path(options.output_dir)
     if settings["budget"]:
         settle_budget(settings, method_config, accelerator, say)
         if settings["plan"]:
             return 0
     with ExitStack() as stack:
-        run = None
-        if accelerator.is_main_process:
-            run = stack.enter_context(RunDir(folder, settings, ignore=CARRY_OUT_KEYS))
-        if run.finished if run else (folder / RESULTS).exists():
-            say(f"{folder} holds the finished run of these settings; its weights are in {folder / 'model'}.")
+        run, finished = claim_folder(stack, settings, accelerator, say)
+        if finished:
             return 0
-        if not options.resume and (folder / "checkpoints").exists():
-            raise InputError(f"{folder} holds an unfinished run and resume is false; choose another output_dir.")
         signals = stack.enter_context(StopSignals())
         say(describe(accelerator, THREADS))
         job = prepare(settings, method_config, accelerator, run)

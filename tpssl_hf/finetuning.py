@@ -11,18 +11,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
-from tqdm import tqdm
 
 from tpssl_hf.analysis.pictures import draw_views
 from tpssl_hf.analysis.pseudo_labels import PseudoLabelAudit
 from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.config import DataConfig, ModelConfig, RunConfig, take
 from tpssl_hf.data.streams import EndlessStream
-from tpssl_hf.engine import LoopSettings, Stream, batches_on_device, train
+from tpssl_hf.engine import LoopSettings, Stream, batches_on_device
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation import extract_features
 from tpssl_hf.finetuning_data import FinetuningData, Split, data_facts, open_data, with_labels
-from tpssl_hf.launch import Keeper, place, share_of_batch, start_tracker
+from tpssl_hf.launch import Keeper, place, share_of_batch, start_tracker, train_behind_bar
 from tpssl_hf.methods.base import PseudoLabels, Views
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
@@ -185,7 +184,8 @@ def finetune(
         draw_first_views(job, folder / "augmentations.png")
         say(f"{folder / 'augmentations.png'} shows the views: look at it before you wait")
     seconds_before, track = state["seconds"], start_tracker(accelerator, job.settings)
-    every = round(take(ClassifyConfig, job.settings).evaluate_every * job.epoch_steps)
+    epochs_between = take(ClassifyConfig, job.settings).evaluate_every
+    every = max(1, round(epochs_between * job.epoch_steps)) if epochs_between > 0 else 0
 
     def log(step: int, values: dict[str, float]) -> None:
         entries: dict[str, Any] = dict(values)
@@ -204,32 +204,20 @@ def finetune(
         tensors, values = audit.state()
         keeper.save(step, {**state, "audit": values}, {"audit": tensors})
 
-    batches = batches_on_device(job.streams, job.transforms, start_step, accelerator.device)
-    bar = tqdm(
-        batches,
-        desc=f"{job.settings['method']} on {job.data.source.name}",
-        total=job.max_steps,
-        initial=start_step,
-        unit="img",
-        unit_scale=job.pictures_per_step,
-        disable=run is None,
-    )
-    taken = iter(bar)  # a name keeps it alive: at its end it would set the bar back
-    loop = LoopSettings(job.max_steps, job.pictures_per_step, 1, options.log_every, options.save_every, options.seed)
-    done = train(
+    done = train_behind_bar(
         accelerator,
-        accelerator.prepare(job.method),
+        job.method,
         job.optimizer,
         job.rate,
-        taken,
-        loop,
+        batches_on_device(job.streams, job.transforms, start_step, accelerator.device),
+        LoopSettings(job.max_steps, job.pictures_per_step, 1, options.log_every, options.save_every, options.seed),
+        title=f"{job.settings['method']} on {job.data.source.name}",
+        shown=run is not None,
         start_step=start_step,
         log=log,
         save=save,
         stop=lambda: bool(signals.requested),
     )
-    bar.n = done  # the last batch was taken from it, but not asked for the next
-    bar.close()
     return done, state
 
 

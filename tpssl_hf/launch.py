@@ -1,12 +1,11 @@
-"""What every recipe does around its training: devices and precision, trackers, checkpoints, and the facts of a run."""
+"""What every recipe does around its training: devices and precision, pictures, trackers, checkpoints."""
 
 import importlib.metadata
 import os
-import platform
-import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,19 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from tpssl_hf.checkpoint import Checkpoint, load_latest, pack_optimizer, save_checkpoint, unpack_optimizer
-from tpssl_hf.config import DataConfig, ModelConfig, RunConfig
+from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, ModelConfig, RunConfig
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.data.streams import PictureStream, StreamingPictures
+from tpssl_hf.engine import LoopSettings, train
 from tpssl_hf.errors import InputError
+from tpssl_hf.methods.base import Batch
 from tpssl_hf.models.batchnorm import synchronise_batchnorm
-from tpssl_hf.rundir import RunDir
+from tpssl_hf.rundir import RESULTS, RunDir
 from tpssl_hf.runtime import cpu_has_bf16
-
-PACKAGES = ("tpssl-hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors")
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -122,6 +122,28 @@ def open_pictures(
         )
     store = store_of(source, data, accelerator, run)
     return store, PictureStream(store, batch_size=share, seed=seed, **place_in_world)
+
+
+def claim_folder(
+    stack: ExitStack, settings: Mapping[str, Any], accelerator: Accelerator, say: Callable[..., None]
+) -> tuple[RunDir | None, bool]:
+    """Take the run's folder until ``stack`` ends, on the main process; say so if it holds the finished run.
+
+    Returns:
+        The folder, None on other processes; and whether its run is finished.
+
+    Raises:
+        InputError: if it holds another run, or an unfinished one that may not be resumed.
+    """
+    folder, run = Path(settings["output_dir"]), None
+    if accelerator.is_main_process:
+        run = stack.enter_context(RunDir(folder, dict(settings), ignore=CARRY_OUT_KEYS))
+    finished = run.finished if run else (folder / RESULTS).exists()
+    if finished:
+        say(f"{folder} holds the finished run of these settings; its weights are in {folder / 'model'}.")
+    elif not settings["resume"] and (folder / "checkpoints").exists():
+        raise InputError(f"{folder} holds an unfinished run and resume is false; choose another output_dir.")
+    return run, finished
 
 
 def store_of(
@@ -223,23 +245,37 @@ def start_tracker(accelerator: Accelerator, config: Mapping[str, Any]) -> Callab
     return lambda values, step: accelerator.log(dict(values), step=step)
 
 
-def run_facts(**facts: Any) -> dict[str, Any]:
-    """Return the content of ``results.json``: what the recipe knows, the versions it ran on, the source's commit."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {**facts, "versions": {"python": platform.python_version(), **found}, "commit": _commit()}
-
-
-def _commit() -> str | None:
-    """Commit of the source tree this package runs from, or None outside one."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+def train_behind_bar(
+    accelerator: Accelerator,
+    method: nn.Module,
+    optimizer: Optimizer,
+    rate: Callable[[int], float],
+    batches: Iterator[Batch],
+    loop: LoopSettings,
+    *,
+    title: str,
+    shown: bool,
+    start_step: int,
+    log: Callable[[int, dict[str, float]], None],
+    save: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> int:
+    """Call :func:`tpssl_hf.engine.train` with a bar that counts pictures; returns the completed steps."""
+    parts = loop.accumulation_steps
+    bar = tqdm(
+        batches,
+        desc=title,
+        total=loop.max_steps * parts,
+        initial=start_step * parts,
+        unit="img",
+        unit_scale=loop.pictures_per_step // parts,
+        disable=not shown,
+    )
+    taken = iter(bar)  # a name keeps it alive: at its end it would set the bar back
+    prepared = accelerator.prepare(method)
+    done = train(
+        accelerator, prepared, optimizer, rate, taken, loop, start_step=start_step, log=log, save=save, stop=stop
+    )
+    bar.n = done * parts  # the last batch was taken from it, but not asked for the next
+    bar.close()
+    return done

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
-from tqdm import tqdm
 
 from tpssl_hf.analysis.pictures import draw_views
 from tpssl_hf.analysis.probes import probe, probe_split
@@ -24,11 +23,11 @@ from tpssl_hf.config import DataConfig, HealthConfig, ModelConfig, OptimConfig, 
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.data.streams import PictureStream
-from tpssl_hf.engine import LoopSettings, Stream, batches_on_device, train
+from tpssl_hf.engine import LoopSettings, Stream, batches_on_device
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation import batches_of, extract_features, recalibrated
-from tpssl_hf.launch import Keeper, open_pictures, place, share_of_batch, start_tracker
-from tpssl_hf.methods.base import Batch, Views
+from tpssl_hf.launch import Keeper, open_pictures, place, share_of_batch, start_tracker, train_behind_bar
+from tpssl_hf.methods.base import Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import Origin, load_backbone
@@ -165,41 +164,24 @@ def pretrain(
         tensors, health = watch.state() if watch else ({}, {})
         keeper.save(step, {**state, "health": health}, {"health": tensors})
 
-    bar = progress_bar(job, start_step * parts, run is not None)
-    batches = iter(bar)  # a name keeps it alive: at its end it would set the bar back
-    loop = LoopSettings(job.max_steps, optim.batch_size, parts, options.log_every, options.save_every, options.seed)
     done = start_step
     if state["stop_reason"] is None:  # else it had stopped for good, and was killed before its results
-        done = train(
+        done = train_behind_bar(
             accelerator,
-            accelerator.prepare(job.method),
+            job.method,
             job.optimizer,
             job.rate,
-            batches,
-            loop,
+            batches_on_device({"images": job.stream}, job.transforms, start_step * parts, accelerator.device),
+            LoopSettings(job.max_steps, optim.batch_size, parts, options.log_every, options.save_every, options.seed),
+            title=f"{job.settings['method']} on {job.source.name}",
+            shown=run is not None,
             start_step=start_step,
             log=log,
             save=save,
             stop=lambda: bool(signals.requested or state["stop_reason"]),
         )
-    bar.n = done * parts  # the last batch was taken from it, but not asked for the next
-    bar.close()
     state["stop_reason"] = broadcast_object_list([state["stop_reason"]])[0]
     return done, state
-
-
-def progress_bar(job: Job, start: int, shown: bool) -> "tqdm[Batch]":
-    """Return the augmented batches from ``start`` on behind a bar that counts pictures."""
-    parts = job.settings["gradient_accumulation_steps"]
-    return tqdm(
-        batches_on_device({"images": job.stream}, job.transforms, start, job.accelerator.device),
-        desc=f"{job.settings['method']} on {job.source.name}",
-        total=job.max_steps * parts,
-        initial=start,
-        unit="img",
-        unit_scale=job.settings["batch_size"] // parts,
-        disable=not shown,
-    )
 
 
 def make_watch(job: Job) -> HealthWatch | None:

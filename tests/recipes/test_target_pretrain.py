@@ -24,6 +24,7 @@ from tpssl_hf.rundir import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
+OTHERS = ("ssl_classify",)  # parsed in the tests of their own recipes
 RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed", "steps", "stopped", "epochs"]
 RESULT_KEYS += ["seconds"]
 RESULT_KEYS += ["images_per_second", "metrics", "config", "versions", "commit"]
@@ -356,7 +357,11 @@ def test_corrected_command_may_use_the_same_folder(adapt: Adapt, pictures: Pictu
 # --- configuration files ---
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.y*ml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(CONFIGS.rglob("*.y*ml")) if path.parent.name not in OTHERS],
+    ids=lambda path: str(path.relative_to(CONFIGS)),
+)
 def test_every_config_is_read_and_begins_with_its_command(
     recipe: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,4 +381,4 @@ def test_every_config_is_read_and_begins_with_its_command(
 
 
 def test_all_configs_are_found() -> None:
-    assert {path.parent.name for path in CONFIGS.rglob("*.y*ml")} >= {"accelerate", "target_pretrain"}
+    assert {path.parent.name for path in CONFIGS.rglob("*.y*ml")} == {"accelerate", "target_pretrain", *OTHERS}

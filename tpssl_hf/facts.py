@@ -1,0 +1,31 @@
+"""What must be known to tell how a result came about."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("tpssl-hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors")
+
+
+def run_facts(**facts: Any) -> dict[str, Any]:
+    """Return the content of ``results.json``: what the recipe knows, the versions it ran on, the source's commit."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {**facts, "versions": {"python": platform.python_version(), **found}, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """Commit of the source tree this package runs from, or None outside one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
