@@ -136,6 +136,7 @@ def draw_curves(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
         axis.set_title(TITLES[name], fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
+        axis.ticklabel_format(axis="y", useOffset=False)  # the offset would be written over the title
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(names) :]:
         axis.set_axis_off()
