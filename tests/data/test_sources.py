@@ -43,7 +43,11 @@ def test_digits_stream() -> None:
 
 
 def test_registry_knows_which_data_must_not_be_mirrored() -> None:
-    assert {name for name, spec in DATASETS.items() if not spec.flip_is_safe} == {"digits", "svhn"}
+    assert {name for name, spec in DATASETS.items() if not spec.flip_is_safe} == {
+        "digits",
+        "digit_scenes",
+        "svhn",
+    }
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,6 +1,7 @@
 """The one form in which pictures travel from storage to augmentation."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -15,23 +16,30 @@ class Pictures:
         sizes: (B, 2) int64, height and width of each picture inside ``pixels``.
         index: (B,) int64, number of the picture in its store; random draws depend on it.
         epoch: (B,) int64, how often the stream had been through the store before; random draws depend on it.
+        masks: (B, H, W) uint8 class number of each pixel; 255 where it does not count, in padding, and everywhere in a
+            picture without a mask. None for data without masks.
     """
 
     pixels: Tensor
     sizes: Tensor
     index: Tensor
     epoch: Tensor
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Pictures":
         """Return the batch on ``device``."""
-        return Pictures(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Pictures":
         """Return the batch in page-locked memory, from which copies to a GPU can overlap with its work."""
-        return Pictures(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+        return self._each(Tensor.pin_memory)
 
     def __getitem__(self, rows: slice) -> "Pictures":
-        return Pictures(*(getattr(self, f.name)[rows] for f in fields(self)))
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Pictures":
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})

@@ -20,6 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tpssl_hf.data import scan
+from tpssl_hf.data.decode import Decoded, decode_row, place
+from tpssl_hf.data.masks import refuse_masks_without_classes, share_of_pixels
 from tpssl_hf.data.scan import ScanReport, UnreadablePicture
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
@@ -32,15 +34,15 @@ DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class EncodedPictures:
-    """The picture column of a ``datasets.Dataset``, read a few rows at a time in bounded memory.
+    """A column of pictures of a ``datasets.Dataset``, read a few rows at a time in bounded memory.
 
     ``datasets`` maps its files into memory, and pages once read count as the process's own; a random read may bring
     in megabytes around a small picture. Where the files are larger than ``REMAP_BYTES``, the mapping is therefore
     renewed, in milliseconds, whenever the pages of mapped files have grown by that much (on Linux, which tells).
     """
 
-    def __init__(self, source: Source) -> None:
-        self._dataset = source.dataset.select_columns([source.image_column]).with_format("arrow")
+    def __init__(self, source: Source, column: str | None = None) -> None:
+        self._dataset = source.dataset.select_columns([column or source.image_column]).with_format("arrow")
         sizes = [Path(file["filename"]).stat().st_size for file in self._dataset.cache_files]
         self._is_watched = sum(sizes) > REMAP_BYTES and MEMORY_STATUS.exists()
         if self._is_watched:  # the mapping that the source itself holds is never read
@@ -73,10 +75,26 @@ class _Gathered:
     widths: list[int] = field(default_factory=list)
     bad: list[dict[str, str]] = field(default_factory=list)
     hashes: set[bytes] = field(default_factory=set)
+    has_mask: list[bool] = field(default_factory=list)
+    mask_pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
+
+    def add(self, row: int, picture: Decoded) -> None:
+        size = picture.pixels.shape[:2]
+        self.rows.append(row)
+        self.sizes.append(size)
+        self.heights.append(picture.height)
+        self.widths.append(picture.width)
+        self.hashes.add(hashlib.blake2b(picture.pixels.data, digest_size=16, person=b"%dx%d" % size).digest())
+        self.has_mask.append(picture.mask is not None)
+        if picture.mask is not None:
+            self.mask_pixels += np.bincount(picture.mask.ravel(), minlength=256)
 
 
 class _PixelFile:
-    """The flat file of decoded pixels, given up for good when it would outgrow the budget."""
+    """The flat file of decoded pixels, given up for good when it would outgrow the budget.
+
+    The mask of a picture that has one follows its pixels.
+    """
 
     def __init__(self, path: Path, budget: int) -> None:
         self._path = path
@@ -86,8 +104,8 @@ class _PixelFile:
         self.pictures = 0
         self.is_kept = True
 
-    def append(self, pixels: np.ndarray) -> None:
-        self.bytes += pixels.nbytes
+    def append(self, pixels: np.ndarray, mask: np.ndarray | None) -> None:
+        self.bytes += pixels.nbytes + (0 if mask is None else mask.nbytes)
         self.pictures += 1
         if self.is_kept and self.bytes > self._budget:
             self.is_kept = False
@@ -95,6 +113,8 @@ class _PixelFile:
             self._path.unlink()
         if self.is_kept:
             self._file.write(pixels.data)
+            if mask is not None:
+                self._file.write(mask.data)
 
     def close(self) -> None:
         self._file.close()
@@ -116,7 +136,8 @@ def build_store(
     is complete or absent at any time. The caller holds the lock, and thus owns what an ended process left behind.
 
     Raises:
-        InputError: if more than 5 % of the pictures cannot be read, a label is illegal or the disk is full.
+        InputError: if more than 5 % of the pictures or their masks cannot be read, a label or mask is illegal or the
+            disk is full.
     """
     labels = _read_labels(source, rows)
     temporary = folder.with_name(f"{folder.name}.partial")
@@ -159,18 +180,17 @@ def _write_store(
             if isinstance(picture, UnreadablePicture):
                 found.bad.append({"where": where, "reason": str(picture)})
                 continue
-            pixels, (height, width) = picture
-            pixel_file.append(pixels)
-            found.rows.append(row)
-            found.sizes.append(pixels.shape[:2])
-            found.heights.append(height)
-            found.widths.append(width)
-            found.hashes.add(hashlib.blake2b(pixels.data, digest_size=16, person=b"%dx%d" % pixels.shape[:2]).digest())
+            pixel_file.append(picture.pixels, picture.mask)
+            found.add(row, picture)
     scan.refuse_if_many_are_bad(found.bad, len(rows), source.name)
     kept = np.array(found.rows, dtype=np.int64)
     if labels is not None:
         labels = labels[np.searchsorted(rows, kept)]
         np.save(folder / "labels.npy", labels)
+    if source.masks is not None:
+        refuse_masks_without_classes(found.mask_pixels, sum(found.has_mask), source.name)
+        np.save(folder / "has_mask.npy", np.array(found.has_mask, dtype=bool))
+        np.save(folder / "mask_pixels.npy", found.mask_pixels)
     np.save(folder / "rows.npy", kept)
     np.save(folder / "sizes.npy", np.array(found.sizes, dtype=np.int64))
     report = ScanReport(
@@ -182,6 +202,8 @@ def _write_store(
         labels=scan.count_labels(labels, source.class_names),
         duplicates=len(kept) - len(found.hashes),
         seconds=round(time.perf_counter() - start, 3),
+        masks=None if source.masks is None else sum(found.has_mask),
+        pixel_shares={} if source.masks is None else share_of_pixels(found.mask_pixels, source.class_names),
     )
     meta = {"pixel_bytes": pixel_file.bytes, "has_pixels": pixel_file.is_kept, "report": asdict(report)}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -201,19 +223,21 @@ def _read_labels(source: Source, rows: np.ndarray) -> np.ndarray | None:
 
 def _decoded(
     source: Source, rows: np.ndarray, shorter_side: int, num_workers: int
-) -> Generator[tuple[int, str, Any], None, None]:
+) -> Generator[tuple[int, str, Decoded | UnreadablePicture], None, None]:
     """Yield row, place, and decoded picture or ``UnreadablePicture`` in the order of ``rows``, a little ahead."""
     encoded = EncodedPictures(source)
+    encoded_masks = None if source.mask_column is None else EncodedPictures(source, source.mask_column)
     workers = max(1, num_workers)
-    pending: deque[tuple[Future[list[tuple[int, str, Any]]], int]] = deque()
+    pending: deque[tuple[Future[list[tuple[int, str, Decoded | UnreadablePicture]]], int]] = deque()
     in_flight = 0
     with ThreadPoolExecutor(workers, "tpssl-decode") as pool:
         try:
             for start in range(0, len(rows), CHUNK):
                 chunk = rows[start : start + CHUNK].tolist()
                 values = encoded.read(chunk)
-                size = sum(len(value["bytes"] or b"") for value in values if value is not None)
-                pending.append((pool.submit(_decode_chunk, source, chunk, values, shorter_side), size))
+                masks = [None] * len(chunk) if encoded_masks is None else encoded_masks.read(chunk)
+                size = sum(len(value["bytes"] or b"") for value in [*values, *masks] if value is not None)
+                pending.append((pool.submit(_decode_chunk, source, chunk, values, masks, shorter_side), size))
                 in_flight += size
                 while pending and (len(pending) > 2 * workers or in_flight > BYTES_IN_FLIGHT):
                     future, size = pending.popleft()
@@ -225,26 +249,10 @@ def _decoded(
             pool.shutdown(cancel_futures=True)
 
 
-def _decode_chunk(source: Source, rows: list[int], values: list[Any], shorter_side: int) -> list[tuple[int, str, Any]]:
+def _decode_chunk(
+    source: Source, rows: list[int], values: list[Any], masks: list[Any], shorter_side: int
+) -> list[tuple[int, str, Decoded | UnreadablePicture]]:
     return [
-        (row, place(source, row, value), decode_or_reason(value, shorter_side))
-        for row, value in zip(rows, values, strict=True)
+        (row, place(source, row, value), decode_row(source, row, value, mask, shorter_side))
+        for row, value, mask in zip(rows, values, masks, strict=True)
     ]
-
-
-def decode_or_reason(value: Any, shorter_side: int) -> tuple[np.ndarray, tuple[int, int]] | UnreadablePicture:
-    """Return what ``scan.decode_reduced`` returns, or the reason why it does not."""
-    try:
-        return scan.decode_reduced(value, shorter_side)
-    except UnreadablePicture as reason:
-        return reason
-
-
-def place(source: Source, row: int, value: dict[str, Any] | None) -> str:
-    """Return where a picture stands, for people: its name below the source's folder, or its row and its own name."""
-    if value is None or value["path"] is None:
-        return f"row {row}"
-    path = Path(value["path"])
-    if source.folder is not None and path.is_relative_to(source.folder):
-        return str(path.relative_to(source.folder))
-    return f"row {row} ({path.name})"

@@ -42,25 +42,30 @@ def load_digits(split: str) -> tuple[Any, str]:
 
     The split is stratified and always the same. Grey values 0..16 become 0..255.
     """
+    grey, classes = digit_pictures(split, "digits")
+    features = datasets.Features(
+        image=datasets.Image(decode=False), label=datasets.ClassLabel(names=list("0123456789"))
+    )
+    columns = {
+        "image": [{"bytes": as_png(picture), "path": None} for picture in grey],
+        "label": classes.tolist(),
+    }
+    return datasets.Dataset.from_dict(columns, features=features), f"digits-1-{split}"
+
+
+def digit_pictures(split: str, dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the digits of a split for an embedded data set: (N, 8, 8) uint8 grey, and their classes (N,)."""
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 
     if split not in ("train", "test"):
-        raise InputError(f"'digits' has no split {split!r}: its splits are train, test.")
+        raise InputError(f"{dataset!r} has no split {split!r}: its splits are train, test.")
     digits = load()
     parts = train_test_split(
         np.arange(len(digits.target)), test_size=DIGITS_TEST_PICTURES, stratify=digits.target, random_state=0
     )
     rows = np.sort(parts[("train", "test").index(split)])
-    grey = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)
-    features = datasets.Features(
-        image=datasets.Image(decode=False), label=datasets.ClassLabel(names=list("0123456789"))
-    )
-    columns = {
-        "image": [{"bytes": _as_png(picture), "path": None} for picture in grey],
-        "label": digits.target[rows].tolist(),
-    }
-    return datasets.Dataset.from_dict(columns, features=features), f"digits-1-{split}"
+    return np.round(digits.images[rows] * (255 / 16)).astype(np.uint8), digits.target[rows]
 
 
 def load_folder(
@@ -86,9 +91,9 @@ def _load_saved(folder: Path, split: str, streaming: bool) -> tuple[Any, str]:
     """Load what ``save_to_disk`` wrote: one data set, which counts as ``train``, or a dictionary of splits."""
     loaded = datasets.load_from_disk(str(folder))
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    chosen = _choose(splits, split, folder)
+    chosen = choose_split(splits, split, folder)
     root = folder / split if isinstance(loaded, datasets.DatasetDict) else folder
-    fingerprint = _fingerprint(folder, sorted(path for path in root.rglob("*") if path.is_file()))
+    fingerprint = fingerprint_files(folder, sorted(path for path in root.rglob("*") if path.is_file()))
     return chosen.to_iterable_dataset() if streaming else chosen, fingerprint
 
 
@@ -126,16 +131,16 @@ def _load_tables(folder: Path, tables: list[Path], split: str, streaming: bool) 
         by_split.setdefault(match["split"] if match else "", []).append(table)
     if set(by_split) == {""}:  # no name says which split it is
         by_split = {"train": tables}
-    files = _choose(by_split, split, folder)
+    files = choose_split(by_split, split, folder)
     loaded = datasets.load_dataset(
         files[0].suffix[1:], data_files={split: [str(path) for path in files]}, split=split, streaming=streaming
     )
-    return loaded, _fingerprint(folder, files)
+    return loaded, fingerprint_files(folder, files)
 
 
 def _load_pictures(folder: Path, split: str, streaming: bool, folder_labels: bool) -> tuple[Any, str]:
     """List the picture files below ``folder``; top-level folders are splits if all of them are named like splits."""
-    files = sorted(_picture_files(folder))
+    files = sorted(picture_files(folder))
     if not files:
         raise InputError(
             f"Folder {folder.name!r} holds no pictures ({' '.join(sorted(PICTURE_SUFFIXES))}) and no parquet or arrow "
@@ -146,7 +151,7 @@ def _load_pictures(folder: Path, split: str, streaming: bool, folder_labels: boo
         by_split = {top: [path for path in files if path.relative_to(folder).parts[0] == top] for top in sorted(tops)}
     else:
         by_split = {"train": files}
-    chosen = _choose(by_split, split, folder)
+    chosen = choose_split(by_split, split, folder)
     columns: dict[str, list[Any]] = {"image": [str(path) for path in chosen]}
     features = datasets.Features(image=datasets.Value("string"))
     if folder_labels:
@@ -155,10 +160,10 @@ def _load_pictures(folder: Path, split: str, streaming: bool, folder_labels: boo
         features[FOLDER_LABELS] = datasets.ClassLabel(names=names)
     loaded = datasets.Dataset.from_dict(columns, features=features)
     loaded = loaded.cast_column("image", datasets.Image(decode=False))
-    return loaded.to_iterable_dataset() if streaming else loaded, _fingerprint(folder, chosen)
+    return loaded.to_iterable_dataset() if streaming else loaded, fingerprint_files(folder, chosen)
 
 
-def _picture_files(folder: Path) -> Iterator[Path]:
+def picture_files(folder: Path) -> Iterator[Path]:
     """Yield every file below ``folder`` with a picture's suffix, following links to folders but never in a circle."""
     visited = set()
     for parent, names, files in os.walk(folder, followlinks=True):
@@ -173,14 +178,15 @@ def _picture_files(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def _choose(by_split: Any, split: str, folder: Path) -> Any:
+def choose_split(by_split: Any, split: str, folder: Path) -> Any:
+    """Return what ``by_split`` holds for ``split``, or say which splits there are."""
     if split not in by_split:
         present = ", ".join(name or "(unnamed)" for name in by_split)
         raise InputError(f"Folder {folder.name!r} has no split {split!r}: its splits are {present}.")
     return by_split[split]
 
 
-def _fingerprint(folder: Path, files: Iterable[Path]) -> str:
+def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
     """Hash relative names, sizes and times of change: cheap, and the same wherever the folder is mounted."""
     digest = hashlib.sha256()
     for path in files:
@@ -189,7 +195,8 @@ def _fingerprint(folder: Path, files: Iterable[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _as_png(grey: np.ndarray) -> bytes:
+def as_png(pixels: np.ndarray) -> bytes:
+    """Return (H, W) grey or (H, W, 3) RGB uint8 pixels as a PNG file."""
     stream = io.BytesIO()
-    Image.fromarray(grey).save(stream, format="PNG")
+    Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()

@@ -14,7 +14,7 @@ class DatasetSpec:
         source: Hub id, or ``EMBEDDED`` for a data set that an installed package carries.
         config: name of the configuration on the Hub, or None where there is only one.
         image_column: column that holds the pictures.
-        label_column: column that holds the class numbers.
+        label_column: column that holds the class numbers, or the masks.
         train_split: name of the split to learn from.
         test_split: name of the split to report on.
         task: what its labels are for.
@@ -95,5 +95,19 @@ DATASETS: dict[str, DatasetSpec] = {
         flip_is_safe=False,
         citation="Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning, 2011",
         licence="non-commercial use only",
+    ),
+    "digit_scenes": DatasetSpec(
+        source=EMBEDDED,  # several of the digits on textured ground, drawn when they are loaded
+        config=None,
+        image_column="image",
+        label_column="mask",
+        train_split="train",
+        test_split="test",
+        task="segmentation",
+        class_names=("ground", *"0123456789"),
+        ignore_index=255,
+        flip_is_safe=False,
+        citation="Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, doi:10.24432/C50P49",
+        licence="CC BY 4.0",
     ),
 }

@@ -10,7 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
@@ -24,7 +24,7 @@ from tpssl_hf.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 Image.init()  # now: threads that open their first picture together would find the list of formats half-filled
 PIXEL_LIMIT = 100_000_000
-LARGE_PICTURE = 16_000_000  # pixels; larger ones are decoded one at a time, so that threads do not multiply the memory
+LARGE_PICTURE = 16_000_000  # pixels; larger ones are decoded one at a time
 MAX_BAD_SHARE = 0.05
 UNLABELLED = -1
 GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
@@ -61,9 +61,22 @@ def decode_reduced(
     Returns:
         The (h, w, 3) uint8 pixels, and the height and width before shrinking.
     """
+    with opened_picture(value, pixel_limit) as picture:
+        return _decode(picture, shorter_side)
+
+
+def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
+    """Return the size with shorter side at most ``shorter_side`` and longer at most twice that, never enlarged."""
+    scale = min(1.0, shorter_side / min(height, width), 2 * shorter_side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+@contextmanager
+def opened_picture(value: Any, pixel_limit: int) -> Iterator[Image.Image]:
+    """Open a picture, still undecoded; whatever goes wrong then or inside the block is an ``UnreadablePicture``."""
     try:
         with _opened(value, pixel_limit) as picture:
-            return _decode(picture, shorter_side)
+            yield picture
     except (UnreadablePicture, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own message holds a memory address
@@ -74,10 +87,9 @@ def decode_reduced(
         raise UnreadablePicture(f"{type(error).__name__}: {error}") from error
 
 
-def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """Return the size with shorter side at most ``shorter_side`` and longer at most twice that, never enlarged."""
-    scale = min(1.0, shorter_side / min(height, width), 2 * shorter_side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+def one_at_a_time(picture: Image.Image) -> AbstractContextManager[Any]:
+    """Return what to hold while decoding ``picture``: a lock if it is large, so that threads do not add up."""
+    return _large_picture if picture.width * picture.height > LARGE_PICTURE else nullcontext()
 
 
 @contextmanager
@@ -119,9 +131,7 @@ def _decode(picture: Image.Image, shorter_side: int | None) -> tuple[np.ndarray,
     if shorter_side is not None:
         reduced = reduced_size(height, width, shorter_side)
         picture.draft(None, (2 * reduced[1], 2 * reduced[0]))  # JPEG decodes to a half, quarter or eighth much faster
-    is_large = picture.width * picture.height > LARGE_PICTURE
-    one_at_a_time: AbstractContextManager[Any] = _large_picture if is_large else nullcontext()
-    with one_at_a_time:
+    with one_at_a_time(picture):
         picture.load()
         before = picture.size
         ImageOps.exif_transpose(picture, in_place=True)
@@ -198,6 +208,8 @@ class ScanReport:
         labels: how many pictures have each label (``unlabelled`` for none); empty without a label column.
         duplicates: how many pictures have exactly the pixels of an earlier one, as they are stored.
         seconds: how long the scan took.
+        masks: how many pictures have a mask; None for data without masks.
+        pixel_shares: share of each class, and of ``ignored`` ones, among the pixels of all masks as they are stored.
     """
 
     dataset: str
@@ -208,6 +220,8 @@ class ScanReport:
     labels: dict[str, int]
     duplicates: int
     seconds: float
+    masks: int | None = None
+    pixel_shares: dict[str, float] = field(default_factory=dict)
 
     def summary(self) -> str:
         """Return the report in a few lines for people."""
@@ -220,6 +234,9 @@ class ScanReport:
             shown = [f"{name} {count:,}" for name, count in list(self.labels.items())[:10]]
             more = f", and {len(self.labels) - 10} more" if len(self.labels) > 10 else ""
             lines.append(f"  labels: {', '.join(shown)}{more}")
+        if self.masks is not None:
+            shares = [f"{name} {share:.1%}" for name, share in self.pixel_shares.items()]
+            lines.append(f"  {self.masks:,} have a mask; of its pixels {', '.join(shares)}")
         if self.duplicates:
             lines.append(f"  {self.duplicates:,} are exact copies of another picture")
         if self.bad:

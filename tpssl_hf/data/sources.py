@@ -9,10 +9,13 @@ import datasets
 import huggingface_hub.constants
 
 from tpssl_hf.data.folders import FOLDER_LABELS, load_digits, load_folder
+from tpssl_hf.data.masks import Masks
 from tpssl_hf.data.registry import DATASETS, EMBEDDED, DatasetSpec
+from tpssl_hf.data.scenes import load_digit_scenes
 from tpssl_hf.errors import InputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+EMBEDDED_LOADERS = {"digits": load_digits, "digit_scenes": load_digit_scenes}
 IMAGE_NAMES = ("image", "img")
 ENCODED_TYPES = ("string", "large_string", "binary", "large_binary")  # paths, or the bytes of picture files
 
@@ -31,6 +34,8 @@ class Source:
         flip_is_safe: whether a picture means the same when mirrored.
         spec: the registry's entry, or None for the user's own data.
         folder: the local folder the files were found in, or None.
+        mask_column: column that holds the encoded masks, null for a picture without one; None for data without masks.
+        masks: how the masks are to be read, or None.
     """
 
     dataset: Any
@@ -42,6 +47,8 @@ class Source:
     flip_is_safe: bool
     spec: DatasetSpec | None
     folder: Path | None
+    mask_column: str | None = None
+    masks: Masks | None = None
 
 
 def load_source(
@@ -71,28 +78,13 @@ def load_source(
         InputError: if there is no such data set, split, configuration or column.
     """
     spec = DATASETS.get(dataset)
-    folder = None
-    if spec is not None and spec.source == EMBEDDED:
-        loaded, fingerprint = load_digits(split)
-        loaded = loaded.to_iterable_dataset() if streaming else loaded
-    elif spec is not None:
-        loaded, fingerprint = _load_from_hub(spec.source, dataset_config or spec.config, split, streaming)
-    elif Path(dataset).expanduser().exists():
-        folder = Path(dataset).expanduser().resolve()
-        loaded, fingerprint = load_folder(
-            folder, split, dataset_config, streaming, folder_labels=label_column == FOLDER_LABELS
-        )
-    elif HUB_ID.fullmatch(dataset):
-        loaded, fingerprint = _load_from_hub(dataset, dataset_config, split, streaming)
-    else:
-        raise InputError(
-            f"{dataset!r} is not an existing folder: give a folder that exists, a Hub id `owner/name` or one of "
-            f"{', '.join(DATASETS)}."
-        )
-    if loaded.features is None:
-        raise InputError(f"{dataset!r} does not tell the types of its columns when streamed: turn streaming off.")
-    image_column = _find_image_column(loaded.features, image_column or (spec.image_column if spec else None))
-    label_column = _find_label_column(loaded.features, label_column or (spec.label_column if spec else None))
+    loaded, fingerprint, folder = open_dataset(
+        dataset, split, dataset_config, streaming=streaming, folder_labels=label_column == FOLDER_LABELS
+    )
+    image_column = find_image_column(loaded.features, image_column or (spec.image_column if spec else None))
+    if spec is not None and spec.task == "classification":
+        label_column = label_column or spec.label_column
+    label_column = _find_label_column(loaded.features, label_column)
     return Source(
         dataset=loaded.cast_column(image_column, datasets.Image(decode=False)),
         image_column=image_column,
@@ -104,6 +96,32 @@ def load_source(
         spec=spec,
         folder=folder,
     )
+
+
+def open_dataset(
+    dataset: str, split: str, config: str | None, *, streaming: bool = False, folder_labels: bool = False
+) -> tuple[Any, str, Path | None]:
+    """Return what ``dataset`` names, as in :func:`load_source`: a split, its fingerprint, and its local folder."""
+    spec = DATASETS.get(dataset)
+    folder = None
+    if spec is not None and spec.source == EMBEDDED:
+        loaded, fingerprint = EMBEDDED_LOADERS[dataset](split)
+        loaded = loaded.to_iterable_dataset() if streaming else loaded
+    elif spec is not None:
+        loaded, fingerprint = _load_from_hub(spec.source, config or spec.config, split, streaming)
+    elif Path(dataset).expanduser().exists():
+        folder = Path(dataset).expanduser().resolve()
+        loaded, fingerprint = load_folder(folder, split, config, streaming, folder_labels=folder_labels)
+    elif HUB_ID.fullmatch(dataset):
+        loaded, fingerprint = _load_from_hub(dataset, config, split, streaming)
+    else:
+        raise InputError(
+            f"{dataset!r} is not an existing folder: give a folder that exists, a Hub id `owner/name` or one of "
+            f"{', '.join(DATASETS)}."
+        )
+    if loaded.features is None:
+        raise InputError(f"{dataset!r} does not tell the types of its columns when streamed: turn streaming off.")
+    return loaded, fingerprint, folder
 
 
 def _load_from_hub(hub_id: str, config: str | None, split: str, streaming: bool) -> tuple[Any, str]:
@@ -122,23 +140,24 @@ def _load_from_hub(hub_id: str, config: str | None, split: str, streaming: bool)
     return loaded, str(loaded._fingerprint)
 
 
-def _find_image_column(features: Any, asked: str | None) -> str:
+def find_image_column(features: Any, asked: str | None) -> str:
     """Return the column that holds the pictures: the one asked for, else the one whose type or name says so."""
-    readable = [name for name in features if _can_hold_pictures(features[name])]
+    readable = [name for name in features if can_hold_pictures(features[name])]
     if asked is not None:
         if asked in readable:
             return asked
         reason = "holds no pictures" if asked in features else "does not exist"
-        raise InputError(f"Image column {asked!r} {reason}: the columns are {_columns(features)}.")
+        raise InputError(f"Image column {asked!r} {reason}: the columns are {columns_of(features)}.")
     typed = [name for name in features if isinstance(features[name], datasets.Image)]
     named = [name for name in IMAGE_NAMES if name in readable]
     for candidates in (typed, [name for name in named if name in typed], named):
         if len(candidates) == 1:
             return candidates[0]
-    raise InputError(f"Which column holds the pictures? Set `image_column` to one of {_columns(features)}.")
+    raise InputError(f"Which column holds the pictures? Set `image_column` to one of {columns_of(features)}.")
 
 
-def _can_hold_pictures(feature: Any) -> bool:
+def can_hold_pictures(feature: Any) -> bool:
+    """Return whether a column of this type can hold encoded pictures, or paths to them."""
     if isinstance(feature, datasets.Value):
         return feature.dtype in ENCODED_TYPES
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
@@ -149,7 +168,7 @@ def _find_label_column(features: Any, asked: str | None) -> str | None:
     if asked is not None:
         if asked in features:
             return asked
-        raise InputError(f"Label column {asked!r} does not exist: the columns are {_columns(features)}.")
+        raise InputError(f"Label column {asked!r} does not exist: the columns are {columns_of(features)}.")
     labels = [name for name in features if isinstance(features[name], datasets.ClassLabel)]
     return labels[0] if len(labels) == 1 else None
 
@@ -163,7 +182,8 @@ def _class_names(features: Any, label_column: str | None, spec: DatasetSpec | No
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
-def _columns(features: Any) -> str:
+def columns_of(features: Any) -> str:
+    """Return names and types of columns, for messages."""
     kinds = {name: getattr(feature, "dtype", "") or type(feature).__name__ for name, feature in features.items()}
     kinds |= {name: type(f).__name__ for name, f in features.items() if not isinstance(f, datasets.Value)}
     return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())

@@ -15,7 +15,7 @@ import numpy as np
 from datasets.distributed import split_dataset_by_node
 
 from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.data.build import decode_or_reason, place
+from tpssl_hf.data.decode import decode_or_reason, place
 from tpssl_hf.data.scan import UnreadablePicture, refuse_if_many_are_bad
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.store import STORED_SHARE, PictureStore, as_pictures
