@@ -107,7 +107,7 @@ def settle_budget(
 def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> str:
     """Write curves.png, model/ and results.json; returns the summary for people."""
     optim = take(OptimConfig, job.settings)
-    metrics = {f"{name}_before": value for name, value in state["before"].items()}
+    metrics = {f"{name}_{when}": v for when in ("before", "statistics_only") for name, v in state[when].items()}
     backbone = finished_backbone(job)
     metrics |= {f"{name}_after": value for name, value in probed(job, backbone).items()}
     draw_curves(run.path / "curves.png", read_metrics(run.path / "metrics.jsonl"))
@@ -149,9 +149,10 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
     metrics, lines = results["metrics"], []
     for title, name in (("kNN accuracy", "knn_accuracy"), ("linear probe", "linear_probe_accuracy")):
         if f"{name}_after" in metrics:
-            before, after = 100 * metrics[f"{name}_before"], 100 * metrics[f"{name}_after"]
+            before, alone, after = (100 * metrics[f"{name}_{when}"] for when in ("before", "statistics_only", "after"))
             lines.append(
-                f"  {title:13} {before:.1f} % before, {after:.1f} % after (training pictures, labels held out)"
+                f"  {title:13} {before:.1f} % before, {alone:.1f} % with nothing but new BatchNorm statistics, "
+                f"{after:.1f} % after (training pictures, labels held out)"
             )
     return "\n".join(
         [

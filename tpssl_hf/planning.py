@@ -35,7 +35,7 @@ def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: A
     watch = make_watch(trial)
     if watch:
         watch.begin(trial.method.deployed)  # type: ignore[arg-type]
-    check_seconds = 4 * (time.perf_counter() - began) if watch else 0.0  # a check looks at them four times
+    check_seconds = 2 * (time.perf_counter() - began) if watch else 0.0  # a check looks at two views more
 
     def seconds_per_step(batch_size: int) -> float:
         steps_between_checks = max(1.0, float(settings["health_every"]) * (pictures // batch_size))
@@ -49,7 +49,7 @@ def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: A
         pictures=pictures,
         batch_sizes=[size for size in BATCH_SIZES if size % parts == 0 and size // parts > 1],
         preferred=settings["batch_size"],
-        overhead_seconds=3 * probe_seconds,  # before, after, and as many pictures for BatchNorm's statistics
+        overhead_seconds=5 * probe_seconds,  # three probes, and as many pictures for BatchNorm's statistics twice
         allowed=lambda size: queue is None or queue % size == 0,
     )
     accelerator.free_memory()  # it would hold on to the networks it has timed

@@ -134,16 +134,13 @@ def pretrain(
     checkpoint = keeper.restore()
     start_step = checkpoint.step if checkpoint else 0
     if checkpoint:
-        state = {name: checkpoint.state[name] for name in ("seconds", "before", "stop_reason")}
+        state = {name: checkpoint.state[name] for name in ("seconds", "before", "statistics_only", "stop_reason")}
         if watch:
             watch.load(checkpoint.tensors["health"], checkpoint.state["health"])
         say(f"resuming after step {start_step} of {job.max_steps}")
     else:
-        state = {
-            "seconds": 0.0,
-            "before": probed(job, cast(nn.Module, job.method.deployed)) if run else {},
-            "stop_reason": None,
-        }
+        before = probed_before(job) if run else {"before": {}, "statistics_only": {}}
+        state = {"seconds": 0.0, **before, "stop_reason": None}
         if watch:
             watch.begin(job.method.deployed)  # type: ignore[arg-type]
         if run:
@@ -153,7 +150,8 @@ def pretrain(
 
     def log(step: int, values: dict[str, float]) -> None:
         if watch and watch.due(step):
-            values = {**values, **watch.check(step, job.method.deployed, values.get("projection_std"))}  # type: ignore[arg-type]
+            moved = job.method.moved()  # type: ignore[operator]
+            values = {**values, **watch.check(step, job.method.deployed, values.get("projection_std"), moved)}  # type: ignore[arg-type]
             state["stop_reason"] = watch.stop_reason
         if run:
             run.append({"step": step, "epoch": step / job.epoch_steps if job.epoch_steps else None, **values})
@@ -226,6 +224,14 @@ def finished_backbone(job: Job) -> nn.Module:
         pictures = islice(job.stream.batches(0), max(1, RECALIBRATION_PICTURES // job.settings["batch_size"]))
     backbone: Any = job.method.deployed
     return recalibrated(backbone, pictures, job.views, job.accelerator.device)
+
+
+def probed_before(job: Job) -> dict[str, dict[str, float]]:
+    """Probe Φ_pre as it came, and with nothing new but the statistics every saved backbone gets."""
+    backbone, finished = cast(nn.Module, job.method.deployed), finished_backbone(job)
+    before = probed(job, backbone)
+    moved = any(not torch.equal(a, b) for a, b in zip(backbone.buffers(), finished.buffers(), strict=True))
+    return {"before": before, "statistics_only": probed(job, finished) if moved else before}
 
 
 def probed(job: Job, backbone: nn.Module) -> dict[str, float]:

@@ -124,7 +124,11 @@ def test_labels_are_probed_before_and_after(
         labelled.save_to_disk(folder)
     assert adapt(dataset=folder) == 0
     metrics = results(tmp_path / "run")["metrics"]
-    names = [f"{probe}_{when}" for when in ("before", "after") for probe in ("knn_accuracy", "linear_probe_accuracy")]
+    names = [
+        f"{probe}_{when}"
+        for when in ("before", "statistics_only", "after")
+        for probe in ("knn_accuracy", "linear_probe_accuracy")
+    ]
     assert sorted(metrics) == sorted(names) and all(0 <= value <= 1 for value in metrics.values())
     assert metrics["linear_probe_accuracy_after"] == 1.0  # dark and bright are told apart by any features
     out = capsys.readouterr().out

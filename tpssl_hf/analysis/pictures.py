@@ -34,6 +34,11 @@ TITLES = {
     "images_per_second": "pictures per second",
 }
 
+TITLES_BY_STAGE = {  # begin of the names -> title
+    "stage_drift/": "drift ‖Φ − Φ_pre‖ / ‖Φ_pre‖ by stage",
+    "stage_cka/": "linear CKA with Φ_pre by stage",
+}
+
 # Of views in their order; most colour-blind people can tell them apart (Okabe and Ito, 2008).
 VIEW_COLOURS = ("#f0e442", "#56b4e9", "#e69f00", "#009e73")
 
@@ -119,26 +124,35 @@ def _draw_warp(axis: Axes, matrix: Any, size: tuple[int, int], colour: str) -> N
 
 
 def draw_curves(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Write one small plot per measure of ``metrics.jsonl`` over the steps.
+    """Write one small plot per measure of ``metrics.jsonl`` over the steps; measures by stage share one.
 
     Args:
         path: PNG file to write.
         entries: the lines of the log.
     """
-    names = [name for name in TITLES if any(name in entry for entry in entries)]
+    logged = list(dict.fromkeys(name for entry in entries for name in entry))
+    panels = {title: {"": name} for name, title in TITLES.items() if name in logged}
+    for start, title in TITLES_BY_STAGE.items():
+        lines = {name.removeprefix(start): name for name in logged if name.startswith(start)}
+        panels |= {title: lines} if lines else {}
     columns = 3
-    rows = max(1, -(-len(names) // columns))
+    rows = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(4.2 * columns, 2.8 * rows))
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
-        axis.plot(*zip(*points, strict=True), linewidth=1.2, marker="." if len(points) < 50 else "")
-        axis.set_title(TITLES[name], fontsize=10)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
+        for label, name in lines.items():
+            points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
+            if points:
+                dots = "." if len(points) < 50 else ""
+                axis.plot(*zip(*points, strict=True), linewidth=1.2, marker=dots, label=label)
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.ticklabel_format(axis="y", useOffset=False)  # the offset would be written over the title
         axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(names) :]:
+        if len(lines) > 1:
+            axis.legend(fontsize=6)
+    for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
     figure.tight_layout()
     figure.savefig(path, dpi=110)

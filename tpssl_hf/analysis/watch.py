@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from tpssl_hf.analysis.health import SAMPLE, HealthMonitor
 from tpssl_hf.analysis.probes import ProbeSplit, knn_accuracy
 from tpssl_hf.analysis.stability import settled
+from tpssl_hf.analysis.stages import PICTURES, StageWatch
 from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.augment.policies import ViewSettings, eval_view
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.evaluation import batches_of, extract_features, features_of_views, recalibrated
 
+STAGE = "stage."  # what names of tensors that belong to a stage begin with, in a checkpoint
 VIEW_EPOCH = 1 << 20  # the views of the sample are those of an epoch no run reaches, so they are new to the network
 
 
@@ -58,26 +60,35 @@ class HealthWatch:
         self.stop_on_collapse, self.stop_when_stable = stop_on_collapse, stop_when_stable
         self.probe = probe
         self.sample = np.sort(np.random.default_rng(0).permutation(len(store))[:SAMPLE])
-        self.monitor = HealthMonitor()
+        self.monitor, self.stages = HealthMonitor(), StageWatch()
         self.stop_reason: str | None = None
         self._checked = 0
 
     def begin(self, backbone: nn.Module) -> None:
-        """Keep what Φ_pre makes of the sample."""
+        """Keep what Φ_pre makes of the sample, with the BatchNorm statistics of the sample as in every check."""
+        backbone = self._recalibrated(backbone)
         self.monitor.begin(self._features(backbone, self.sample))
+        self.stages.begin(backbone, self._images())
 
     def due(self, step: int) -> bool:
         """Whether ``every`` more steps are done since the last check."""
         return step // self.every > self._checked // self.every
 
-    def check(self, step: int, backbone: nn.Module, projection_std: float | None) -> dict[str, float]:
+    def check(
+        self,
+        step: int,
+        backbone: nn.Module,
+        projection_std: float | None,
+        moved: Mapping[str, tuple[float, float]],
+    ) -> dict[str, float]:
         """Measure, warn of a collapse, settle whether to stop; returns entries for the metrics log.
+
+        ``moved`` is what :meth:`tpssl_hf.methods.pretrain.anchor.Anchor.moved` returns.
 
         What is looked at is the backbone as it would be saved now, with the BatchNorm statistics of the sample.
         """
         self._checked = step
-        pictures = (self.store.gather(part, epoch=0) for part in batches_of(self.sample))
-        backbone = recalibrated(backbone, pictures, self.settings, self.device)
+        backbone = self._recalibrated(backbone)
         scaled = None if projection_std is None else projection_std * math.sqrt(self.projection_features)
         knn = None
         if self.probe is not None:
@@ -89,7 +100,15 @@ class HealthWatch:
             self.stop_reason = report.reason
         elif self.stop_when_stable:
             self.stop_reason = settled(self.monitor.reports, after_step=self.settle_after)
-        return report.entries()
+        return report.entries() | self.stages.check(backbone, self._images(), moved)
+
+    def _images(self) -> Tensor:
+        pictures = self.store.gather(self.sample[:PICTURES], epoch=0).to(self.device)
+        return eval_view(pictures, self.settings)
+
+    def _recalibrated(self, backbone: nn.Module) -> nn.Module:
+        pictures = (self.store.gather(part, epoch=0) for part in batches_of(self.sample))
+        return recalibrated(backbone, pictures, self.settings, self.device)
 
     def _features(self, backbone: nn.Module, indices: np.ndarray) -> np.ndarray:
         return extract_features(backbone, self.store, indices, self.settings, self.device)
@@ -97,9 +116,11 @@ class HealthWatch:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and JSON values that :meth:`load` continues from exactly."""
         tensors, values = self.monitor.state()
+        tensors |= {f"{STAGE}{name}": features for name, features in self.stages.start.items()}
         return tensors, {"monitor": values, "stop_reason": self.stop_reason, "checked": self._checked}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
-        self.monitor.load(tensors, values["monitor"])
+        self.stages.start = {name.removeprefix(STAGE): t for name, t in tensors.items() if name.startswith(STAGE)}
+        self.monitor.load({n: t for n, t in tensors.items() if not n.startswith(STAGE)}, values["monitor"])
         self.stop_reason, self._checked = values["stop_reason"], values["checked"]

@@ -61,6 +61,15 @@ class Anchor(nn.Module):
                 torch._foreach_lerp_(self._backbone_parameters(), self._anchors(), share)
         self.inner.after_step(progress)  # type: ignore[operator]
 
+    @torch.no_grad()
+    def moved(self) -> dict[str, tuple[float, float]]:
+        """Return ‖w − w_pre‖² and ‖w_pre‖² of each trainable backbone tensor by its name; waits for the device."""
+        names = [name for name, p in self.deployed.named_parameters() if p.requires_grad]
+        anchors = self._anchors()
+        distances = torch._foreach_norm(torch._foreach_sub(self._backbone_parameters(), anchors))
+        values = torch.stack([*distances, *torch._foreach_norm(anchors)]).double().square().tolist()
+        return dict(zip(names, zip(values[: len(names)], values[len(names) :], strict=True), strict=True))
+
     @property
     def deployed(self) -> nn.Module:
         """The inner method's deployed network."""
