@@ -74,6 +74,21 @@ def test_an_input_error_is_one_sentence_and_exit_code_2(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "\nerror: no such folder; give one that exists.\n"
 
 
+def test_our_own_warnings_are_one_sentence_and_those_of_others_say_where_they_come_from() -> None:
+    """In a process of its own, for pytest catches warnings before they are written."""
+    code = (
+        "import warnings; from tpssl_hf import runtime\n"
+        "class Ours(UserWarning): __module__ = 'tpssl_hf.analysis.health'\n"
+        "def main():\n"
+        "    warnings.warn('ours', Ours)\n"
+        "    warnings.warn('theirs')\n"
+        "    return 0\n"
+        "runtime.leave(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr.startswith("\nwarning: ours\n<string>:5: UserWarning: theirs\n")
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     def fail() -> int:
         raise KeyError("bug")

@@ -5,8 +5,10 @@ This module must not import torch: OpenMP reads its thread count and its wait po
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tpssl_hf.errors import InputError
 
@@ -70,10 +72,20 @@ def leave(main: Callable[[], int]) -> None:
     """Run a recipe and leave the process with its exit code.
 
     An ``InputError`` becomes one sentence on standard error and exit code 2; other exceptions keep their traceback.
+    The package's own warnings are one sentence as well, without the line of code that raised them.
     """
+    usual = warnings.formatwarning
+
+    def one_sentence(message: Any, category: type[Warning], *where: Any, **others: Any) -> str:
+        own = category.__module__.partition(".")[0] == __name__.partition(".")[0]
+        return f"\nwarning: {message}\n" if own else usual(message, category, *where, **others)
+
+    warnings.formatwarning = one_sentence
     try:
         code = main()
     except InputError as error:
         sys.stderr.write(f"\nerror: {error}\n")
         code = 2
+    finally:
+        warnings.formatwarning = usual
     sys.exit(code)
