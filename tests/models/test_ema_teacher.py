@@ -1,10 +1,11 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tpssl_hf.models.ema import EMATeacher, average_into
+from tpssl_hf.models.ema import EMATeacher, average_into, constant_share, mean_share
 
 
 def network() -> nn.Sequential:
@@ -52,6 +53,46 @@ def test_parameters_follow_the_formula_and_buffers_are_copied(momentum: float) -
             torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-6)
         assert torch.equal(teacher.network[1].running_mean, student[1].running_mean)  # type: ignore[index]
         assert teacher.network[1].num_batches_tracked == k + 1  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("early_share", "momentum"), [(constant_share, lambda k: 0.9), (mean_share, lambda k: min(0.9, 1 - 1 / (k + 1)))]
+)
+def test_early_updates_follow_the_rule_asked_for(early_share: Any, momentum: Any) -> None:
+    student = network()
+    teacher = EMATeacher(student, 0.9, early_share=early_share)
+    expected = [p.detach().clone() for p in student.parameters()]
+    for k in range(15):
+        moved(student, k)
+        teacher.update(student)
+        expected = [
+            momentum(k) * e + (1 - momentum(k)) * p for e, p in zip(expected, student.parameters(), strict=True)
+        ]
+        for found, wanted in zip(teacher.network.parameters(), expected, strict=True):
+            torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("buffers", "mean", "count"), [("copy", 1.0, 7), ("average", 0.25, 7), ("keep", 0.0, 0)])
+def test_buffers_are_copied_averaged_or_kept(buffers: Any, mean: float, count: int) -> None:
+    student = network()
+    teacher = EMATeacher(student, 0.75, early_share=constant_share, buffers=buffers)
+    with torch.no_grad():
+        student[1].running_mean.fill_(1.0)  # type: ignore[union-attr]
+        student[1].num_batches_tracked.fill_(7)  # type: ignore[union-attr]
+    teacher.update(student)
+    assert teacher.network[1].running_mean.tolist() == [mean, mean]  # type: ignore[index]
+    assert teacher.network[1].num_batches_tracked == count  # type: ignore[index]
+
+
+def test_a_momentum_of_the_moment_takes_the_place_of_its_own() -> None:
+    student = network()
+    teacher = EMATeacher(student, 0.75, early_share=constant_share)
+    before = student[0].weight.detach().clone()
+    moved(student, 0)
+    teacher.update(student, momentum=1.0)
+    assert torch.equal(teacher.network[0].weight, before)  # type: ignore[index]
+    teacher.update(student, momentum=0.0)
+    torch.testing.assert_close(teacher.network[0].weight, student[0].weight.detach())  # type: ignore[index]
 
 
 def test_a_long_run_has_the_momentum_asked_for() -> None:

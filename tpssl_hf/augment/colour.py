@@ -1,4 +1,4 @@
-"""Colour and sharpness, each picture of a batch with its own parameters; images are (B, 3, S, S) float32 in 0..255.
+"""Colour and sharpness, each picture of a batch with its own parameters; images are (B, 3, H, W) float32 in 0..255.
 
 Each operation computes what torchvision's function of that name computes on a float tensor. It may write over the
 ``images`` it is given; what it returns is the result.
@@ -19,7 +19,7 @@ def host_can_look(values: Tensor) -> bool:
 
 
 def where_chosen(chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
-    """Apply ``operation`` to the pictures that are ``chosen`` (B,) and return all (B, 3, S, S).
+    """Apply ``operation`` to the pictures that are ``chosen`` (B,) and return all (B, 3, H, W).
 
     The host picks out the rows if it can; otherwise all are computed and the chosen ones kept. ``parameters`` have B
     rows each and follow ``images`` in the call.
@@ -36,7 +36,7 @@ def where_chosen(chosen: Tensor, operation: Callable[..., Tensor], images: Tenso
 
 
 def luma(images: Tensor) -> Tensor:
-    """Return the brightness (B, 1, S, S) after ITU-R BT.601 of ``images``."""
+    """Return the brightness (B, 1, H, W) after ITU-R BT.601 of ``images``."""
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
@@ -99,7 +99,7 @@ def jitter(images: Tensor, steps: Tensor, shift: Tensor) -> Tensor:
     As torchvision's ``ColorJitter``; contrast is about the mean luma of the picture as it is at that moment.
 
     Args:
-        images: (B, 3, S, S).
+        images: (B, 3, H, W).
         steps: (B, 6, 3) from ``jitter_steps``.
         shift: (B,) of the hue, -0.5..0.5.
     """
@@ -127,12 +127,12 @@ def _blur_by_shifts(images: Tensor, kernels: Tensor) -> Tensor:
     Rows are a few dozen pixels, too short to add up one by one. So shifts are along the whole padded memory of a
     picture, by multiples of a row or of a pixel; what runs over from one row into the next ends up in the padding.
     """
-    batch, channels, size, _ = images.shape
+    batch, channels, height, width = images.shape
     radius = int((kernels > 0).any(dim=0).sum()) // 2
     weights = kernels[:, kernels.shape[1] // 2 :, None].unbind(1)
-    side = size + 2 * radius
+    row = width + 2 * radius
     memory = functional.pad(images, (radius,) * 4, mode="reflect").flatten(1)
-    for stride in (side, 1):
+    for stride in (row, 1):
         length = memory.shape[1] - 2 * radius * stride
         shifted = [memory.narrow(1, start * stride, length) for start in range(2 * radius + 1)]
         total = shifted[radius] * weights[0]
@@ -140,19 +140,20 @@ def _blur_by_shifts(images: Tensor, kernels: Tensor) -> Tensor:
             pair = shifted[radius - offset] + shifted[radius + offset]
             total.add_(pair.mul_(weights[offset]))
         memory = total
-    return memory.as_strided((batch, channels, size, size), (memory.shape[1], side**2, side, 1)).contiguous()
+    strides = memory.shape[1], (height + 2 * radius) * row, row, 1
+    return memory.as_strided((batch, channels, height, width), strides).contiguous()
 
 
 def _blur_by_convolution(images: Tensor, kernels: Tensor) -> Tensor:
     """Do the same with as many operations whatever the kernels are, so that the host need not know them."""
-    batch, channels, size, _ = images.shape
+    batch, channels, height, width = images.shape
     radius = kernels.shape[1] // 2
-    side = size + 2 * radius
     kernels = kernels.repeat_interleave(channels, dim=0)
-    planes = functional.pad(images, (radius,) * 4, mode="reflect").view(1, batch * channels, side, side)
+    planes = functional.pad(images, (radius,) * 4, mode="reflect")
+    planes = planes.view(1, batch * channels, height + 2 * radius, width + 2 * radius)
     planes = functional.conv2d(planes, kernels[:, None, None, :], groups=batch * channels)
     planes = functional.conv2d(planes, kernels[:, None, :, None], groups=batch * channels)
-    return planes.view(batch, channels, size, size)
+    return planes.view(batch, channels, height, width)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, width: int) -> Tensor:

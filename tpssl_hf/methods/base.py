@@ -54,14 +54,15 @@ class LearnerSpec:
 
     Attributes:
         config: dataclass of the learner's own hyper-parameters.
-        build: (classifier, config, number of unlabelled pictures) -> method.
-        views: (settings, config) -> stream name -> transform; the keys decide which streams exist.
+        build: (classifier or segmenter, config, number of unlabelled pictures) -> method.
+        views: (settings, config) -> stream name -> transform; the keys decide which streams exist. The settings are
+            those of the task: ``ViewSettings``, or ``SegmentViewSettings``.
         defaults: values of shared configuration keys that the learner's source prescribes.
     """
 
     config: type
     build: Callable[[nn.Module, Any, int], nn.Module]
-    views: Callable[[ViewSettings, Any], Views]
+    views: Callable[[Any, Any], Views]
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 

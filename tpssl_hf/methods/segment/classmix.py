@@ -1,0 +1,108 @@
+"""ClassMix (Olsson et al., 2021, arXiv 2007.07936): whole predicted segments are pasted into another picture.
+
+Deviations: colours are distorted, if at all, before pictures are mixed and not after; and pixels outside a picture
+that is smaller than its crop are neither pasted nor learnt.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tpssl_hf.augment.mixing import class_masks, mix
+from tpssl_hf.augment.segmentation import ColourPolicy, SegmentViewSettings
+from tpssl_hf.config import key
+from tpssl_hf.losses.segmentation import confident_share, pixel_cross_entropy, weighted_cross_entropy
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, next_one, predictions, unlabeled_crops
+from tpssl_hf.models.ema import EMATeacher, mean_share
+
+# Olsson et al., 2021, official code for Cityscapes
+STUDENT_COLOURS = ColourPolicy(
+    brightness=0.25, contrast=0.25, saturation=0.25, hue=0.25, greyscale=0.0, blur=0.5, blur_sigma=(0.15, 1.15)
+)
+
+
+@dataclass
+class ClassMixConfig:
+    """ClassMix; defaults are those of its authors' code (Olsson et al., 2021)."""
+
+    confidence: float = key(
+        0.968, "Probability that makes a pixel of the teacher count as sure (Olsson et al., 2021)."
+    )
+    unlabeled_weight: float = key(1.0, "Weight of the unlabelled loss (Olsson et al., 2021, code).")
+    ema_momentum: float = key(0.99, "EMA momentum of the teacher in the long run (Olsson et al., 2021, code).")
+    colour: bool = key(False, "Distort the student's colours, as for Cityscapes, not VOC (Olsson et al., 2021, code).")
+
+
+class ClassMix(nn.Module):
+    """The teacher's classes are the labels of mixtures; how sure it is scales the loss of the whole batch."""
+
+    scored = "student"
+
+    def __init__(self, segmenter: nn.Module, config: ClassMixConfig, unlabeled_count: int) -> None:
+        super().__init__()
+        self.config = config
+        self.student = segmenter
+        # parameters only; the teacher stays in training mode and gathers BatchNorm statistics of its own
+        self.teacher = EMATeacher(segmenter, config.ema_momentum, early_share=mean_share, buffers="keep")
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """Return ``loss`` for ``labeled``: ``images``, ``masks``; and ``unlabeled``: ``images``, ``valid``.
+
+        With ``colour`` the student sees the unlabelled pictures as ``distorted`` instead of ``images``.
+        """
+        labeled, unlabeled = batch["labeled"], batch["unlabeled"]
+        loss_labeled = pixel_cross_entropy(logits_of(self.student, labeled["images"]), labeled["masks"])
+        images = unlabeled["distorted"] if self.config.colour else unlabeled["images"]
+        labels, confidence, segments = self.targets(unlabeled["images"], unlabeled["valid"])
+        logits = logits_of(self.student, mix(next_one(images), images, segments))
+        confident = confident_share(mix(next_one(confidence), confidence, segments), self.config.confidence)
+        loss_unlabeled = weighted_cross_entropy(logits, mix(next_one(labels), labels, segments), confident)
+        return {
+            "loss": loss_labeled + self.config.unlabeled_weight * loss_unlabeled,
+            "loss_labeled": loss_labeled.detach(),
+            "loss_unlabeled": loss_unlabeled.detach(),
+            "confident": confident,
+        }
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the teacher's classes (U, H, W), their probabilities, and the segments to paste, bool."""
+        logits = logits_of(self.teacher.network, images)
+        labels, confidence = predictions(logits, valid)
+        return labels, confidence, class_masks(labels, torch.rand(logits.shape[:2], device=logits.device))
+
+    def after_step(self, progress: float) -> None:
+        """Move the teacher toward the student."""
+        self.teacher.update(self.student)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The student, as in the original."""
+        return self.student
+
+
+def views(settings: SegmentViewSettings, config: ClassMixConfig) -> Views:
+    """One crop of every picture, and with ``colour`` the unlabelled ones in other colours as well."""
+    return {
+        **labeled_crops(settings),
+        **unlabeled_crops(settings, {"distorted": STUDENT_COLOURS} if config.colour else {}),
+    }
+
+
+SPEC = LearnerSpec(
+    config=ClassMixConfig,
+    build=ClassMix,
+    views=views,
+    defaults={
+        "optimizer": "sgd",
+        "learning_rate": 2.5e-4,
+        "weight_decay": 5e-4,
+        "momentum": 0.9,
+        "schedule": "poly",
+        "head_rate_factor": 10.0,
+        "batch_size": 10,
+        "unlabeled_ratio": 1,
+    },
+)

@@ -1,0 +1,53 @@
+"""Finetuning on the labelled pictures alone (paper, Tables II and IV), the baseline of every learner.
+
+Views, optimizer and schedule are those of the CutMix learner (French et al., 2020, arXiv 1906.01916), so that only the
+use of unlabelled pictures differs; but there is no average, the trained network itself is evaluated.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from tpssl_hf.augment.segmentation import SegmentViewSettings
+from tpssl_hf.losses.segmentation import pixel_cross_entropy
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.segment import cutmix
+from tpssl_hf.methods.segment.streams import labeled_crops, logits_of
+
+
+@dataclass
+class SupervisedConfig:
+    """Finetuning on labels alone, with the optimizer of the CutMix learner (French et al., 2020); nothing to set."""
+
+
+class Supervised(nn.Module):
+    """Cross-entropy on crops of labelled pictures."""
+
+    scored = "student"
+
+    def __init__(self, segmenter: nn.Module, config: SupervisedConfig, unlabeled_count: int) -> None:
+        super().__init__()
+        self.student = segmenter
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """Return ``loss`` for ``batch["labeled"]``: ``images`` (B, 3, H, W) and ``masks`` (B, H, W)."""
+        loss = pixel_cross_entropy(logits_of(self.student, batch["labeled"]["images"]), batch["labeled"]["masks"])
+        return {"loss": loss, "loss_labeled": loss.detach()}
+
+    def after_step(self, progress: float) -> None:
+        """Do nothing: there is no teacher."""
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The trained network."""
+        return self.student
+
+
+def views(settings: SegmentViewSettings, config: SupervisedConfig) -> Views:
+    """One crop of the labelled pictures, without colour distortions; there are no unlabelled ones."""
+    return labeled_crops(settings)
+
+
+SPEC = LearnerSpec(
+    config=SupervisedConfig, build=Supervised, views=views, defaults={**cutmix.SPEC.defaults, "unlabeled_ratio": 0}
+)

@@ -1,0 +1,1 @@
+"""Intersection over union, pixel accuracy and confusion of a segmenter."""
