@@ -11,6 +11,7 @@ from tpssl_hf.optim import (
     cosine_decay,
     four_steps,
     parameter_groups,
+    poly,
     warmup_cosine,
 )
 
@@ -149,3 +150,8 @@ def test_fixmatch_schedule_ends_at_a_fifth() -> None:
 def test_self_tuning_schedule_steps_where_its_source_does() -> None:
     steps = [four_steps(step / 27005) for step in (0, 5999, 6001, 12001, 18001, 24001, 27004)]
     assert steps == pytest.approx([1, 1, 0.1, 0.01, 0.001, 0.0001, 0.0001])
+
+
+def test_poly_schedule_falls_almost_in_a_line_to_nothing() -> None:
+    assert poly(0.0) == 1.0 and poly(1.0) == poly(1.5) == 0.0
+    assert poly(0.5) == pytest.approx(0.535887)

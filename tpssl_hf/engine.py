@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tpssl_hf.data.streams import EndlessStream, PictureStream, StreamingPictures
+from tpssl_hf.data.streams import EndlessStream, PictureStream, StreamingPictures, WithoutMasks
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch, Views
 
-Stream = PictureStream | EndlessStream | StreamingPictures
+Stream = PictureStream | EndlessStream | WithoutMasks | StreamingPictures
 BAD_STEPS_IN_A_ROW = 3
 
 

@@ -80,7 +80,7 @@ def open_data(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | 
     labelled = choose_labels(str(choice.labels), store, source, mode=choice.label_mode, seed=choice.label_seed)
     test = _open_test(choice, data, labelled.class_names, accelerator, run)
     if test:
-        refuse_test_pictures(store, labelled, test.store)
+        refuse_test_pictures(store, labelled.indices, test.store)
     unlabelled, truth = store, _known_truth(store, source, labelled)
     if choice.unlabelled_dataset:
         other = load_source(choice.unlabelled_dataset, split=choice.unlabelled_split)

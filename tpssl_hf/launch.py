@@ -147,16 +147,24 @@ def claim_folder(
 
 
 def store_of(
-    source: Source, data: DataConfig, accelerator: Accelerator, run: RunDir | None, *, part: str = ""
+    source: Source,
+    data: DataConfig,
+    accelerator: Accelerator,
+    run: RunDir | None,
+    *,
+    part: str = "",
+    shorter_side: int | None = None,
 ) -> PictureStore:
     """Scan and store the pictures once; the main process says what was found and writes ``scan.json``.
 
     ``part`` says which pictures of the run these are where it has several, and tells their reports apart.
+    ``shorter_side`` is that of :func:`tpssl_hf.data.store.open_store`.
     """
     with accelerator.local_main_process_first():
         store, report = open_store(
             source,
             image_size=data.image_size,
+            shorter_side=shorter_side,
             cache_budget=int(data.cache_budget * 2**30),
             cache_dir=Path(data.cache_dir) if data.cache_dir else None,
             limit_images=data.limit_images,

@@ -168,3 +168,8 @@ def cosine_7_16(progress: float) -> float:
 def four_steps(progress: float) -> float:
     """Share of the base rate in Self-Tuning's schedule: a tenth after 6, 12, 18 and 24 of its 27 thousand steps."""
     return 0.1 ** sum(progress >= thousands / 27.005 for thousands in (6, 12, 18, 24))
+
+
+def poly(progress: float) -> float:
+    """Share of the base rate in DeepLab's schedule (Chen et al., 2017, arXiv 1606.00915, §4.1): (1 - progress)^0.9."""
+    return math.pow(1.0 - min(1.0, progress), 0.9)

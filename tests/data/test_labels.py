@@ -191,8 +191,8 @@ def test_a_labelled_picture_in_the_test_set_is_found_by_its_pixels(tmp_path: Pat
     store = opened(train, tmp_path)
     labelled = choose_labels("all", store, train)
     other = opened(load_source(str(folder_of_pictures(tmp_path / "test", offset=100))), tmp_path)
-    refuse_test_pictures(store, labelled, other)
+    refuse_test_pictures(store, labelled.indices, other)
     copied = folder_of_pictures(tmp_path / "copied", count=1, offset=100)
     (copied / "again.png").write_bytes((tmp_path / "train/dog/2.png").read_bytes())
     with pytest.raises(InputError, match="1 of the 6 labelled pictures are in the test set"):
-        refuse_test_pictures(store, labelled, opened(load_source(str(copied)), tmp_path))
+        refuse_test_pictures(store, labelled.indices, opened(load_source(str(copied)), tmp_path))

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SHARED_KEYS = {
     "optimizer", "learning_rate", "weight_decay", "momentum", "schedule", "head_rate_factor", "batch_size",
-    "unlabeled_ratio",
+    "unlabeled_ratio", "exclude_labelled", "scale_min", "scale_max",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forked_runs import CLASSIFY, Runs
+from forked_runs import CLASSIFY, SEGMENT, Runs
 from PIL import Image
 
 
@@ -19,6 +19,14 @@ def runs() -> Iterator[Runs]:
 def classifying_runs() -> Iterator[Runs]:
     """The same of recipes/ssl_classify.py."""
     server = Runs(CLASSIFY)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def segmenting_runs() -> Iterator[Runs]:
+    """The same of recipes/ssl_segment.py."""
+    server = Runs(SEGMENT)
     yield server
     server.close()
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "target_pretrain.py"
 CLASSIFY = ROOT / "recipes" / "ssl_classify.py"
+SEGMENT = ROOT / "recipes" / "ssl_segment.py"
 WAIT = 120.0  # seconds after which a run is taken to hang
 
 
@@ -243,7 +244,12 @@ def serve() -> None:
     recipe = load_recipe(Path(sys.argv[1]))
     for name in IMPORTED_LATE:
         importlib.import_module(name)
-    for name in ("draw_views", "draw_curves", "draw_pseudo_labels"):  # half of the time of such a run
+    for name in (
+        "draw_views",
+        "draw_curves",
+        "draw_pseudo_labels",
+        "draw_predictions",
+    ):  # half of the time of such a run
         setattr(recipe, name, lambda path, *_, **__: path.touch())
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     threads = [name for name in threads if name != "jemalloc_bg_thd"]  # pyarrow's, which knows about forks

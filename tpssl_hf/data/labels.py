@@ -182,7 +182,7 @@ def _read_labels(path: Path, store: PictureStore, source: Source) -> Labelled:
     else:
         entries = list(csv.DictReader(text.splitlines()))
     where_of = {row: index for index, row in enumerate(store.rows.tolist())}
-    files = _rows_by_file(source) if any("file" in entry for entry in entries) else {}
+    files = rows_by_file(source) if any("file" in entry for entry in entries) else {}
     given: dict[int, str] = {}
     for number, entry in enumerate(entries, start=1):
         if (entry.get("label") if isinstance(entry, Mapping) else None) in (None, ""):
@@ -213,7 +213,7 @@ def _numbered(given: Mapping[int, str], names: tuple[str, ...] | None, path: Pat
     return Labelled(indices, labels, names, f"labels of {path.name}")
 
 
-def _rows_by_file(source: Source) -> dict[str, int]:
+def rows_by_file(source: Source) -> dict[str, int]:
     """Map file names, as paths below the data set's folder and alone where they are unique, to rows."""
     column = source.dataset.select_columns([source.image_column]).with_format("arrow")[:][source.image_column]
     paths = [value for chunk in column.chunks for value in chunk.field("path").to_pylist()]
@@ -259,13 +259,13 @@ def _check_classes(labelled: Labelled) -> Labelled:
     return labelled
 
 
-def refuse_test_pictures(store: PictureStore, labelled: Labelled, test: PictureStore) -> None:
-    """Refuse labelled pictures that are also in the test set, told by a hash of their pixels.
+def refuse_test_pictures(store: PictureStore, indices: np.ndarray, test: PictureStore) -> None:
+    """Refuse labelled pictures, ``indices`` of ``store``, that are also in the test set, told by their pixels' hash.
 
     Raises:
         InputError: naming how many and the first one's row.
     """
-    own = {_hash(store, index): index for index in labelled.indices.tolist()}
+    own = {_hash(store, index): index for index in indices.tolist()}
     shared = sorted({own[found] for index in range(len(test)) if (found := _hash(test, index)) in own})
     if shared:
         raise InputError(

@@ -7,8 +7,10 @@ is opened again at the step that comes next.
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from itertools import count, islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import datasets
 import numpy as np
@@ -125,6 +127,19 @@ class EndlessStream:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         steps = count(start_step)
         return _prefetched(lambda: self.batch(next(steps)))
+
+
+class WithoutMasks:
+    """A stream whose pictures lose their masks, so that no learner can see those of unlabelled ones."""
+
+    def __init__(self, stream: EndlessStream) -> None:
+        self._stream = stream
+
+    def batches(self, start_step: int) -> Iterator[Pictures]:
+        """Yield the batches from ``start_step`` on, without masks."""
+        with closing(cast(Any, self._stream.batches(start_step))) as batches:
+            for pictures in batches:
+                yield replace(pictures, masks=None)
 
 
 def _shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:

@@ -104,5 +104,8 @@ SPEC = LearnerSpec(
         "head_rate_factor": 10.0,
         "batch_size": 10,
         "unlabeled_ratio": 1,
+        "exclude_labelled": True,
+        "scale_min": 0.5,
+        "scale_max": 1.5,
     },
 )

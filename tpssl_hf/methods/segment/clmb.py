@@ -247,5 +247,8 @@ SPEC = LearnerSpec(
         "head_rate_factor": 1.0,
         "batch_size": 20,
         "unlabeled_ratio": 1,
+        "exclude_labelled": True,
+        "scale_min": 0.5,
+        "scale_max": 1.5,
     },
 )

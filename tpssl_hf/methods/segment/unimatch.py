@@ -158,5 +158,8 @@ SPEC = LearnerSpec(
         "head_rate_factor": 10.0,
         "batch_size": 8,
         "unlabeled_ratio": 1,
+        "exclude_labelled": False,
+        "scale_min": 0.5,
+        "scale_max": 2.0,
     },
 )

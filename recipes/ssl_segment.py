@@ -1,0 +1,226 @@
+"""Finetune a segmenter with few masks and many pictures (paper §III-A, Eq. 4; Tables II, III, IV).
+
+    accelerate launch recipes/ssl_segment.py                       # CutMix, 20 masks of the embedded digit scenes
+    accelerate launch recipes/ssl_segment.py --dataset path/to/folder --labels 5% --init outputs/mine/model
+    accelerate launch recipes/ssl_segment.py --config recipes/configs/ssl_segment/voc_1pct_cutmix_paper.yaml
+
+Every setting is one flat key: defaults < --config file < command line; --help lists them. Without --config and
+--dataset the settings of configs/ssl_segment/digit_scenes.yaml are used. The folder --output_dir then holds
+config.yaml, labels.json, augmentations.png, metrics.jsonl, curves.png, predictions.png, checkpoints/, model/ (loads in
+transformers after `import tpssl_hf`) and results.json. Started again with the same settings, an unfinished run
+continues where it was. --label_seeds 1,2,3 makes a run for each draw of masks in a folder of its own, and a
+results.json over all of them.
+"""
+
+from tpssl_hf.runtime import leave, prepare_process
+
+THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any, cast
+
+import numpy as np
+from accelerate import Accelerator
+
+from tpssl_hf.analysis.pictures import draw_curves
+from tpssl_hf.analysis.predicted_masks import draw_predictions
+from tpssl_hf.config import CARRY_OUT_KEYS, ModelConfig, RunConfig, config_files, parse_with_method, take
+from tpssl_hf.errors import InputError
+from tpssl_hf.facts import run_facts
+from tpssl_hf.launch import claim_folder, describe, make_accelerator
+from tpssl_hf.methods.segment import SEGMENT
+from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation, save_segmenter
+from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
+from tpssl_hf.segment_config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
+from tpssl_hf.segmenting import Job, evaluate, predicted, prepare, segment
+
+PAPER = "arXiv:2205.03001"
+GROUPS: list[type] = [SegmentConfig, MaskDataConfig, ModelConfig, SegmentOptimConfig, RunConfig]
+DIGIT_SCENES = Path(__file__).parent / "configs/ssl_segment/digit_scenes.yaml"
+DRAWN = 6  # test pictures in predictions.png
+
+
+def main() -> int:
+    """Settle the settings, then make one run, or one for each draw of masks; returns the exit code."""
+    settings, method_config = read_settings(sys.argv[1:])
+    accelerator = make_accelerator(take(RunConfig, settings))
+    say: Callable[..., None] = print if accelerator.is_main_process else lambda *_: None
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        say(describe(accelerator, THREADS))
+        if not settings["label_seeds"]:
+            return run_once(settings, method_config, accelerator, signals, say)
+        folder, seeds = Path(settings["output_dir"]), seeds_of(settings["label_seeds"])
+        whole = (
+            stack.enter_context(RunDir(folder, settings, ignore=CARRY_OUT_KEYS))
+            if accelerator.is_main_process
+            else None
+        )
+        for seed in seeds:
+            own = {"label_seeds": None, "label_seed": seed, "output_dir": str(folder / f"label_seed_{seed}")}
+            code = run_once(settings | own, method_config, accelerator, signals, say)
+            if code:
+                return code
+            accelerator.free_memory()
+        if whole:
+            say(leave_spread(whole, settings, seeds))
+    return 0
+
+
+def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
+    """Resolve every key; the embedded digit scenes are the default where neither a data set nor a file is given."""
+    given = [argument.partition("=")[0] for argument in arguments]
+    if not config_files(arguments) and "--dataset" not in given:
+        arguments = ["--config", str(DIGIT_SCENES), *arguments]
+    own = {"output_dir": "outputs/ssl_segment", "backbone": "resnet50"}
+    methods = {name: (spec.config, {**own, **spec.defaults}) for name, spec in SEGMENT.items()}
+    return parse_with_method(arguments, GROUPS, methods, description=__doc__ or "", default="cutmix")
+
+
+def seeds_of(text: str) -> list[int]:
+    """Read ``1,2,3``.
+
+    Raises:
+        InputError: if it is no list of whole numbers, or one is there twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise InputError(f"label_seeds {text!r} is not a list of different whole numbers such as 1,2,3; give one.")
+    return [int(part) for part in parts]
+
+
+def run_once(
+    settings: dict[str, Any],
+    method_config: Any,
+    accelerator: Accelerator,
+    signals: StopSignals,
+    say: Callable[..., None],
+) -> int:
+    """Make, or finish, the run of one draw of masks; returns the exit code."""
+    with ExitStack() as stack:
+        run, finished = claim_folder(stack, settings, accelerator, say)
+        if finished:
+            return 0
+        job = prepare(settings, method_config, accelerator, run)
+        say(
+            f"{job.data.labelled.chosen}: {len(job.data.labelled.indices)} of {len(job.data.store):,} pictures, "
+            f"{len(job.data.class_names)} classes; from {job.origin.kind} weights ({job.origin.name}), BatchNorm "
+            f"statistics of the backbone {'frozen' if job.statistics_frozen else 'learnt'}; {job.max_steps} steps"
+        )
+        done, state = segment(job, run, signals, say)
+        if done < job.max_steps:
+            say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
+            return signals.exit_code or 143  # or another process of the run was told
+        if run:
+            say(leave_results(job, run, state))
+    return 0
+
+
+def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
+    """Score the last network once, write pictures, model/ and results.json; returns the summary for people."""
+    data, settings = job.data, job.settings
+    draw_curves(run.path / "curves.png", read_metrics(run.path / "metrics.jsonl"))
+    if data.test:
+        draw_test_pictures(job, run.path / "predictions.png")
+    results = run_facts(
+        recipe="ssl_segment",
+        method=settings["method"],
+        task="semantic segmentation",
+        dataset={"name": data.source.name, "fingerprint": data.store.fingerprint, "images": len(data.store)},
+        unlabelled_images=len(data.unlabelled) if "unlabeled" in job.transforms else 0,
+        test={"images": len(data.test.indices), "split": settings["test_split"]} if data.test else None,
+        labels={
+            "count": len(data.labelled.indices),
+            "chosen": data.labelled.chosen,
+            "seed": settings["label_seed"],
+        },
+        class_names=list(data.class_names),
+        backbone=settings["backbone"],
+        init=job.origin.as_dict(),
+        backbone_statistics_frozen=job.statistics_frozen,
+        seed=settings["seed"],
+        scored=job.scored,
+        protocol=f"last {job.scored} on the test split, one confusion matrix of all pictures, mean over all classes",
+        steps=job.max_steps,
+        seconds=state["seconds"],
+        metrics=evaluate(job, data.test) if data.test else {},
+        config=settings,
+    )
+    kept = ("recipe", "method", "dataset", "labels", "init", "seed", "steps", "metrics", "versions")
+    save_segmenter(
+        cast(TpsslForSemanticSegmentation, job.method.deployed),
+        run.path / "model",
+        image_size=job.views.crop_size if settings["test_mode"] == "resize" else None,
+        provenance={**{key: results[key] for key in kept}, "paper": PAPER, "licence": job.origin.licence},
+    )
+    run.write_json(RESULTS, results)
+    return summary(run.path, results)
+
+
+def draw_test_pictures(job: Job, path: Path) -> None:
+    """Draw what is found in some test pictures, evenly spaced over the set."""
+    test = job.data.test
+    assert test is not None
+    places = np.linspace(0, len(test.indices) - 1, min(DRAWN, len(test.indices))).round().astype(np.int64)
+    rows = [
+        (pixels.cpu().numpy(), truth.cpu().numpy(), found.cpu().numpy())
+        for batch in predicted(job, test, test.indices[places])
+        for pixels, truth, found in zip(*batch, strict=True)
+    ]
+    draw_predictions(path, rows, job.data.class_names, job.data.palette)
+
+
+def leave_spread(run: RunDir, settings: dict[str, Any], seeds: list[int]) -> str:
+    """Write results.json over several draws of masks; returns the summary for people."""
+    parts = [json.loads((run.path / f"label_seed_{seed}" / RESULTS).read_text(encoding="utf-8")) for seed in seeds]
+    values = [part["metrics"]["mean_iou"] for part in parts if "mean_iou" in part["metrics"]]
+    spread: dict[str, Any] = {}
+    if values:
+        deviation = stdev(values) if len(values) > 1 else None
+        spread = {"mean": mean(values), "median": median(values), "standard_deviation": deviation, "values": values}
+    names = ("recipe", "method", "task", "dataset", "test", "class_names", "backbone", "init", "scored", "protocol")
+    shared = {name: parts[0][name] for name in names}
+    seconds = sum(part["seconds"] for part in parts)
+    run.write_json(RESULTS, run_facts(**shared, label_seeds=seeds, mean_iou=spread, seconds=seconds, config=settings))
+    if not values:
+        return f"\n{len(seeds)} draws of masks, no test pictures, so no score: {run.path}"
+    plus = f" ± {100 * spread['standard_deviation']:.1f}" if len(values) > 1 else ""
+    each = ", ".join(f"{100 * value:.1f}" for value in values)
+    return (
+        f"\nMean IoU over {len(seeds)} draws of masks: {100 * spread['mean']:.1f}{plus} % ({each})\n"
+        f"  in {run.path / RESULTS}"
+    )
+
+
+def summary(folder: Path, results: dict[str, Any]) -> str:
+    """Say in a few lines what was made, what it is worth and what to type next."""
+    metrics, lines = results["metrics"], []
+    if metrics:
+        ranked = sorted(zip(metrics["per_class_iou"], results["class_names"], strict=True))
+        lines = [
+            f"  mean IoU      {100 * metrics['mean_iou']:.1f} % of {results['test']['images']:,} test pictures "
+            f"(last {results['scored']})",
+            f"  from          {ranked[0][1]} {100 * ranked[0][0]:.1f} % to {ranked[-1][1]} "
+            f"{100 * ranked[-1][0]:.1f} %; pixel accuracy {100 * metrics['pixel_accuracy']:.1f} %",
+        ]
+    pictures = [folder / name for name in ("curves.png", "predictions.png") if metrics or name == "curves.png"]
+    return "\n".join(
+        [
+            f"\nFinetuned {results['backbone']} with {results['method']} on {results['labels']['count']} masks of "
+            f"{results['dataset']['name']}: {results['steps']} steps in {results['seconds']:.0f} s",
+            *lines,
+            f"  weights       {folder / 'model'}",
+            f"  look at       {', '.join(map(str, pictures))}",
+            "  next          use it anywhere: import tpssl_hf; "
+            f"pipeline('image-segmentation', model='{folder / 'model'}')",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    leave(main)
