@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any, cast
 
 from accelerate import Accelerator
@@ -30,7 +30,6 @@ from torch import nn
 from tpssl_hf.analysis.pictures import draw_curves
 from tpssl_hf.analysis.pseudo_labels import draw_pseudo_labels
 from tpssl_hf.config import (
-    CARRY_OUT_KEYS,
     DataConfig,
     ModelConfig,
     RunConfig,
@@ -38,9 +37,9 @@ from tpssl_hf.config import (
     parse_with_method,
     take,
 )
-from tpssl_hf.errors import InputError
 from tpssl_hf.facts import run_facts
 from tpssl_hf.finetuning import Job, evaluations, finetune, prepare, scores
+from tpssl_hf.label_draws import run_each_draw, spread_of
 from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
@@ -62,23 +61,12 @@ def main() -> int:
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         say(describe(accelerator, THREADS))
-        if not settings["label_seeds"]:
-            return run_once(settings, method_config, accelerator, signals, say)
-        folder, seeds = Path(settings["output_dir"]), seeds_of(settings["label_seeds"])
-        whole = (
-            stack.enter_context(RunDir(folder, settings, ignore=CARRY_OUT_KEYS))
-            if accelerator.is_main_process
-            else None
+        return run_each_draw(
+            settings,
+            accelerator,
+            lambda one: run_once(one, method_config, accelerator, signals, say),
+            lambda whole, seeds: say(leave_spread(whole, settings, seeds)),
         )
-        for seed in seeds:
-            own = {"label_seeds": None, "label_seed": seed, "output_dir": str(folder / f"label_seed_{seed}")}
-            code = run_once(settings | own, method_config, accelerator, signals, say)
-            if code:
-                return code
-            accelerator.free_memory()
-        if whole:
-            say(leave_spread(whole, settings, seeds))
-    return 0
 
 
 def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
@@ -92,18 +80,6 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
     own = {"output_dir": "outputs/ssl_classify"}
     methods = {name: (spec.config, {**own, **spec.defaults}) for name, spec in CLASSIFY.items()}
     return parse_with_method(arguments, GROUPS, methods, description=__doc__ or "", default="fixmatch")
-
-
-def seeds_of(text: str) -> list[int]:
-    """Read ``1,2,3``.
-
-    Raises:
-        InputError: if it is no list of whole numbers, or one is there twice.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise InputError(f"label_seeds {text!r} is not a list of different whole numbers such as 1,2,3.")
-    return [int(part) for part in parts]
 
 
 def run_once(
@@ -180,10 +156,7 @@ def leave_spread(run: RunDir, settings: dict[str, Any], seeds: list[int]) -> str
     """Write results.json over several draws of labels; returns the summary for people."""
     parts = [json.loads((run.path / f"label_seed_{seed}" / RESULTS).read_text(encoding="utf-8")) for seed in seeds]
     values = [part["metrics"]["accuracy"] for part in parts if "accuracy" in part["metrics"]]
-    spread: dict[str, Any] = {}
-    if values:
-        deviation = stdev(values) if len(values) > 1 else None
-        spread = {"mean": mean(values), "median": median(values), "standard_deviation": deviation, "values": values}
+    spread = spread_of(values)
     shared = {
         key: parts[0][key] for key in ("recipe", "method", "task", "dataset", "test", "backbone", "init", "protocol")
     }

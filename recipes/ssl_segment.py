@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import mean, median, stdev
 from typing import Any, cast
 
 import numpy as np
@@ -29,9 +28,9 @@ from accelerate import Accelerator
 
 from tpssl_hf.analysis.pictures import draw_curves
 from tpssl_hf.analysis.predicted_masks import draw_predictions
-from tpssl_hf.config import CARRY_OUT_KEYS, ModelConfig, RunConfig, config_files, parse_with_method, take
-from tpssl_hf.errors import InputError
+from tpssl_hf.config import ModelConfig, RunConfig, config_files, parse_with_method, take
 from tpssl_hf.facts import run_facts
+from tpssl_hf.label_draws import run_each_draw, spread_of
 from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation, save_segmenter
@@ -53,23 +52,12 @@ def main() -> int:
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         say(describe(accelerator, THREADS))
-        if not settings["label_seeds"]:
-            return run_once(settings, method_config, accelerator, signals, say)
-        folder, seeds = Path(settings["output_dir"]), seeds_of(settings["label_seeds"])
-        whole = (
-            stack.enter_context(RunDir(folder, settings, ignore=CARRY_OUT_KEYS))
-            if accelerator.is_main_process
-            else None
+        return run_each_draw(
+            settings,
+            accelerator,
+            lambda one: run_once(one, method_config, accelerator, signals, say),
+            lambda whole, seeds: say(leave_spread(whole, settings, seeds)),
         )
-        for seed in seeds:
-            own = {"label_seeds": None, "label_seed": seed, "output_dir": str(folder / f"label_seed_{seed}")}
-            code = run_once(settings | own, method_config, accelerator, signals, say)
-            if code:
-                return code
-            accelerator.free_memory()
-        if whole:
-            say(leave_spread(whole, settings, seeds))
-    return 0
 
 
 def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
@@ -80,18 +68,6 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
     own = {"output_dir": "outputs/ssl_segment", "backbone": "resnet50"}
     methods = {name: (spec.config, {**own, **spec.defaults}) for name, spec in SEGMENT.items()}
     return parse_with_method(arguments, GROUPS, methods, description=__doc__ or "", default="cutmix")
-
-
-def seeds_of(text: str) -> list[int]:
-    """Read ``1,2,3``.
-
-    Raises:
-        InputError: if it is no list of whole numbers, or one is there twice.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise InputError(f"label_seeds {text!r} is not a list of different whole numbers such as 1,2,3; give one.")
-    return [int(part) for part in parts]
 
 
 def run_once(
@@ -179,10 +155,7 @@ def leave_spread(run: RunDir, settings: dict[str, Any], seeds: list[int]) -> str
     """Write results.json over several draws of masks; returns the summary for people."""
     parts = [json.loads((run.path / f"label_seed_{seed}" / RESULTS).read_text(encoding="utf-8")) for seed in seeds]
     values = [part["metrics"]["mean_iou"] for part in parts if "mean_iou" in part["metrics"]]
-    spread: dict[str, Any] = {}
-    if values:
-        deviation = stdev(values) if len(values) > 1 else None
-        spread = {"mean": mean(values), "median": median(values), "standard_deviation": deviation, "values": values}
+    spread = spread_of(values)
     names = ("recipe", "method", "task", "dataset", "test", "class_names", "backbone", "init", "scored", "protocol")
     shared = {name: parts[0][name] for name in names}
     seconds = sum(part["seconds"] for part in parts)
