@@ -1,7 +1,7 @@
 """Evaluation of networks on stored pictures."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.augment.policies import ViewSettings, eval_view
 from tpssl_hf.data.store import PictureStore
+
+RECALIBRATION_PICTURES = 4096
 
 
 def batches_of(indices: np.ndarray, batch_size: int = 256) -> list[np.ndarray]:
@@ -77,6 +79,12 @@ def features_of_views(
             collected.append(backbone(views[name]).float().cpu().numpy())
     backbone.train(was_training)
     return np.concatenate(features[0]), np.concatenate(features[1])
+
+
+def sample_for_statistics(store: PictureStore) -> Iterator[Pictures]:
+    """Yield up to 4,096 pictures of ``store`` in batches, always the same, for :func:`recalibrated`."""
+    some = np.random.default_rng(0).permutation(len(store))[:RECALIBRATION_PICTURES]
+    return (store.gather(part, epoch=0) for part in batches_of(some))
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -25,7 +24,7 @@ from tpssl_hf.data.store import PictureStore
 from tpssl_hf.data.streams import PictureStream
 from tpssl_hf.engine import LoopSettings, Stream, batches_on_device
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation import batches_of, extract_features, recalibrated
+from tpssl_hf.evaluation import RECALIBRATION_PICTURES, extract_features, recalibrated, sample_for_statistics
 from tpssl_hf.launch import Keeper, open_pictures, place, share_of_batch, start_tracker, train_behind_bar
 from tpssl_hf.methods.base import Views
 from tpssl_hf.methods.pretrain import PRETRAIN
@@ -33,8 +32,6 @@ from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import Origin, load_backbone
 from tpssl_hf.optim import build_optimizer, warmup_cosine
 from tpssl_hf.rundir import RunDir, StopSignals
-
-RECALIBRATION_PICTURES = 4096
 
 
 @dataclass
@@ -218,8 +215,7 @@ def finished_backbone(job: Job) -> nn.Module:
     BatchNorm depends on it.
     """
     if job.store is not None:
-        some = np.random.default_rng(0).permutation(len(job.store))[:RECALIBRATION_PICTURES]
-        pictures: Iterable[Pictures] = (job.store.gather(part, epoch=0) for part in batches_of(some))
+        pictures: Iterable[Pictures] = sample_for_statistics(job.store)
     else:
         pictures = islice(job.stream.batches(0), max(1, RECALIBRATION_PICTURES // job.settings["batch_size"]))
     backbone: Any = job.method.deployed

@@ -1,0 +1,96 @@
+"""Features of stored pictures by weights of any origin, kept on disk so that asking again costs nothing."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import timm
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+
+from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.data.store import PictureStore
+from tpssl_hf.evaluation import extract_features, recalibrated, sample_for_statistics
+from tpssl_hf.models.backbone import Origin, load_backbone
+
+FORMAT = 1  # of the files; another whenever the same key would mean other numbers
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone makes of pictures.
+
+    Attributes:
+        values: (N, D) float32.
+        origin: where its weights come from.
+        cached: whether they were found on disk.
+    """
+
+    values: np.ndarray
+    origin: Origin
+    cached: bool
+
+
+def features_of(
+    store: PictureStore,
+    indices: np.ndarray,
+    *,
+    backbone: str,
+    init: str,
+    image_size: int,
+    device: torch.device,
+    statistics: bool = False,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+) -> Features:
+    """Load Φ and extract features of stored pictures, resized and cropped at the centre; or read them from disk.
+
+    Args:
+        store: the pictures.
+        indices: (N,) int64, which of them.
+        backbone: timm architecture.
+        init: origin of the weights, see :func:`tpssl_hf.models.backbone.load_backbone`.
+        image_size: side of the images, in pixels.
+        device: where to compute.
+        statistics: measure BatchNorm statistics anew on up to 4,096 pictures of ``store`` first, as target pretraining
+            does for every backbone it saves; what the base gains by that alone is no merit of adapting.
+        seed: of random weights.
+        cache_dir: where features are kept; ``tpssl_hf/features`` below ``HF_HOME`` if None.
+
+    Raises:
+        InputError: for weights that cannot be had.
+    """
+    set_seed(seed)
+    network, origin = load_backbone(backbone, init=init, image_size=image_size)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    normalisation: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    views = ViewSettings(image_size, normalisation["mean"], normalisation["std"], seed, horizontal_flip=False)
+    key = [FORMAT, timm.__version__, backbone, _digest(network), store.fingerprint, image_size, statistics, views.mean]
+    name = hashlib.sha256(json.dumps([*key, views.std]).encode() + indices.tobytes()).hexdigest()[:32]
+    folder = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "features"
+    path = folder / f"{name}.npy"
+    if path.exists():
+        return Features(np.load(path), origin, cached=True)
+    if statistics:
+        network = recalibrated(network, sample_for_statistics(store), views, device)
+    values = extract_features(network, store, indices, views, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{name}.{os.getpid()}.partial"
+    with partial.open("wb") as file:
+        np.save(file, values)
+    partial.replace(path)
+    return Features(values, origin, cached=False)
+
+
+def _digest(network: nn.Module) -> str:
+    """Digest of all weights and statistics, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
