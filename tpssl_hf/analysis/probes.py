@@ -51,30 +51,37 @@ def probe_split(labels: np.ndarray, *, most: int = 5000, held_out: float = 0.2, 
     return ProbeSplit(bank, queries, labels[bank], labels[queries])
 
 
-def knn_accuracy(
-    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray, *, neighbours: int = 20
-) -> float:
-    """Accuracy of a weighted k-nearest-neighbour vote by cosine similarity (Wu et al., 2018, §3.4), in [0, 1].
+def knn_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, *, neighbours: int = 20) -> np.ndarray:
+    """Answers of a weighted k-nearest-neighbour vote by cosine similarity (Wu et al., 2018, §3.4).
 
     Args:
         bank: (N, D) features whose labels are known.
         bank_labels: (N,) int64.
         queries: (M, D) features to classify.
-        query_labels: (M,) int64.
         neighbours: how many neighbours vote, with weight exp(cosine / 0.07); at most N.
+
+    Returns:
+        (M,) int64, a label of ``bank_labels`` for each query.
     """
     bank, queries = _unit_rows(bank), _unit_rows(queries)
     neighbours = min(neighbours, len(bank))
     classes, bank_classes = np.unique(bank_labels, return_inverse=True)
-    correct = 0
+    answers = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(queries), 1024):
         similarities = queries[start : start + 1024] @ bank.T
         nearest = np.argpartition(-similarities, neighbours - 1, axis=1)[:, :neighbours]
         weights = np.exp((np.take_along_axis(similarities, nearest, axis=1) - 1.0) / KNN_TEMPERATURE)
         votes = np.zeros((len(nearest), len(classes)))
         np.add.at(votes, (np.arange(len(nearest))[:, None], bank_classes[nearest]), weights)
-        correct += int((classes[votes.argmax(axis=1)] == query_labels[start : start + 1024]).sum())
-    return correct / len(queries)
+        answers.append(classes[votes.argmax(axis=1)])
+    return np.concatenate(answers)
+
+
+def knn_accuracy(
+    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray, *, neighbours: int = 20
+) -> float:
+    """Share of right answers of :func:`knn_answers` about queries of known ``query_labels`` (M,), in [0, 1]."""
+    return float((knn_answers(bank, bank_labels, queries, neighbours=neighbours) == query_labels).mean())
 
 
 def linear_probe_accuracy(
@@ -84,6 +91,31 @@ def linear_probe_accuracy(
     scaler = StandardScaler().fit(bank)
     probe = LogisticRegression(C=0.01, max_iter=200, tol=1e-3).fit(scaler.transform(bank), bank_labels)
     return float(probe.score(scaler.transform(queries), query_labels))
+
+
+def few_label_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Answers of logistic regression that was given few labels, some for each class.
+
+    Features are scaled to length 1, moved by the mean of the bank and divided by one number, so that their mean square
+    is 1 whatever common mean or scale a backbone gives them. To give every dimension a variance of 1, as for many
+    labels, would trust variances measured on a handful of pictures. At C = 0.01 this gets more pictures right than
+    :func:`linear_probe_accuracy` does, from 20 to 500 labels: 0.3 to 3.7 points of CIFAR-10 on supervised weights, 0.2
+    to 1.6 on adapted ones, 1.1 to 1.7 of digits. C = 0.1 gains 1.5 to 3.7 on digits and loses up to 2.3 on CIFAR-10.
+
+    Args:
+        bank: (N, D) features whose labels are known.
+        bank_labels: (N,) int64, at least two different ones.
+        queries: (M, D) features to classify.
+
+    Returns:
+        (M,) int64, a label of ``bank_labels`` for each query.
+    """
+    bank, queries = _unit_rows(bank), _unit_rows(queries)
+    centre = bank.mean(axis=0)
+    scale = max(float(np.sqrt(((bank - centre) ** 2).mean())), 1e-12)
+    reader = LogisticRegression(C=0.01, max_iter=1000, tol=1e-3).fit((bank - centre) / scale, bank_labels)
+    answers: np.ndarray = reader.predict((queries - centre) / scale)
+    return answers
 
 
 def probe(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) -> dict[str, float]:

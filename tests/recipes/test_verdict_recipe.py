@@ -1,0 +1,299 @@
+"""The verdict's recipe, run in this process on tiny backbones."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+from tpssl_hf.errors import InputError
+from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+
+ROOT = Path(__file__).parents[2]
+MEAN = STD = (0.5, 0.5, 0.5)
+Ask = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def verdict() -> Any:
+    """recipes/verdict.py as a module."""
+    spec = importlib.util.spec_from_file_location("verdict", ROOT / "recipes" / "verdict.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["verdict"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def ask(verdict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
+    """Run the recipe in this process with these settings; a setting of None is left out."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    tiny = {"dataset": "digits", "image_size": 32, "limit_images": 160, "labels": 20, "draws": 5, "base": "random"}
+    tiny |= {"backbone": "test_resnet", "cache_dir": tmp_path / "cache", "feature_dir": tmp_path / "features"}
+    tiny |= {"output_dir": tmp_path / "verdict"}
+
+    def run(**settings: Any) -> int:
+        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
+        monkeypatch.setattr(sys, "argv", ["verdict.py", *(f"--{k}={v}" for k, v in chosen.items())])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        code: int = verdict.main()
+        return code
+
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def few_clusterings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """k-means takes most of the time otherwise."""
+    from tpssl_hf.analysis import paired
+    from tpssl_hf.analysis import verdict as module
+
+    monkeypatch.setattr(module, "CLUSTER_SEEDS", 2)
+    monkeypatch.setattr(paired, "RESAMPLES", 500)
+
+
+def weights(folder: Path, *, seed: int = 0, architecture: str = "test_resnet", **provenance: Any) -> Path:
+    """Save random weights as a run leaves them, and return the run's folder."""
+    torch.manual_seed(seed)
+    model = timm.create_model(architecture, pretrained=False, num_classes=0)
+    facts = {"recipe": "target_pretrain", "init": {"kind": "random", "name": architecture}} | provenance
+    folder.mkdir(parents=True, exist_ok=True)
+    save_timm_folder(
+        model, folder / "model", preprocessing=Preprocessing(32, MEAN, STD), provenance=facts, licence=None
+    )
+    return folder
+
+
+def found(folder: Path, name: str = "verdict.json") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / name).read_text())
+    return content
+
+
+def pictures(folder: Path, names: dict[str, int]) -> Path:
+    """Make a folder with so many pictures in each sub-folder, brighter from one class to the next."""
+    random = np.random.default_rng(0)
+    for number, (name, count) in enumerate(names.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = random.integers(0, 60, (20, 24, 3)) + 60 * number
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+def test_it_leaves_a_sentence_a_table_a_picture_and_every_number(
+    ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(adapted=weights(tmp_path / "run", seed=3)) == 0
+    folder = tmp_path / "verdict"
+    names = {"verdict.json", "verdict.png", "verdict.md", "results.json", "config.yaml", "scan.json"}
+    assert {path.name for path in folder.iterdir()} - {"statistics_only"} == names
+    numbers, report, said = found(folder), (folder / "verdict.md").read_text(), capsys.readouterr().out
+    assert [row["name"] for row in numbers["rows"]] == ["base", "base, statistics only", "run"]
+    assert all(len(row["probe"]) == len(row["knn"]) == 5 for row in numbers["rows"])
+    pairs = [(entry["name"], entry["against"]) for entry in numbers["comparisons"]]
+    assert pairs[:2] == [("run", "base"), ("run", "base, statistics only")]
+    assert len(numbers["comparisons"][0]["probe"]["draws"]) == 5
+    assert numbers["questions"] | {"chosen": ""} == {
+        "chosen": "",
+        "pictures_looked_at": 160,
+        "labels_per_draw": 20,
+        "draws": 5,
+        "asked_per_draw": 80,
+        "same_for_all_draws": True,
+        "class_names": [str(number) for number in range(10)],
+    }
+    assert numbers["versions"] and numbers["config"]["labels"] == 20 and numbers["dataset"]["name"] == "digits"
+    assert numbers["sentence"] in report and numbers["sentence"] in said and "--labels=20" in report
+    assert (folder / "verdict.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_very_same_weights_are_unclear_and_differ_by_nothing(ask: Ask, tmp_path: Path) -> None:
+    base, copy = weights(tmp_path / "base"), weights(tmp_path / "copy")
+    assert ask(base=base, adapted=copy, backbone=None) == 0
+    numbers = found(tmp_path / "verdict")
+    assert numbers["recommendation"] == "unclear"
+    assert numbers["comparisons"][0]["probe"]["mean"] == numbers["comparisons"][0]["knn"]["high"] == 0.0
+
+
+def test_asking_again_says_it_is_done_until_the_weights_change(
+    ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str], verdict: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = weights(tmp_path / "run", seed=3)
+    assert ask(adapted=run) == 0
+    first = capsys.readouterr().out
+    assert ask(adapted=run) == 0
+    again = capsys.readouterr().out
+    assert "holds the verdict of these settings" in again and found(tmp_path / "verdict")["sentence"] in again
+    assert "from disk" not in first
+    with pytest.raises(InputError, match="another config"):
+        ask(adapted=run, labels=30)
+    assert ask(adapted=run, labels=30, output_dir=tmp_path / "other") == 0
+    assert capsys.readouterr().out.count("features from disk") == 3  # other labels of the same pictures
+    later = (tmp_path / "verdict" / "results.json").stat().st_mtime + 10
+    os.utime(run / "model" / "model.safetensors", (later, later))
+    assert ask(adapted=run) == 0
+    assert "holds the verdict" not in capsys.readouterr().out
+
+
+def test_what_new_statistics_alone_give_is_advised_and_saved(
+    ask: Ask, tmp_path: Path, verdict: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    original = verdict.judge
+    monkeypatch.setattr(
+        verdict, "judge", lambda *rows, **settings: replace(original(*rows, **settings), recommendation="statistics")
+    )
+    base = weights(tmp_path / "base")
+    assert ask(adapted=weights(tmp_path / "run", seed=3), base=base, backbone=None) == 0
+    folder = tmp_path / "verdict" / "statistics_only"
+    saved = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+    start = timm.create_model(f"local-dir:{base / 'model'}", pretrained=True).state_dict()
+    moved = {name for name, value in saved.items() if not torch.equal(value, start[name])}
+    assert moved and all("running" in name for name in moved)
+    assert str(folder) in (tmp_path / "verdict" / "verdict.md").read_text()
+    assert ask(adapted=folder, base=base, backbone=None, output_dir=tmp_path / "second") == 0
+    rows = {row["name"]: row for row in found(tmp_path / "second")["rows"]}
+    assert rows["statistics_only"]["probe"] == pytest.approx(rows["base, statistics only"]["probe"], abs=0.01)
+
+
+def test_several_runs_of_other_widths_are_ranked_and_it_is_said(ask: Ask, tmp_path: Path) -> None:
+    one = weights(tmp_path / "one", seed=3)
+    two = weights(tmp_path / "two", seed=4, architecture="test_convnext")
+    assert ask(adapted=f"{one},{two / 'model'}", image_size=48) == 0
+    numbers = found(tmp_path / "verdict")
+    assert {row["name"] for row in numbers["rows"]} == {"base", "base, statistics only", "one", "two"}
+    assert numbers["comparisons"][0]["probe"]["level"] == pytest.approx(0.975)
+    assert any("two (test_convnext) has" in note for note in numbers["notes"])
+    assert any("adapted at 32 px and is asked at 48" in note for note in numbers["notes"])
+    assert "is first of 2" in (tmp_path / "verdict" / "verdict.md").read_text()
+
+
+def test_weights_of_another_start_are_remarked(ask: Ask, tmp_path: Path) -> None:
+    run = weights(tmp_path / "run", seed=3, init={"kind": "timm", "name": "test_resnet.r160_in1k"})
+    assert ask(adapted=run) == 0
+    assert any("adapted from timm weights" in note for note in found(tmp_path / "verdict")["notes"])
+
+
+def test_forty_labels_of_a_file_are_split_and_it_says_how_few_it_asked(ask: Ask, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures", {"cat": 30, "dog": 30})
+    lines = [f"{name}/{index:03d}.png,{name}" for name in ("cat", "dog") for index in range(20)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines]))
+    assert ask(adapted=weights(tmp_path / "run"), dataset=folder, labels=tmp_path / "labels.csv") == 0
+    numbers = found(tmp_path / "verdict")
+    assert numbers["questions"]["labels_per_draw"] == 30 and numbers["questions"]["asked_per_draw"] == 10
+    assert not numbers["questions"]["same_for_all_draws"] and numbers["questions"]["pictures_looked_at"] == 60
+    assert "40 labelled pictures into 30 to learn from and only 10 to ask about" in numbers["questions"]["chosen"]
+
+
+@pytest.mark.parametrize("labels", ["40", "none"])
+def test_without_labels_it_is_not_sure(labels: str, ask: Ask, tmp_path: Path) -> None:
+    data = "digits" if labels == "none" else pictures(tmp_path / "pictures", {"all": 40})
+    assert ask(adapted=weights(tmp_path / "run", seed=3), dataset=data, labels=labels) == 0
+    numbers = found(tmp_path / "verdict")
+    assert numbers["recommendation"] == "unclear" and numbers["sentence"].startswith("Not sure: there are no labels")
+    assert "effective rank" in (tmp_path / "verdict" / "verdict.md").read_text()
+    assert not (tmp_path / "verdict" / "verdict.png").exists()
+
+
+def test_a_backbone_without_batchnorm_has_no_second_control(ask: Ask, tmp_path: Path) -> None:
+    run = weights(tmp_path / "run", architecture="test_convnext", seed=3)
+    assert ask(adapted=run, backbone="test_convnext") == 0
+    assert [row["name"] for row in found(tmp_path / "verdict")["rows"]] == ["base", "run"]
+
+
+BAD = [
+    ({"labels": 5}, "fewer than the 10 classes"),
+    ({"labels": 25}, "same number for each"),
+    ({"labels": "many"}, "is not a number above 0"),
+    ({"draws": 4}, "give 5 or more"),
+    ({"queries": 9}, "queries 9 are fewer than the 10 classes"),
+    ({"adapted": ""}, "adapted names no weights"),
+    ({"adapted": "RUN,RUN"}, "names the same weights twice"),
+    ({"adapted": "RUN/nowhere/model"}, "is not there; give a run's folder"),
+    ({"base": "RUN/nowhere"}, "is not there; .* random or timm"),
+    ({"adapted": "EMPTY"}, "holds no model.safetensors"),
+    ({"adapted": "UNFINISHED"}, "is a run that has not finished"),
+    ({"adapted": "CLASSIFIER"}, "was made by ssl_classify, with labels"),
+    ({"split": "test"}, "is taken on training pictures"),
+    ({"streaming": True}, "no streaming"),
+    ({"adapted_backbone": "test_resnet", "backbone": "resnet_18"}, "is no timm model"),
+    ({"label": 40}, "unknown setting 'label'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), BAD)
+def test_bad_input_is_one_sentence(settings: dict[str, Any], sentence: str, ask: Ask, tmp_path: Path) -> None:
+    run = weights(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    weights(tmp_path / "classifier", recipe="ssl_classify")
+    places = {"RUN": run, "EMPTY": tmp_path / "empty", "UNFINISHED": tmp_path / "unfinished"}
+    places["CLASSIFIER"] = tmp_path / "classifier"
+    for word, place in places.items():
+        settings = {k: v.replace(word, str(place)) if isinstance(v, str) else v for k, v in settings.items()}
+    with pytest.raises(InputError, match=sentence):
+        ask(**{"adapted": run} | settings)
+    assert not (tmp_path / "verdict" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (["cat/000.png,cat", "cat/001.png,cat", "dog/000.png,dog"], "class dog has 1 labelled pictures"),
+        (["cat/000.png,cat", "cat/001.png,cat"], "no picture is labelled dog"),
+        (["cat/000.png,bird"], "gives picture 0 the label 'bird'"),
+    ],
+)
+def test_labels_that_do_not_suit_the_classes_are_refused(
+    lines: list[str], sentence: str, ask: Ask, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "pictures", {"cat": 4, "dog": 4})
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines]))
+    with pytest.raises(InputError, match=sentence):
+        ask(
+            adapted=weights(tmp_path / "run"),
+            dataset=folder,
+            label_column="folder",
+            labels=tmp_path / "labels.csv",
+        )
+
+
+def test_a_file_of_other_classes_than_the_data_set_has_is_refused(ask: Ask, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures", {"cat": 4, "dog": 4})
+    labels = [{"row": row, "label": row % 3} for row in range(8)]
+    content = {"class_names": ["cat", "dog", "bird"], "labels": labels}
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    settings = {"dataset": folder, "label_column": "folder", "labels": tmp_path / "labels.json"}
+    with pytest.raises(InputError, match="names 3 classes and the data set 'pictures' has 2"):
+        ask(adapted=weights(tmp_path / "run"), **settings)
+
+
+def test_the_digits_are_the_default_and_what_is_missing_is_named_with_its_command(
+    verdict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "ADAPTED_DIGITS", tmp_path / "digits_byol")
+    with pytest.raises(InputError, match="accelerate launch recipes/target_pretrain.py"):
+        verdict.read_settings([])
+    (tmp_path / "digits_byol").mkdir()
+    settings = verdict.read_settings([])
+    assert settings["adapted"] == str(tmp_path / "digits_byol")
+    assert (settings["base"], settings["image_size"], settings["dataset"]) == ("random", 32, "digits")
+    assert verdict.read_settings(["--adapted", "x", "--base", "timm"])["base"] == "timm"
+    other = verdict.read_settings(["--dataset", "cifar10"])
+    assert (other["adapted"], other["base"], other["image_size"]) == ("", "timm", 224)
