@@ -54,7 +54,7 @@ def choose_labels(
             label.
     """
     if Path(wanted).suffix.lower() in (".json", ".csv"):
-        return _check_classes(_read_labels(Path(wanted), store, source))
+        return _check_classes(read_labels(Path(wanted), store, source))
     if store.labels is None:
         raise InputError(
             f"{source.name!r} has no label column: name it with --label_column (`folder` for the names of sub-folders "
@@ -161,7 +161,7 @@ def write_labels(path: Path, labelled: Labelled, store: PictureStore, source: So
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_labels(path: Path, store: PictureStore, source: Source) -> Labelled:
+def read_labels(path: Path, store: PictureStore, source: Source) -> Labelled:
     """Read a ``.json`` or ``.csv`` file of labels."""
     try:
         text = path.read_text(encoding="utf-8-sig")

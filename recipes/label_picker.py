@@ -1,0 +1,186 @@
+r"""Choose which pictures to label next, by the features of an adapted backbone (TypiClust, ProbCover).
+
+    python recipes/label_picker.py                              # 40 of the embedded digits
+    python recipes/label_picker.py --dataset path/to/pictures --init outputs/mine --count 40
+    python recipes/label_picker.py --config outputs/to_label/config.yaml \
+        --labelled outputs/to_label/to_label.csv --output_dir outputs/to_label_next    # the next 40
+
+Labels that the data set may have are not looked at. The folder --output_dir then holds contact_sheet.png, and
+to_label.csv and to_label.json: fill in the empty labels of either (names or numbers from 0), and give it to
+recipes/ssl_classify.py as --labels. Entries left empty are passed over. With --labelled the files hold those labels
+as well, and classes that have few are preferred. A folder that holds a finished list is never written to again.
+"""
+
+from tpssl_hf.runtime import leave, prepare_process
+
+THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
+
+import csv
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from tpssl_hf.analysis.label_choice import NONE_KNOWN, Known, choose_pictures
+from tpssl_hf.analysis.sheets import draw_contact_sheet
+from tpssl_hf.analyze_config import LabelPickerConfig
+from tpssl_hf.analyzing import located, open_split
+from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, RunConfig, config_files, parse_config, take
+from tpssl_hf.data.labels import Labelled, read_labels, rows_by_file
+from tpssl_hf.data.sources import Source
+from tpssl_hf.data.store import PictureStore
+from tpssl_hf.facts import run_facts
+from tpssl_hf.features import features_of
+from tpssl_hf.launch import describe, make_accelerator
+from tpssl_hf.models.backbone import Origin
+from tpssl_hf.rundir import RESULTS, RunDir
+
+GROUPS: list[type] = [LabelPickerConfig, DataConfig]
+DIGITS_RUN = Path("outputs/digits_byol")  # where the default target pretraining leaves its weights
+DIGITS_SIZE = 32
+
+
+def main() -> int:
+    """Settle the settings, choose pictures, leave list and contact sheet behind; returns the exit code."""
+    settings = read_settings(sys.argv[1:])
+    accelerator = make_accelerator(RunConfig(output_dir=settings["output_dir"], precision="fp32"))
+    with RunDir(Path(settings["output_dir"]), settings, ignore=CARRY_OUT_KEYS) as run:
+        if run.finished:
+            print(f"{run.path} holds the finished list of these settings; it is left as it is.")
+            return 0
+        print(describe(accelerator, THREADS))
+        print(pick(settings, accelerator, run))
+    return 0
+
+
+def read_settings(arguments: list[str]) -> dict[str, Any]:
+    """Resolve every key; the embedded digits are the default where neither a data set nor a file is given."""
+    defaults: dict[str, Any] = {}
+    if not config_files(arguments) and "--dataset" not in [argument.partition("=")[0] for argument in arguments]:
+        adapted = (DIGITS_RUN / "model").is_dir()
+        defaults = {"dataset": "digits", "image_size": DIGITS_SIZE, "init": str(DIGITS_RUN) if adapted else "random"}
+    return parse_config(GROUPS, arguments, description=__doc__ or "", defaults=defaults)
+
+
+def pick(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> str:
+    """Choose the pictures and write everything; returns the summary for people."""
+    options, began = take(LabelPickerConfig, settings), time.perf_counter()
+    source, store = open_split(settings, settings["split"], accelerator)
+    # Not choose_labels: it refuses labels that leave a class without any, which more pictures are wanted for.
+    labelled = read_labels(Path(options.labelled), store, source) if options.labelled else None
+    known = Known(labelled.indices, labelled.labels, len(labelled.class_names)) if labelled else NONE_KNOWN
+    features, origin = np.zeros((len(store), 1), dtype=np.float32), None
+    if options.strategy != "random":
+        features, origin = extracted(options, settings, store, accelerator)
+    chosen = choose_pictures(features, options.count, strategy=options.strategy, seed=options.seed, known=known)
+    names = names_of(source, store, chosen)
+    write_lists(run.path, options, source, store, chosen, labelled)
+    pictures = [shown(store, index) for index in chosen.tolist()]
+    draw_contact_sheet(run.path / "contact_sheet.png", pictures, [(f"{n}", name) for n, name in enumerate(names, 1)])
+    results = run_facts(
+        recipe="label_picker",
+        strategy=options.strategy,
+        dataset={"name": source.name, "fingerprint": store.fingerprint, "images": len(store)},
+        labelled_before=len(known.indices),
+        rows=store.rows[chosen].tolist(),
+        init=origin.as_dict() if origin else None,
+        seed=options.seed,
+        seconds=time.perf_counter() - began,
+        config=settings,
+    )
+    run.write_json(RESULTS, results)
+    return summary(run.path, results)
+
+
+def extracted(
+    options: LabelPickerConfig, settings: dict[str, Any], store: PictureStore, accelerator: Accelerator
+) -> tuple[np.ndarray, Origin]:
+    """Features (N, D) of every picture, kept on disk, and where the weights come from."""
+    init, backbone = located(options.init, options.backbone)
+    found = features_of(
+        store,
+        np.arange(len(store)),
+        backbone=backbone,
+        init=init,
+        image_size=settings["image_size"],
+        device=accelerator.device,
+        seed=options.seed,
+        cache_dir=Path(settings["cache_dir"]) / "features" if settings["cache_dir"] else None,
+    )
+    return found.values, found.origin
+
+
+def names_of(source: Source, store: PictureStore, indices: np.ndarray) -> list[str]:
+    """Return files as paths below the data set's folder, or ``row N`` where the pictures are no files of their own."""
+    files: dict[int, str] = {}
+    if source.folder is not None:
+        for name, row in rows_by_file(source).items():
+            if (source.folder / name).is_file() and len(name) >= len(files.get(row, "")):  # not its last part alone
+                files[row] = name
+    return [files.get(row, f"row {row}") for row in store.rows[indices].tolist()]
+
+
+def write_lists(
+    folder: Path,
+    options: LabelPickerConfig,
+    source: Source,
+    store: PictureStore,
+    chosen: np.ndarray,
+    labelled: Labelled | None,
+) -> None:
+    """Write to_label.csv and to_label.json: the chosen pictures without labels, then those labelled already."""
+    before = labelled.indices if labelled else NONE_KNOWN.indices
+    given = [labelled.class_names[number] for number in labelled.labels.tolist()] if labelled else []
+    indices = np.concatenate([chosen, before])
+    rows, names = store.rows[indices].tolist(), names_of(source, store, indices)
+    labels = [None] * len(chosen) + given
+    by_file = not any(name == f"row {row}" for name, row in zip(names, rows, strict=True))
+    with (folder / "to_label.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["number", "file" if by_file else "row", "label"])
+        for number, (row, name, label) in enumerate(zip(rows, names, labels, strict=True), start=1):
+            writer.writerow([number, name if by_file else row, label or ""])
+    entries = zip(rows, names, labels, strict=True)
+    content = {
+        "dataset": source.name,
+        "fingerprint": source.fingerprint,
+        "chosen": f"{options.count} pictures by {options.strategy}, seed {options.seed}",
+        "class_names": list(source.class_names or ()),  # none: those that are filled in
+        "labels": [
+            {"row": row, **({"file": name} if by_file else {}), "label": label} for row, name, label in entries
+        ],
+    }
+    (folder / "to_label.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def shown(store: PictureStore, index: int) -> np.ndarray:
+    """(H, W, 3) uint8 pixels of one picture as it is stored."""
+    picture = store.gather(np.array([index]), epoch=0)
+    pixels: np.ndarray = picture.pixels[0].numpy()
+    return pixels
+
+
+def summary(folder: Path, results: dict[str, Any]) -> str:
+    """Say in a few lines what was chosen and what to type next."""
+    settings, count = results["config"], len(results["rows"])
+    init, backbone = located(settings["init"], settings["backbone"])
+    prior = f" beside the {results['labelled_before']} labelled already" if results["labelled_before"] else ""
+    return "\n".join(
+        [
+            f"\n{count} of {results['dataset']['images']:,} pictures of {results['dataset']['name']} to label"
+            f"{prior} ({results['strategy']}), in {results['seconds']:.0f} s",
+            f"  look at       {folder / 'contact_sheet.png'}",
+            f"  fill in       the column label of {folder / 'to_label.csv'} (the number is the one on the sheet)",
+            f"  next          accelerate launch recipes/ssl_classify.py --dataset {settings['dataset']} "
+            f"--labels {folder / 'to_label.csv'} --init {init} --backbone {backbone} "
+            f"--image_size {settings['image_size']}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    leave(main)

@@ -1,0 +1,202 @@
+"""The recipe that chooses which pictures to label, run in this process on a tiny backbone."""
+
+import csv
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+from tpssl_hf.data.labels import choose_labels
+from tpssl_hf.data.sources import load_source
+from tpssl_hf.data.store import open_store
+from tpssl_hf.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+Pick = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def picker() -> Any:
+    """recipes/label_picker.py as a module."""
+    spec = importlib.util.spec_from_file_location("label_picker", ROOT / "recipes" / "label_picker.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["label_picker"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def pick(picker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pick]:
+    """Run the recipe in this process with these settings; a setting of None is left out."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+    tiny: dict[str, Any] = {"dataset": "digits", "backbone": "test_resnet", "image_size": 32, "limit_images": 120}
+    tiny |= {"count": 8, "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "list"}
+
+    def run(**settings: Any) -> int:
+        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
+        monkeypatch.setattr(sys, "argv", ["label_picker.py", *(f"--{k}={v}" for k, v in chosen.items())])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        code: int = picker.main()
+        return code
+
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def fill_in(path: Path, label_of: Callable[[dict[str, str]], str]) -> None:
+    """Fill in the labels of to_label.csv that are empty, as a person would."""
+    rows = rows_of(path)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "label": row["label"] or label_of(row)} for row in rows)
+
+
+def pictures(folder: Path, count: int = 20) -> Path:
+    """Make a folder of cats and dogs, in two sub-folders with the same file names, dogs brighter."""
+    for number in range(count):
+        path = folder / ("dog" if number % 2 else "cat") / f"{number // 2:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 90, (20, 24, 3)) + 120 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["typical", "coverage", "random"])
+def test_a_list_and_a_contact_sheet_are_left(strategy: str, pick: Pick, tmp_path: Path) -> None:
+    assert pick(strategy=strategy) == 0
+    rows = rows_of(tmp_path / "list" / "to_label.csv")
+    assert list(rows[0]) == ["number", "row", "label"] and [row["number"] for row in rows] == list("12345678")
+    assert all(row["label"] == "" for row in rows) and len({row["row"] for row in rows}) == 8
+    content = json.loads((tmp_path / "list" / "to_label.json").read_text())
+    assert [str(entry["row"]) for entry in content["labels"]] == [row["row"] for row in rows]
+    assert all(entry["label"] is None for entry in content["labels"])
+    results = json.loads((tmp_path / "list" / "results.json").read_text())
+    assert [str(row) for row in results["rows"]] == [row["row"] for row in rows]
+    with Image.open(tmp_path / "list" / "contact_sheet.png") as sheet:
+        assert sheet.size[0] > 400
+
+
+def test_labels_of_the_data_set_are_not_looked_at(
+    pick: Pick, picker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pick() == 0
+    original = picker.open_split
+
+    def without_labels(*given: Any) -> Any:
+        source, store = original(*given)
+        store.labels = None
+        return source, store
+
+    monkeypatch.setattr(picker, "open_split", without_labels)
+    assert pick(output_dir=tmp_path / "blind") == 0
+    lists = [(tmp_path / name / "to_label.csv").read_text() for name in ("list", "blind")]
+    assert lists[0] == lists[1]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_a_list_with_labels_filled_in_is_what_finetuning_takes(suffix: str, pick: Pick, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pets")
+    assert pick(dataset=folder, count=6, limit_images=None) == 0
+    path = tmp_path / "list" / f"to_label.{suffix}"
+    if suffix == "csv":
+        assert set(rows_of(path)[0]) == {"number", "file", "label"}
+        fill_in(path, lambda row: row["file"].split("/")[0])
+    else:
+        content = json.loads(path.read_text())
+        for entry in content["labels"]:
+            entry["label"] = entry["file"].split("/")[0]
+        path.write_text(json.dumps(content))
+    source = load_source(str(folder))
+    store, _ = open_store(
+        source,
+        image_size=32,
+        cache_budget=1 << 30,
+        num_workers=1,
+        progress=False,
+        cache_dir=tmp_path / "cache",
+    )
+    labelled = choose_labels(str(path), store, source)
+    assert len(labelled.indices) == 6 and labelled.class_names == ("cat", "dog")
+    names = [Path(str(source.dataset[row][source.image_column]["path"])).parent.name for row in labelled.indices]
+    assert names == [labelled.class_names[label] for label in labelled.labels]
+
+
+def test_the_next_list_holds_the_labels_there_are_and_none_of_their_pictures_again(pick: Pick, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pets")
+    assert pick(dataset=folder, count=4, limit_images=None) == 0
+    first = tmp_path / "list" / "to_label.csv"
+    fill_in(first, lambda row: row["file"].split("/")[0])
+    settings = {"dataset": folder, "limit_images": None, "labelled": first}
+    assert pick(count=5, output_dir=tmp_path / "next", **settings) == 0
+    rows = rows_of(tmp_path / "next" / "to_label.csv")
+    assert [row["label"] == "" for row in rows] == [True] * 5 + [False] * 4
+    assert len({row["file"] for row in rows}) == 9
+    assert {row["file"]: row["label"] for row in rows[5:]} == {r["file"]: r["label"] for r in rows_of(first)}
+    assert json.loads((tmp_path / "next" / "results.json").read_text())["labelled_before"] == 4
+
+
+def test_labels_that_leave_classes_out_are_a_start_too(pick: Pick, tmp_path: Path) -> None:
+    (tmp_path / "few.csv").write_text("row,label\n3,1\n5,\n")
+    assert pick(labelled=tmp_path / "few.csv", limit_images=None) == 0
+    assert json.loads((tmp_path / "list" / "results.json").read_text())["labelled_before"] == 1
+
+
+def test_a_list_that_was_made_is_never_written_again(
+    pick: Pick, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pick(strategy="random") == 0
+    fill_in(tmp_path / "list" / "to_label.csv", lambda row: "7")
+    mine = (tmp_path / "list" / "to_label.csv").read_text()
+    assert pick(strategy="random") == 0
+    assert "is left as it is" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds a run with another config"):
+        pick(strategy="random", count=9)
+    assert (tmp_path / "list" / "to_label.csv").read_text() == mine
+
+
+def test_without_a_data_set_the_digits_and_their_adapted_weights_are_taken(
+    picker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picker, "DIGITS_RUN", tmp_path)
+    assert picker.read_settings([])["init"] == "random"
+    (tmp_path / "model").mkdir()
+    assert picker.read_settings([])["init"] == str(tmp_path)
+    assert picker.read_settings([])["image_size"] == 32
+    assert picker.read_settings(["--dataset", "cifar10"])["image_size"] == 224
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"count": 121}, "count 121: give a number from 1 to 120"),
+        ({"count": 0}, "count 0: give a number from 1"),
+        ({"labelled": "nothing.csv"}, "labels file nothing.csv cannot be read"),
+        ({"init": "nowhere/at/all"}, "init 'nowhere/at/all' is not"),
+        ({"strategy": "best"}, "strategy"),
+        ({"dataset": "nowhere"}, "'nowhere' is not an existing folder"),
+        ({"streaming": True}, "leave streaming off"),
+    ],
+)
+def test_bad_input_is_one_sentence(settings: dict[str, Any], sentence: str, pick: Pick, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=sentence):
+        pick(**settings)
+    assert not (tmp_path / "list" / "to_label.csv").exists()

@@ -1,0 +1,191 @@
+"""What the analyses share: weights and pictures to look at, their features, and the form of what is found."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from tpssl_hf.analyze_config import AnalyzeConfig
+from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.config import DataConfig, take
+from tpssl_hf.data.scan import UNLABELLED
+from tpssl_hf.data.sources import Source, load_source
+from tpssl_hf.data.store import PictureStore
+from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation import extract_features, recalibrated, sample_for_statistics
+from tpssl_hf.features import features_of
+from tpssl_hf.launch import store_of
+from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, Origin, load_backbone
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an analysis found.
+
+    Attributes:
+        table: one entry for each value: row keys, ``value``, and ``seed`` where there is one.
+        lines: the same for people, in Markdown.
+        facts: whatever else belongs into the JSON file.
+    """
+
+    table: list[dict[str, Any]]
+    lines: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of weights to look at.
+
+    Attributes:
+        key: ``base``, ``base_statistics`` (the base with BatchNorm statistics of these training pictures, as every
+            adapted backbone has them: what that alone gains is no merit of adapting), ``adapted`` or ``adapted_N``.
+        init: where they are, as :func:`tpssl_hf.models.backbone.load_backbone` takes it.
+        backbone: timm model.
+    """
+
+    key: str
+    init: str
+    backbone: str
+
+    @property
+    def title(self) -> str:
+        """For people: key and name."""
+        path = Path(self.init)
+        name = f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
+        return f"{self.key.replace('_statistics', ', new statistics').replace('_', ' ')} ({name})"
+
+
+def located(init: str, backbone: str) -> tuple[str, str]:
+    """Return the weights that ``init`` means and their timm model: a run's folder stands for the ``model`` in it."""
+    inner = Path(init).expanduser() / "model"
+    init = str(inner) if (inner / WEIGHTS_FILE).is_file() else init
+    try:
+        facts = json.loads((Path(init).expanduser() / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return init, backbone  # no folder of weights, or a damaged one: load_backbone says so
+    return init, str(facts.get("architecture", backbone))
+
+
+def weights_of(options: AnalyzeConfig) -> list[Weights]:
+    """Return base, base with new statistics, and each of ``adapted``.
+
+    Raises:
+        InputError: if nothing adapted is named.
+    """
+    named = [part.strip() for part in options.adapted.split(",") if part.strip()]
+    if not named:
+        raise InputError(
+            "adapted names no weights to compare with base; give --adapted FOLDER of a target pretraining "
+            "(`accelerate launch recipes/target_pretrain.py` leaves one in outputs/digits_byol)."
+        )
+    base = located(options.base, options.backbone)
+    keys = ["adapted"] if len(named) == 1 else [f"adapted_{number}" for number in range(1, len(named) + 1)]
+    adapted = [Weights(key, *located(init, options.backbone)) for key, init in zip(keys, named, strict=True)]
+    return [Weights("base", *base), Weights("base_statistics", *base), *adapted]
+
+
+def open_split(settings: dict[str, Any], split: str, accelerator: Accelerator) -> tuple[Source, PictureStore]:
+    """Open the pictures of one split; their number is limited by ``limit_images``, whichever split it is.
+
+    Raises:
+        InputError: if they are to be streamed, or cannot be had.
+    """
+    data = replace(take(DataConfig, settings), split=split)
+    if data.streaming:
+        raise InputError("pictures are looked up by number here, which streamed ones have not; leave streaming off.")
+    source = load_source(
+        data.dataset,
+        split=split,
+        dataset_config=data.dataset_config,
+        image_column=data.image_column,
+        label_column=data.label_column,
+    )
+    return source, store_of(source, data, accelerator, None)
+
+
+def open_splits(settings: dict[str, Any], accelerator: Accelerator) -> dict[str, tuple[Source, PictureStore]]:
+    """Open the training and, unless it is ``none``, the test split."""
+    found = {"train": open_split(settings, settings["split"], accelerator)}
+    if settings["test_split"] != "none":
+        try:
+            found["test"] = open_split(settings, settings["test_split"], accelerator)
+        except InputError as error:
+            raise InputError(f"the test pictures: {error} Say --test_split none to go without.") from error
+    return found
+
+
+def features(
+    weights: Weights,
+    store: PictureStore,
+    indices: np.ndarray,
+    settings: dict[str, Any],
+    device: torch.device,
+    *,
+    training: PictureStore,
+) -> np.ndarray:
+    """(N, D) float32 features of pictures, kept on disk; new statistics are those of the ``training`` pictures."""
+    cache = Path(settings["cache_dir"]) / "features" if settings["cache_dir"] else None
+    statistics = weights.key == "base_statistics"
+    if statistics and store is not training:
+        network, views, _ = network_of(weights, settings, device)
+        network = recalibrated(network, sample_for_statistics(training), views, device)
+        return extract_features(network, store, indices, views, device)
+    return features_of(
+        store,
+        indices,
+        backbone=weights.backbone,
+        init=weights.init,
+        image_size=settings["image_size"],
+        device=device,
+        statistics=statistics,
+        seed=settings["seed"],
+        cache_dir=cache,
+    ).values
+
+
+def network_of(
+    weights: Weights, settings: dict[str, Any], device: torch.device
+) -> tuple[nn.Module, ViewSettings, Origin]:
+    """Load a backbone, in evaluation mode, the way pictures are shown to it, and where it comes from."""
+    set_seed(settings["seed"])
+    network, origin = load_backbone(weights.backbone, init=weights.init, image_size=settings["image_size"])
+    facts: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    views = ViewSettings(settings["image_size"], facts["mean"], facts["std"], settings["seed"], horizontal_flip=False)
+    return network.to(device).to(memory_format=torch.channels_last).eval(), views, origin
+
+
+def class_count(source: Source, store: PictureStore, name: str) -> int:
+    """Return how many classes the ``name`` pictures have.
+
+    Raises:
+        InputError: if they have no labels.
+    """
+    if store.labels is None or (store.labels == UNLABELLED).all():
+        raise InputError(
+            f"the {name} pictures have no labels, and this analysis needs them to score by: name their column with "
+            "--label_column (`folder` for the names of sub-folders)."
+        )
+    return max(int(store.labels.max()) + 1, len(source.class_names or ()))
+
+
+def markdown(table: Sequence[dict[str, Any]], row_key: str, column_key: str) -> list[str]:
+    """Arrange values in [0, 1] as a table of mean ± sample standard deviation in percent."""
+    rows, columns = (list(dict.fromkeys(entry[key] for entry in table)) for key in (row_key, column_key))
+    lines = [f"| |{'|'.join(f' {column} ' for column in columns)}|", "|---" * (1 + len(columns)) + "|"]
+    for row in rows:
+        cells = []
+        for column in columns:
+            values = [100 * e["value"] for e in table if (e[row_key], e[column_key]) == (row, column)]
+            plus = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f" {mean(values):.1f}{plus} " if values else " – ")
+        lines.append(f"| {row} |{'|'.join(cells)}|")
+    return lines
