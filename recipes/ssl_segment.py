@@ -1,6 +1,6 @@
 """Finetune a segmenter with few masks and many pictures (paper §III-A, Eq. 4; Tables II, III, IV).
 
-    accelerate launch recipes/ssl_segment.py                       # CutMix, 20 masks of the embedded digit scenes
+    accelerate launch recipes/ssl_segment.py                       # CutMix, 100 masks of the embedded digit scenes
     accelerate launch recipes/ssl_segment.py --dataset path/to/folder --labels 5% --init outputs/mine/model
     accelerate launch recipes/ssl_segment.py --config recipes/configs/ssl_segment/voc_1pct_cutmix_paper.yaml
 

@@ -283,7 +283,7 @@ def test_label_files_that_do_not_fit_are_refused(
 
 def test_the_digit_scenes_are_the_default(recipe_segment: Any) -> None:
     settings, _ = recipe_segment.read_settings([])
-    assert (settings["dataset"], settings["method"], settings["labels"]) == ("digit_scenes", "cutmix", 20)
+    assert (settings["dataset"], settings["method"], settings["labels"]) == ("digit_scenes", "cutmix", 100)
     assert recipe_segment.read_settings(["--dataset", "x"])[0]["backbone"] == "resnet50"
 
 

@@ -175,7 +175,7 @@ def build_segmenter(
     palette: list[list[int]] | None = None,
     output_stride: int = 16,
     decoder_width: int = 256,
-    low_level_width: int = 48,
+    low_level_width: int | None = None,
 ) -> tuple[TpsslForSemanticSegmentation, Origin]:
     """Build a segmenter on Φ with a new decoder, whose weights the global random stream decides.
 
@@ -186,7 +186,8 @@ def build_segmenter(
         palette: one RGB triple in [0, 255] per class, kept in the config for drawing.
         output_stride: pixels per cell of the backbone's last map, 16 or 8.
         decoder_width: channels of the decoder's maps.
-        low_level_width: channels the map of stride 4 is reduced to.
+        low_level_width: channels the map of stride 4 is reduced to; 48 for every 256 of ``decoder_width`` when not
+            given, so that context outweighs it.
 
     Raises:
         InputError: for repeated or too few class names, a palette of another length, a backbone without such maps,
@@ -202,7 +203,7 @@ def build_segmenter(
         backbone=architecture.partition(".")[0],
         output_stride=output_stride,
         decoder_width=decoder_width,
-        low_level_width=low_level_width,
+        low_level_width=low_level_width or max(1, decoder_width * 48 // 256),
         palette=palette,
         image_mean=facts["mean"],
         image_std=facts["std"],
