@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--unlabeled_ratio", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--learning_rate", type=float, default=0.03)
+    parser.add_argument("--learning_rate", type=float, default=0.004, help="0.03 is for batches of 64")
     parser.add_argument("--methods", nargs="+", default=list(LEARNERS), choices=LEARNERS)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/learners_same_budget"))
     arguments = parser.parse_args()
