@@ -33,15 +33,15 @@ from accelerate.utils import set_seed
 
 from tpssl_hf.analysis.verdict import BASE, STATISTICS, Row, Verdict, judge, score
 from tpssl_hf.analysis.verdict_pictures import draw_verdict, ranking, sentence, table
+from tpssl_hf.analyzing import open_split
 from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, RunConfig, config_files, parse_config, take
-from tpssl_hf.data.sources import load_source
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation import recalibrated, sample_for_statistics
 from tpssl_hf.facts import run_facts
 from tpssl_hf.features import features_of
-from tpssl_hf.launch import describe, make_accelerator, store_of
+from tpssl_hf.launch import describe, make_accelerator
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 from tpssl_hf.rundir import RESULTS, RunDir
@@ -77,14 +77,7 @@ def main() -> int:
             )
             return 0
         print(describe(accelerator, THREADS))
-        source = load_source(
-            data.dataset,
-            split=data.split,
-            dataset_config=data.dataset_config,
-            image_column=data.image_column,
-            label_column=data.label_column,
-        )
-        store = store_of(source, data, accelerator, run)
+        source, store = open_split(settings, data.split, accelerator, run)
         questions = choose_questions(config, store, source, seed=settings["seed"])
         print(f"{len(questions.indices):,} of {len(store):,} pictures; {questions.chosen}")
         rows = scored_rows(base, adapted, store, questions, settings, accelerator)

@@ -24,6 +24,7 @@ from tpssl_hf.evaluation import extract_features, recalibrated, sample_for_stati
 from tpssl_hf.features import features_of
 from tpssl_hf.launch import store_of
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, Origin, load_backbone
+from tpssl_hf.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,12 @@ def weights_of(options: AnalyzeConfig) -> list[Weights]:
     return [Weights("base", *base), Weights("base_statistics", *base), *adapted]
 
 
-def open_split(settings: dict[str, Any], split: str, accelerator: Accelerator) -> tuple[Source, PictureStore]:
+def open_split(
+    settings: dict[str, Any], split: str, accelerator: Accelerator, run: RunDir | None = None
+) -> tuple[Source, PictureStore]:
     """Open the pictures of one split; their number is limited by ``limit_images``, whichever split it is.
+
+    With ``run`` the report of the pictures is printed and left there.
 
     Raises:
         InputError: if they are to be streamed, or cannot be had.
@@ -109,7 +114,7 @@ def open_split(settings: dict[str, Any], split: str, accelerator: Accelerator) -
         image_column=data.image_column,
         label_column=data.label_column,
     )
-    return source, store_of(source, data, accelerator, None)
+    return source, store_of(source, data, accelerator, run)
 
 
 def open_splits(settings: dict[str, Any], accelerator: Accelerator) -> dict[str, tuple[Source, PictureStore]]:

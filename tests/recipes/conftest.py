@@ -1,6 +1,6 @@
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,34 @@ from PIL import Image
 from tpssl_hf import pretraining
 
 ROOT = Path(__file__).parents[2]
+RunRecipe = Callable[[Any, Mapping[str, Any]], int]
 
 
 @pytest.fixture(scope="session")
-def recipe() -> Any:
-    """recipes/target_pretrain.py as a module."""
-    spec = importlib.util.spec_from_file_location("target_pretrain", ROOT / "recipes" / "target_pretrain.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["target_pretrain"] = module
-    spec.loader.exec_module(module)
-    return module
+def load_recipe() -> Callable[[str], Any]:
+    """Load recipes/NAME.py as a module."""
+
+    def load(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture
-def adapt(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """Run the recipe in this process on a tiny backbone, with these settings; returns its exit code.
-
-    A setting of None is left out. The two pictures it draws are left empty: they would take most of the time.
-    """
+def run_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunRecipe]:
+    """Run a loaded recipe in this process with these settings; returns its exit code. One of None is left out."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    for module, name in ((pretraining, "draw_views"), (recipe, "draw_curves")):
-        monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
-    tiny = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "max_steps": 3, "precision": "fp32"}
-    tiny |= {"hidden_features": 32, "projection_features": 16, "cache_dir": tmp_path / "cache"}
-    tiny |= {"output_dir": tmp_path / "run"}
 
-    def run(**settings: Any) -> int:
-        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
-        monkeypatch.setattr(sys, "argv", ["target_pretrain.py", *(f"--{k}={v}" for k, v in chosen.items())])
+    def run(recipe: Any, settings: Mapping[str, Any]) -> int:
+        chosen = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+        monkeypatch.setattr(sys, "argv", [f"{recipe.__name__}.py", *chosen])
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         code: int = recipe.main()
@@ -52,6 +49,26 @@ def adapt(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     yield run
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def recipe(load_recipe: Callable[[str], Any]) -> Any:
+    """recipes/target_pretrain.py as a module."""
+    return load_recipe("target_pretrain")
+
+
+@pytest.fixture
+def adapt(run_recipe: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the recipe in this process on a tiny backbone, with these settings; returns its exit code.
+
+    A setting of None is left out. The two pictures it draws are left empty: they would take most of the time.
+    """
+    for module, name in ((pretraining, "draw_views"), (recipe, "draw_curves")):
+        monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
+    tiny = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "max_steps": 3, "precision": "fp32"}
+    tiny |= {"hidden_features": 32, "projection_features": 16, "cache_dir": tmp_path / "cache"}
+    tiny |= {"output_dir": tmp_path / "run"}
+    return lambda **settings: run_recipe(recipe, tiny | settings)
 
 
 def random_picture(number: int) -> np.ndarray:

@@ -1,19 +1,15 @@
 """The recipe of the analyses, run in this process on weights of a tiny backbone."""
 
 import csv
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import timm
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from tpssl_hf.checkpoint import save_checkpoint
@@ -28,14 +24,9 @@ Analyze = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def recipe() -> Any:
+def recipe(load_recipe: Callable[[str], Any]) -> Any:
     """recipes/analyze.py as a module."""
-    spec = importlib.util.spec_from_file_location("analyze", ROOT / "recipes" / "analyze.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["analyze"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("analyze")
 
 
 def weights(folder: Path, backbone: str = "test_resnet", seed: int = 1) -> Path:
@@ -67,25 +58,12 @@ def pretrained(folder: Path, steps: tuple[int, ...] = (10, 20), *, seed: int = 0
 
 
 @pytest.fixture
-def analyze(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Analyze]:
+def analyze(run_recipe: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Analyze:
     """Run the recipe in this process with these settings; a setting of None is left out."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     tiny: dict[str, Any] = {"dataset": "digits", "backbone": "test_resnet", "image_size": 32, "limit_images": 120}
     tiny |= {"repeats": 2, "samples": 40, "perplexity": 8, "cache_dir": tmp_path / "cache"}
     tiny |= {"output_dir": tmp_path / "out"}
-
-    def run(**settings: Any) -> int:
-        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
-        monkeypatch.setattr(sys, "argv", ["analyze.py", *(f"--{k}={v}" for k, v in chosen.items())])
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        code: int = recipe.main()
-        return code
-
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return lambda **settings: run_recipe(recipe, tiny | settings)
 
 
 def found(folder: Path, name: str) -> dict[str, Any]:

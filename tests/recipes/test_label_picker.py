@@ -1,17 +1,13 @@
 """The recipe that chooses which pictures to label, run in this process on a tiny backbone."""
 
 import csv
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from tpssl_hf.data.labels import choose_labels
@@ -24,36 +20,18 @@ Pick = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def picker() -> Any:
+def picker(load_recipe: Callable[[str], Any]) -> Any:
     """recipes/label_picker.py as a module."""
-    spec = importlib.util.spec_from_file_location("label_picker", ROOT / "recipes" / "label_picker.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["label_picker"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("label_picker")
 
 
 @pytest.fixture
-def pick(picker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pick]:
+def pick(run_recipe: Any, picker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pick:
     """Run the recipe in this process with these settings; a setting of None is left out."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
     tiny: dict[str, Any] = {"dataset": "digits", "backbone": "test_resnet", "image_size": 32, "limit_images": 120}
     tiny |= {"count": 8, "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "list"}
-
-    def run(**settings: Any) -> int:
-        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
-        monkeypatch.setattr(sys, "argv", ["label_picker.py", *(f"--{k}={v}" for k, v in chosen.items())])
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        code: int = picker.main()
-        return code
-
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return lambda **settings: run_recipe(picker, tiny | settings)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -1,20 +1,16 @@
 """The recipe of semi-supervised classification, run in this process on tiny backbones."""
 
-import importlib.util
 import json
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import timm
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -31,21 +27,14 @@ Learn = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def classify() -> Any:
+def classify(load_recipe: Callable[[str], Any]) -> Any:
     """recipes/ssl_classify.py as a module."""
-    spec = importlib.util.spec_from_file_location("ssl_classify", ROOT / "recipes" / "ssl_classify.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ssl_classify"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("ssl_classify")
 
 
 @pytest.fixture
-def learn(classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Learn]:
+def learn(run_recipe: Any, classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Learn:
     """Run the recipe in this process with these settings; a setting of None is left out."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     for module, name in ((finetuning, "draw_views"), (classify, "draw_curves"), (classify, "draw_pseudo_labels")):
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"dataset": "digits", "labels": 20, "backbone": "test_resnet", "image_size": 32, "work_size": 16}
@@ -54,18 +43,12 @@ def learn(classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     tiny |= {"output_dir": tmp_path / "run"}
 
     def run(**settings: Any) -> int:
-        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
-        monkeypatch.setattr(sys, "argv", ["ssl_classify.py", *(f"--{k}={v}" for k, v in chosen.items())])
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NeverAcceptedWarning)  # three steps accept nothing
-            code: int = classify.main()
+            code: int = run_recipe(classify, tiny | settings)
         return code
 
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return run
 
 
 def results(folder: Path) -> dict[str, Any]:

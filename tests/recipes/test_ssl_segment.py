@@ -1,20 +1,17 @@
 """The recipe of semi-supervised segmentation, run in this process on tiny backbones."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import timm
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -33,14 +30,9 @@ Learn = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def recipe_segment() -> Any:
+def recipe_segment(load_recipe: Callable[[str], Any]) -> Any:
     """recipes/ssl_segment.py as a module."""
-    spec = importlib.util.spec_from_file_location("ssl_segment", ROOT / "recipes" / "ssl_segment.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ssl_segment"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("ssl_segment")
 
 
 def scenes(folder: Path, count: int, seed: int = 0, masks: int | None = None) -> None:
@@ -73,28 +65,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def learn(recipe_segment: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Learn]:
+def learn(run_recipe: Any, recipe_segment: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Learn:
     """Run the recipe in this process with these settings; a setting of None is left out."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     drawn = ((segmenting, "draw_views"), (recipe_segment, "draw_curves"), (recipe_segment, "draw_predictions"))
     for module, name in drawn:
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"dataset": made, "labels": 4, "backbone": "test_resnet", "crop_height": 32, "crop_width": 48}
     tiny |= {"batch_size": 2, "decoder_width": 16, "max_steps": 3, "log_every": 1, "precision": "fp32"}
     tiny |= {"cache_dir": tmp_path / "cache", "output_dir": tmp_path / "run"}
-
-    def run(**settings: Any) -> int:
-        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
-        monkeypatch.setattr(sys, "argv", ["ssl_segment.py", *(f"--{k}={v}" for k, v in chosen.items())])
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        code: int = recipe_segment.main()
-        return code
-
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return lambda **settings: run_recipe(recipe_segment, tiny | settings)
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -1,19 +1,15 @@
 """The verdict's recipe, run in this process on tiny backbones."""
 
-import importlib.util
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from tpssl_hf.errors import InputError
@@ -25,36 +21,18 @@ Ask = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def verdict() -> Any:
+def verdict(load_recipe: Callable[[str], Any]) -> Any:
     """recipes/verdict.py as a module."""
-    spec = importlib.util.spec_from_file_location("verdict", ROOT / "recipes" / "verdict.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["verdict"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("verdict")
 
 
 @pytest.fixture
-def ask(verdict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
+def ask(run_recipe: Any, verdict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Run the recipe in this process with these settings; a setting of None is left out."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     tiny = {"dataset": "digits", "image_size": 32, "limit_images": 160, "labels": 20, "draws": 5, "base": "random"}
     tiny |= {"backbone": "test_resnet", "cache_dir": tmp_path / "cache", "feature_dir": tmp_path / "features"}
     tiny |= {"output_dir": tmp_path / "verdict"}
-
-    def run(**settings: Any) -> int:
-        chosen = {name: value for name, value in (tiny | settings).items() if value is not None}
-        monkeypatch.setattr(sys, "argv", ["verdict.py", *(f"--{k}={v}" for k, v in chosen.items())])
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        code: int = verdict.main()
-        return code
-
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return lambda **settings: run_recipe(verdict, tiny | settings)
 
 
 @pytest.fixture(autouse=True)
