@@ -188,7 +188,9 @@ def _write_store(
         labels = labels[np.searchsorted(rows, kept)]
         np.save(folder / "labels.npy", labels)
     if source.masks is not None:
-        refuse_masks_without_classes(found.mask_pixels, sum(found.has_mask), source.name)
+        refuse_masks_without_classes(
+            found.mask_pixels, sum(found.has_mask), source.name, listed=source.class_names is not None
+        )
         np.save(folder / "has_mask.npy", np.array(found.has_mask, dtype=bool))
         np.save(folder / "mask_pixels.npy", found.mask_pixels)
     np.save(folder / "rows.npy", kept)

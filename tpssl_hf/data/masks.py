@@ -16,6 +16,7 @@ MAX_CLASSES = IGNORED
 VALUE_MODES = ("1", "L", "P")
 COLOUR_MODES = ("RGB", "RGBA")
 SHOWN = 8  # wrong values or colours in a message
+LEAST_USED = 0.1  # share of the class numbers up to the highest that must occur where nothing says how many there are
 
 Colour = tuple[int, int, int]
 
@@ -186,16 +187,18 @@ def count_classes(counts: np.ndarray) -> int:
     return int(np.flatnonzero(counts[:IGNORED]).max(initial=-1)) + 1
 
 
-def refuse_masks_without_classes(counts: np.ndarray, masks: int, name: str) -> None:
-    """Refuse masks of which nothing can be learnt.
+def refuse_masks_without_classes(counts: np.ndarray, masks: int, name: str, *, listed: bool) -> None:
+    """Refuse masks of which nothing can be learnt, and values that cannot all be class numbers.
 
     Args:
         counts: (256,) pixels of each class number in all masks.
         masks: how many masks there are.
         name: of the data set.
+        listed: whether the classes are known; if not, the highest value says how many there are.
 
     Raises:
-        InputError: if there are no masks, all pixels are ignored, or all but the ignored ones are class 0.
+        InputError: if there are no masks, all pixels are ignored, or all but the ignored ones are class 0; or if
+            classes are not listed and hardly any number up to the highest occurs.
     """
     if masks == 0:
         raise InputError(f"No picture of {name!r} has a mask: give the data set with its masks, or another split.")
@@ -205,4 +208,11 @@ def refuse_masks_without_classes(counts: np.ndarray, masks: int, name: str) -> N
         raise InputError(
             f"The masks of {name!r} hold no values but 0 and 255, of which 255 stands for pixels to ignore: for black "
             "and white masks give `mask_threshold` 127, or store class numbers from 0."
+        )
+    used = np.flatnonzero(counts[:IGNORED]).tolist()
+    if not listed and len(used) < LEAST_USED * count_classes(counts):
+        raise InputError(
+            f"The masks of {name!r} hold only {len(used)} of the class numbers 0 to {used[-1]}: {_shown(used)}. Mend "
+            "them; or give `mask_threshold` for black and white masks; or list every class in a file classes.txt "
+            "beside the data, one name a line."
         )

@@ -1,9 +1,12 @@
-"""Losses of semi-supervised segmentation, pixel by pixel, all computed in float32."""
+"""Losses of semi-supervised segmentation, pixel by pixel, all computed in float32.
+
+Means are over the pixels of all processes.
+"""
 
 import math
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
 
 IGNORED = 255  # label of a pixel that does not count
 
@@ -16,7 +19,7 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B, H, W) int64 in 0..K-1, or 255.
     """
     terms = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
-    return terms.sum() / (labels != IGNORED).sum().clamp_min(1)
+    return terms.sum() / _per_process(labels != IGNORED)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -30,7 +33,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, coun
     """
     terms = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
     total = (weights.detach() * terms).sum()
-    return total / (terms.numel() if counted is None else counted.sum().clamp_min(1))
+    return total / (terms.numel() if counted is None else _per_process(counted))
 
 
 def confident_share(confidence: Tensor, threshold: float) -> Tensor:
@@ -60,4 +63,13 @@ def pixel_entropy(logits: Tensor, valid: Tensor) -> Tensor:
     """
     logarithms = logits.float().log_softmax(dim=1)
     entropies = -(logarithms.exp() * logarithms).sum(dim=1)
-    return (valid * entropies).sum() / (math.log(logits.shape[1]) * valid.sum().clamp_min(1))
+    return (valid * entropies).sum() / (math.log(logits.shape[1]) * _per_process(valid))
+
+
+def _per_process(counted: Tensor) -> Tensor:
+    """Number of ``counted`` pixels, at least 1, as the mean over all processes, so that each pixel weighs the same."""
+    count = counted.sum().float()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(count)
+        count = count / distributed.get_world_size()
+    return count.clamp_min(1)
