@@ -12,7 +12,8 @@ class ClassifyConfig:
 
     method: str = key(
         "fixmatch",
-        "Learner: supervised, mean_teacher, vat, uda, fixmatch, self_tuning, flexmatch, freematch, softmatch.",
+        "Learner: supervised, mean_teacher, vat, uda, fixmatch, self_tuning, flexmatch, freematch, softmatch, "
+        "linear_probe, pseudo_label.",
     )
     labels: int | str = key(40, "Labels in all, drawn; or `all`; or a .json or .csv file that says which.")
     label_mode: Literal["balanced", "proportional"] = key(
@@ -48,7 +49,9 @@ class FinetuneConfig:
     epochs: float = key(200.0, "Passes over the unlabelled pictures at 7 · batch_size per step, whatever the learner.")
     max_steps: int | None = key(None, "Steps instead of epochs; every schedule is rescaled to it.")
     optimizer: Literal["sgd", "adamw"] = key("sgd", "Optimizer.")
-    learning_rate: float = key(0.03, "Learning rate for the batch as it is (FixMatch; the paper prints 0.1).")
+    learning_rate: float = key(
+        0.03, "Learning rate for the batch as it is; lower it with batch_size (FixMatch: 0.03 for 64)."
+    )
     head_rate_factor: float = key(1.0, "The classifier learns so many times as fast as the backbone.")
     momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
     nesterov: bool = key(True, "Nesterov's form of momentum.")

@@ -23,7 +23,8 @@ from tpssl_hf.optim import build_optimizer
 SETTINGS = ViewSettings(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), seed=0)
 CLASSES, PICTURES = 4, 20
 SMALL: dict[str, dict[str, Any]] = {"self_tuning": {"queue_size": 2, "projection_features": 16}}
-LABELERS = {"uda", "fixmatch", "self_tuning", "flexmatch", "freematch", "softmatch"}
+LABELERS = {"uda", "fixmatch", "self_tuning", "flexmatch", "freematch", "softmatch", "pseudo_label"}
+LABELS_ALONE = {"supervised", "linear_probe"}  # no unlabelled pictures
 NOISY = {"vat"}  # draws noise; the engine seeds every step
 CASES = [(n, b) for n in CLASSIFY for b in ("test_resnet", "test_vit")]
 SIZE = {"test_resnet": {}, "test_vit": {"img_size": 32}}
@@ -82,7 +83,7 @@ def step(method: Any, optimizer: torch.optim.Optimizer, batch: Batch, progress: 
 
 def test_views_are_the_streams_of_the_learner_and_differ(name: str) -> None:
     batch = batch_of(name)
-    assert set(batch) == ({"labeled"} if name == "supervised" else {"labeled", "unlabeled"})
+    assert set(batch) == ({"labeled"} if name in LABELS_ALONE else {"labeled", "unlabeled"})
     views = [v for stream in batch.values() for v in stream.values() if v.ndim == 4]
     assert all(v.shape[1:] == (3, 32, 32) and v.dtype == torch.float32 for v in views)
     assert len({v.double().sum().item() for v in views}) == len(views), "every view draws for itself"
@@ -96,7 +97,7 @@ def test_loss_is_a_finite_scalar_and_everything_else_a_detached_one(case: tuple[
     for key, value in losses.items():
         assert value.ndim == 0 and torch.isfinite(value), key
         assert key == "loss" or not value.requires_grad, key
-    wanted = {"loss", "loss_labeled"} | ({"loss_unlabeled"} if name != "supervised" else set())
+    wanted = {"loss", "loss_labeled"} | ({"loss_unlabeled"} if name not in LABELS_ALONE else set())
     assert wanted | ({"accepted"} if name in LABELERS else set()) <= set(losses)
 
 

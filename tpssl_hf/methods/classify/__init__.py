@@ -5,7 +5,9 @@ from tpssl_hf.methods.classify import (
     fixmatch,
     flexmatch,
     freematch,
+    linear_probe,
     mean_teacher,
+    pseudo_label,
     self_tuning,
     softmatch,
     supervised,
@@ -23,4 +25,6 @@ CLASSIFY: dict[str, LearnerSpec] = {
     "flexmatch": flexmatch.SPEC,
     "freematch": freematch.SPEC,
     "softmatch": softmatch.SPEC,
+    "linear_probe": linear_probe.SPEC,
+    "pseudo_label": pseudo_label.SPEC,
 }

@@ -1,0 +1,75 @@
+"""Linear probe: the backbone stays as it is, and only the classifier learns (He et al., 2020, arXiv 1911.05722, §4.1).
+
+A baseline of ours beside the paper's learners: what few labels make of Φ when nothing else may change. The loss is
+
+    L = mean_b CE(W·Φ(weak view of x_b) + c, y_b),
+
+over W and c alone. Φ is in evaluation mode, with the BatchNorm statistics it came with, and has no gradient.
+
+Deviations: weak view, optimizer, length and evaluated average are those of the other learners here, so that the budget
+is the same; He et al. train for 100 epochs of all labels, at rate 30 without decay.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.config import key
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.classify.streams import labeled_weak
+from tpssl_hf.models.ema import EMATeacher
+
+
+@dataclass
+class LinearProbeConfig:
+    """A classifier on frozen features (He et al., 2020); the average is that of FixMatch's code."""
+
+    ema_momentum: float = key(0.999, "EMA momentum of the evaluated classifier (Sohn et al., 2020, official code).")
+
+
+class LinearProbe(nn.Module):
+    """Cross-entropy of a linear classifier on features that do not change."""
+
+    def __init__(self, classifier: nn.Module, config: LinearProbeConfig, unlabeled_count: int) -> None:
+        super().__init__()
+        classifier.requires_grad_(False)
+        classifier.get_classifier().requires_grad_(True)  # type: ignore[operator]
+        self.student = classifier.eval()
+        self.teacher = EMATeacher(classifier, config.ema_momentum)
+
+    def train(self, mode: bool = True) -> Self:
+        """Leave the backbone in evaluation mode: its BatchNorm statistics are part of what is frozen."""
+        super().train(mode)
+        self.student.eval()
+        return self
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """Return ``loss`` for ``batch["labeled"]``: ``weak`` (B, 3, H, W) and ``labels`` (B,)."""
+        model = self.student
+        with torch.no_grad():
+            maps = model.forward_features(batch["labeled"]["weak"])  # type: ignore[operator]
+            features = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+        logits = model.get_classifier()(features)  # type: ignore[operator]
+        loss = F.cross_entropy(logits.float(), batch["labeled"]["labels"])
+        return {"loss": loss, "loss_labeled": loss.detach()}
+
+    def after_step(self, progress: float) -> None:
+        """Move the evaluated average toward the student."""
+        self.teacher.update(self.student)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The frozen backbone with the average of the classifier."""
+        return self.teacher.network
+
+
+def views(settings: ViewSettings, config: LinearProbeConfig) -> Views:
+    """One weak view of the labelled pictures; there are no unlabelled ones."""
+    return labeled_weak(settings)
+
+
+SPEC = LearnerSpec(config=LinearProbeConfig, build=LinearProbe, views=views, defaults={"unlabeled_ratio": 0})
