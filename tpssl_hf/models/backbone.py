@@ -146,7 +146,7 @@ def _from_hub(repository: str, name: str, model_arguments: dict[str, Any]) -> tu
         folder = Path(
             snapshot_download(repo_id, revision=revision or None, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE])
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
             f"init {repository!r}: no such folder here, and the Hub did not deliver it ({reason})."

@@ -1,0 +1,199 @@
+"""Cards: what they say, and when they are refused."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from tpssl_hf.errors import InputError
+from tpssl_hf.hub.card import render_card
+from tpssl_hf.hub.discretion import publishable
+from tpssl_hf.hub.evidence import gather
+from tpssl_hf.hub.publish import publish_run
+from tpssl_hf.hub_config import PublishConfig
+
+KINDS = ("adapted", "classifier", "segmenter")
+
+
+def card_of(run: Path, **choices: Any) -> str:
+    return render_card(gather(run, PublishConfig(**{"license": "apache-2.0", **choices})), "me/x", frozenset())
+
+
+def changed(run: Path, folder: Path, **results: Any) -> Path:
+    """Copy a run with other entries in its results.json; an entry of None goes."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    found = json.loads((folder / "results.json").read_text()) | results
+    (folder / "results.json").write_text(json.dumps({name: v for name, v in found.items() if v is not None}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "library", "pipeline", "metric"),
+    [
+        ("adapted", "timm", "image-feature-extraction", None),
+        ("classifier", "timm", "image-classification", "accuracy"),
+        ("segmenter", "transformers", "image-segmentation", "mean_iou"),
+    ],
+)
+def test_the_hub_files_it_by_the_numbers_the_run_wrote(
+    kind: str, library: str, pipeline: str, metric: str | None, runs: dict[str, Path]
+) -> None:
+    card, results = ModelCard(card_of(runs[kind])), json.loads((runs[kind] / "results.json").read_text())
+    assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == (library, pipeline, "apache-2.0")
+    assert results["method"] in card.data.tags and "arxiv:2205.03001" in card.data.tags
+    if metric:
+        shown = {entry.metric_type: entry for entry in reversed(card.data.eval_results)}
+        assert shown[metric].metric_value == pytest.approx(results["metrics"][metric], abs=1e-4)
+        assert shown[metric].metric_args["labels"] == results["labels"]["count"]
+        assert "last" in shown[metric].metric_args["protocol"] and shown[metric].dataset_split == "test"
+    for fact in (results["dataset"]["fingerprint"], "run_config.yaml", f"seed {results['seed']}", "## Limits"):
+        assert fact in card.content
+    assert "$" not in card.text
+
+
+def test_base_weights_are_followed_over_a_local_folder_that_has_not_changed(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    assert "random weights; then byol on digits (target_pretrain)" in card_of(runs["classifier"])
+    init = json.loads((runs["classifier"] / "results.json").read_text())["init"] | {"sha256": "0" * 64}
+    run = changed(runs["classifier"], tmp_path / "run", init=init)
+    with pytest.raises(InputError, match="base weights are not known.*'adapted/model'.*--base_model"):
+        card_of(run)
+    card = ModelCard(card_of(run, base_model="timm/resnet18.a1_in1k"))
+    assert (card.data.base_model, card.data.base_model_relation) == ("timm/resnet18.a1_in1k", "finetune")
+
+
+@pytest.mark.parametrize(
+    ("init", "base", "text"),
+    [
+        ({"kind": "timm", "name": "resnet18.a1_in1k", "licence": "apache-2.0"}, "timm/resnet18.a1_in1k", "apache-2.0"),
+        ({"kind": "hub", "name": "you/y", "revision": "abc123", "licence": "mit"}, "you/y", "at commit `abc123`"),
+    ],
+)
+def test_published_base_weights_are_named_and_their_licence_inherited(
+    init: dict[str, str], base: str, text: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = changed(runs["adapted"], tmp_path / "run", init=init)
+    card = ModelCard(card_of(run, license=None))
+    assert (card.data.base_model, card.data.license) == (base, init["licence"]) and text in card.text
+    with pytest.raises(InputError, match="is not what this run started from"):
+        card_of(run, base_model="none")
+
+
+@pytest.mark.parametrize(
+    ("results", "choices", "sentence"),
+    [
+        ({}, {"license": None}, "licence .* is not known.*--license apache-2.0"),
+        ({}, {"license": "Apache 2"}, "is not spelt as on the Hub"),
+        ({"dataset": None}, {}, "does not say which pictures"),
+        ({"seed": None}, {}, "does not say which seed"),
+        ({"init": {"kind": "file", "name": "a.safetensors"}}, {}, "--base_model timm/resnet18.a1_in1k"),
+        ({"init": {"kind": "timm", "name": "resnet18.default"}}, {}, "base weights are not known"),
+        ({}, {"base_model": "resnet18"}, "is not a Hub id"),
+        ({}, {"dataset_id": "digits"}, "is not a Hub id"),
+        ({"recipe": "verdict"}, {}, "was made by 'verdict'"),
+        ({"label_seeds": [1, 2]}, {}, "holds 2 runs; publish one of them, e.g. .*label_seed_1"),
+        ({}, {"verdict": "nowhere"}, "holds no verdict.json"),
+    ],
+)
+def test_without_what_a_reader_must_know_there_is_no_card(
+    results: dict[str, Any], choices: dict[str, Any], sentence: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        card_of(changed(runs["adapted"], tmp_path / "run", **results), **choices)
+
+
+def test_folders_without_a_finished_run_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean"):
+        card_of(runs["adapted"] / "model")
+    with pytest.raises(InputError, match="is not a folder"):
+        card_of(tmp_path / "nowhere")
+    run = changed(runs["adapted"], tmp_path / "run")
+    (run / "model" / "model.safetensors").write_bytes((run / "model" / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(InputError, match="bytes long and should be"):
+        publish_run(run, "me/x", PublishConfig(license="mit", dry_run=str(tmp_path / "out")))
+
+
+def verdict_of(name: str) -> dict[str, Any]:
+    def row(kind: str, probe: float) -> dict[str, Any]:
+        return {"name": kind, "width": 8, "probe": [probe, probe], "knn": [0.5, 0.5], "clustering": [0.5]}
+
+    def pair(against: str, mean: float) -> dict[str, Any]:
+        return {"name": name, "against": against, "probe": {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}}
+
+    rows = [row("base", 0.6), row("base, statistics only", 0.65), row(name, 0.7)]
+    comparisons = [pair("base", 0.1), pair("base, statistics only", -0.05)]
+    questions = {"chosen": "2 draws of 20 labels"}
+    return {"sentence": "Adapted.", "rows": rows, "comparisons": comparisons, "questions": questions}
+
+
+def test_a_verdict_is_shown_with_its_intervals(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = changed(runs["adapted"], tmp_path / "mine")
+    (run / "verdict").mkdir()
+    (run / "verdict" / "verdict.json").write_text(json.dumps(verdict_of("mine")))
+    assert "| this model | 70.0 % | 50.0 % | +10.0 [+9.0, +11.0] | −5.0 [−6.0, −4.0] |" in card_of(run)
+    assert "Did adapting help" not in card_of(run, verdict="none")
+    (run / "verdict" / "verdict.json").write_text(json.dumps(verdict_of("yours")))
+    with pytest.raises(InputError, match="is about yours, not about mine"):
+        card_of(run)
+
+
+def test_one_of_several_draws_says_how_the_others_went(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = changed(runs["classifier"], tmp_path / "all" / "label_seed_1")
+    spread = {"mean": 0.5, "standard_deviation": 0.1, "values": [0.4, 0.6]}
+    (tmp_path / "all" / "results.json").write_text(json.dumps({"label_seeds": [1, 2], "accuracy": spread}))
+    assert "one of 2 draws of labels, over which it is 50.0 ± 10.0 % (40.0, 60.0)" in card_of(run)
+    assert "One run with one draw of labels" in card_of(runs["classifier"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_snippet_of_a_card_runs_on_the_folder_it_describes(
+    kind: str,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "out"
+    said: list[str] = []
+    choices = PublishConfig(license="apache-2.0", dry_run=str(folder))
+    assert publish_run(runs[kind], "me/x", choices, say=said.append) == str(folder)
+    card = (folder / "README.md").read_text()
+    Image.new("RGB", (40, 36), (90, 120, 30)).save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        local = block.replace("hf-hub:me/x", f"local-dir:{folder}").replace("me/x", str(folder))
+        exec(compile(local, "snippet", "exec"), {})
+    assert yaml.safe_load((folder / "run_config.yaml").read_text())["backbone"] == "test_resnet"
+    with pytest.raises(InputError, match="is not empty"):
+        publish_run(runs[kind], "me/x", choices, say=said.append)
+
+
+def test_paths_go_and_what_only_looks_like_one_stays() -> None:
+    known = ["a-known-secret"]
+    given = {
+        "whole": "/home/jane doe/my pictures",
+        "inside": "see /home/jane/run/log.txt, or C:\\Users\\jane\\x.csv; 3 pictures/s",
+        "several": "/a/b,/c/d",
+        "address": "https://jane:word@huggingface.co/me/x and https://huggingface.co/me/x",
+        "repo": "me/x and and/or 8 / 8",
+        "class_names": ["/m/01abc"],
+        "token": ["a-known-secret", "hf_abcdefghijklmnopqrstuv", "hf_hub_id"],
+    }
+    assert publishable(given, known) == {
+        "whole": "my pictures",
+        "inside": "see log.txt, or x.csv; 3 pictures/s",
+        "several": "b,d",
+        "address": "https://<hidden>@huggingface.co/me/x and https://huggingface.co/me/x",
+        "repo": "me/x and and/or 8 / 8",
+        "class_names": ["/m/01abc"],
+        "token": ["<hidden>", "<hidden>", "hf_hub_id"],
+    }

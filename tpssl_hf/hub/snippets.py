@@ -1,0 +1,101 @@
+"""How to load a published model, by task; every snippet runs as it stands beside a picture called picture.png."""
+
+from string import Template
+from typing import Any
+
+_BACKBONE = """Plain timm:
+
+```python
+import timm
+
+backbone = timm.create_model("hf-hub:$repo", pretrained=True, num_classes=0).eval()  # pictures to features
+maps = timm.create_model("hf-hub:$repo", pretrained=True, features_only=True).eval()  # pictures to feature maps
+```
+
+transformers:
+
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("$repo")
+model = AutoModel.from_pretrained("$repo").eval()
+pixels = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+features = model(pixels).pooler_output
+```
+
+tpssl_hf, to go on with few labels of your own (`accelerate launch recipes/ssl_classify.py --backbone $backbone
+--init $repo --dataset FOLDER`):
+
+```python
+from tpssl_hf.models.backbone import load_backbone
+
+backbone, origin = load_backbone("$backbone", init="$repo")
+```
+"""
+
+_CLASSIFIER = """transformers:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="$repo")
+print(classify("picture.png"))
+```
+
+Plain timm:
+
+```python
+import timm
+from PIL import Image
+
+model = timm.create_model("hf-hub:$repo", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))
+logits = model(transform(Image.open("picture.png").convert("RGB"))[None])
+```
+
+tpssl_hf, its backbone without the classifier:
+
+```python
+from tpssl_hf.models.backbone import load_backbone
+
+backbone, origin = load_backbone("$backbone", init="$repo")
+```
+"""
+
+_SEGMENTER = """transformers; importing tpssl_hf makes the architecture known to it (timm holds no segmenters):
+
+```python
+import tpssl_hf
+from transformers import pipeline
+
+segment = pipeline("image-segmentation", model="$repo")
+print(segment("picture.png"))
+```
+
+The network itself:
+
+```python
+import tpssl_hf
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+processor = AutoImageProcessor.from_pretrained("$repo")
+model = AutoModelForSemanticSegmentation.from_pretrained("$repo").eval()
+pixels = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+logits = model(pixels).logits
+```
+"""
+
+_BY_RECIPE = {"target_pretrain": _BACKBONE, "ssl_classify": _CLASSIFIER, "ssl_segment": _SEGMENTER}
+
+
+def snippets(results: dict[str, Any], repo: str) -> str:
+    """Return the section of a card that says how to load the model.
+
+    Args:
+        results: results.json of the run.
+        repo: Hub id of the model.
+    """
+    name = results["backbone"].partition(".")[0]
+    return Template(_BY_RECIPE[results["recipe"]]).substitute(repo=repo, backbone=name).strip()
