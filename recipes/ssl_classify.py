@@ -99,6 +99,8 @@ def run_once(
             f"{job.data.labelled.chosen}: {len(job.data.labelled.indices)} of {len(job.data.store):,} pictures; "
             f"from {job.origin.kind} weights ({job.origin.name}); {job.max_steps} steps"
         )
+        if note := rate_note(settings, job.origin.kind):
+            say(note)
         done, state = finetune(job, run, signals, say)
         if done < job.max_steps:
             say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
@@ -106,6 +108,18 @@ def run_once(
         if run:
             say(leave_results(job, run, state))
     return 0
+
+
+def rate_note(settings: dict[str, Any], start: str) -> str | None:
+    """Say so if pretrained weights are about to be undone: a rate that is far above 0.03 for 64, in proportion."""
+    proportional = 0.03 * settings["batch_size"] / 64
+    if start == "random" or settings["optimizer"] != "sgd" or settings["learning_rate"] <= 2 * proportional:
+        return None
+    return (
+        f"note: learning_rate {settings['learning_rate']:g} is high for {settings['batch_size']} labelled pictures a "
+        "step and may undo what was pretrained; "
+        f"in proportion to FixMatch's 0.03 for 64 it would be {proportional:.2g}"
+    )
 
 
 def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:

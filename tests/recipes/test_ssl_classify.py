@@ -263,3 +263,22 @@ def test_every_config_parses_and_says_what_it_needs(path: Path, classify: Any) -
     assert all((ROOT / name).exists() for name in named)
     given = yaml.safe_load(path.read_text())
     assert all(settings[name] == value for name, value in given.items())
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "rate", "start", "optimizer", "noted"),
+    [
+        (64, 0.03, "timm", "sgd", False),
+        (8, 0.03, "folder", "sgd", True),
+        (8, 0.004, "folder", "sgd", False),
+        (8, 0.03, "random", "sgd", False),
+        (8, 0.03, "folder", "adamw", False),
+    ],
+)
+def test_a_rate_that_would_undo_pretrained_weights_is_noted(
+    classify: Any, batch_size: int, rate: float, start: str, optimizer: str, noted: bool
+) -> None:
+    settings = {"batch_size": batch_size, "learning_rate": rate, "optimizer": optimizer}
+    note = classify.rate_note(settings, start)
+    assert (note is not None) == noted
+    assert not noted or "0.03 for 64 it would be 0.0037" in note
