@@ -24,7 +24,7 @@ from tpssl_hf.rundir import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
-OTHERS = ("ssl_classify", "ssl_segment")  # parsed in the tests of their own recipes
+OTHERS = ("ssl_classify", "ssl_segment", "tables")  # parsed in the tests of their own recipes
 RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed", "steps", "stopped", "epochs"]
 RESULT_KEYS += ["seconds"]
 RESULT_KEYS += ["images_per_second", "metrics", "config", "versions", "commit"]
