@@ -60,6 +60,7 @@ def pretrained(folder: Path, steps: tuple[int, ...] = (10, 20), *, seed: int = 0
 @pytest.fixture
 def analyze(run_recipe: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Analyze:
     """Run the recipe in this process with these settings; a setting of None is left out."""
+    monkeypatch.chdir(tmp_path)  # where no earlier run of the defaults is found
     tiny: dict[str, Any] = {"dataset": "digits", "backbone": "test_resnet", "image_size": 32, "limit_images": 120}
     tiny |= {"repeats": 2, "samples": 40, "perplexity": 8, "cache_dir": tmp_path / "cache"}
     tiny |= {"output_dir": tmp_path / "out"}
