@@ -29,20 +29,17 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from tpssl_hf.analysis.verdict import BASE, STATISTICS, Row, Verdict, judge, score
 from tpssl_hf.analysis.verdict_pictures import draw_verdict, ranking, sentence, table
 from tpssl_hf.analyzing import open_split
-from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, RunConfig, config_files, parse_config, take
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation import recalibrated, sample_for_statistics
 from tpssl_hf.facts import run_facts
-from tpssl_hf.features import features_of
+from tpssl_hf.features import features_of, open_backbone
 from tpssl_hf.launch import describe, make_accelerator
-from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 from tpssl_hf.rundir import RESULTS, RunDir
 from tpssl_hf.verdict_config import VerdictConfig, VerdictRunConfig
@@ -129,7 +126,7 @@ def scored_rows(
             init=weights.init,
             image_size=settings["image_size"],
             device=accelerator.device,
-            statistics=name == STATISTICS,
+            statistics=store if name == STATISTICS else None,
             seed=settings["seed"],
             cache_dir=Path(settings["feature_dir"]) if settings["feature_dir"] else None,
         )
@@ -149,11 +146,11 @@ def save_new_statistics(
     folder: Path, base: Weights, store: PictureStore, settings: dict[str, Any], accelerator: Accelerator
 ) -> None:
     """Write the base's weights with BatchNorm statistics of these pictures, which plain timm loads."""
-    set_seed(settings["seed"])
-    network, origin = load_backbone(base.architecture, init=base.init, image_size=settings["image_size"])
-    facts: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    views = ViewSettings(settings["image_size"], facts["mean"], facts["std"], settings["seed"], horizontal_flip=False)
-    network = recalibrated(network.to(accelerator.device), sample_for_statistics(store), views, accelerator.device)
+    device, size, seed = accelerator.device, settings["image_size"], settings["seed"]
+    network, views, origin = open_backbone(
+        base.architecture, init=base.init, image_size=size, device=device, seed=seed
+    )
+    network = recalibrated(network, sample_for_statistics(store), views, device)
     save_timm_folder(
         network,
         folder,

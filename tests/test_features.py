@@ -48,17 +48,33 @@ def test_the_second_time_nothing_is_computed(asked: dict[str, Any], monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"image_size": 48}, {"statistics": True}, {"indices": np.arange(1, 21)}]
+    "change", [{"seed": 1}, {"image_size": 48}, {"statistics": "store"}, {"indices": np.arange(1, 21)}]
 )
 def test_whatever_changes_the_numbers_is_computed_anew(asked: dict[str, Any], change: dict[str, Any]) -> None:
+    change = {name: asked[value] if isinstance(value, str) else value for name, value in change.items()}
     first, other = features_of(**asked), features_of(**asked | change)
     assert not other.cached
     assert not np.array_equal(first.values, other.values)
 
 
 def test_statistics_measured_anew_are_not_those_of_random_weights(asked: dict[str, Any]) -> None:
-    kept, measured = features_of(**asked).values, features_of(**asked, statistics=True).values
+    kept, measured = features_of(**asked).values, features_of(**asked, statistics=asked["store"]).values
     assert not np.allclose(kept, measured, rtol=0.01)
+
+
+def test_statistics_of_other_pictures_are_kept_apart(asked: dict[str, Any], tmp_path: Path) -> None:
+    others = open_store(
+        load_source("digits", split="train"),
+        image_size=32,
+        cache_budget=2**30,
+        num_workers=1,
+        progress=False,
+        cache_dir=tmp_path / "pictures",
+        limit_images=24,
+    )[0]
+    own, other = features_of(**asked, statistics=asked["store"]), features_of(**asked, statistics=others)
+    assert not other.cached and not np.array_equal(own.values, other.values)
+    assert features_of(**asked, statistics=others).cached
 
 
 def test_nothing_half_written_stays(asked: dict[str, Any], tmp_path: Path) -> None:

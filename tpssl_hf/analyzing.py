@@ -1,6 +1,5 @@
 """What the analyses share: weights and pictures to look at, their features, and the form of what is found."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
 
 from tpssl_hf.analyze_config import AnalyzeConfig
@@ -20,10 +18,9 @@ from tpssl_hf.data.scan import UNLABELLED
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation import extract_features, recalibrated, sample_for_statistics
-from tpssl_hf.features import features_of
+from tpssl_hf.features import features_of, open_backbone
 from tpssl_hf.launch import store_of
-from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, Origin, load_backbone
+from tpssl_hf.models.backbone import WEIGHTS_FILE, Origin, stored_config
 from tpssl_hf.rundir import RunDir
 
 
@@ -69,11 +66,7 @@ def located(init: str, backbone: str) -> tuple[str, str]:
     """Return the weights that ``init`` means and their timm model: a run's folder stands for the ``model`` in it."""
     inner = Path(init).expanduser() / "model"
     init = str(inner) if (inner / WEIGHTS_FILE).is_file() else init
-    try:
-        facts = json.loads((Path(init).expanduser() / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return init, backbone  # no folder of weights, or a damaged one: load_backbone says so
-    return init, str(facts.get("architecture", backbone))
+    return init, str(stored_config(init).get("architecture", backbone))
 
 
 def weights_of(options: AnalyzeConfig) -> list[Weights]:
@@ -138,12 +131,6 @@ def features(
     training: PictureStore,
 ) -> np.ndarray:
     """(N, D) float32 features of pictures, kept on disk; new statistics are those of the ``training`` pictures."""
-    cache = Path(settings["cache_dir"]) / "features" if settings["cache_dir"] else None
-    statistics = weights.key == "base_statistics"
-    if statistics and store is not training:
-        network, views, _ = network_of(weights, settings, device)
-        network = recalibrated(network, sample_for_statistics(training), views, device)
-        return extract_features(network, store, indices, views, device)
     return features_of(
         store,
         indices,
@@ -151,21 +138,18 @@ def features(
         init=weights.init,
         image_size=settings["image_size"],
         device=device,
-        statistics=statistics,
+        statistics=training if weights.key == "base_statistics" else None,
         seed=settings["seed"],
-        cache_dir=cache,
+        cache_dir=Path(settings["cache_dir"]) / "features" if settings["cache_dir"] else None,
     ).values
 
 
 def network_of(
     weights: Weights, settings: dict[str, Any], device: torch.device
 ) -> tuple[nn.Module, ViewSettings, Origin]:
-    """Load a backbone, in evaluation mode, the way pictures are shown to it, and where it comes from."""
-    set_seed(settings["seed"])
-    network, origin = load_backbone(weights.backbone, init=weights.init, image_size=settings["image_size"])
-    facts: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    views = ViewSettings(settings["image_size"], facts["mean"], facts["std"], settings["seed"], horizontal_flip=False)
-    return network.to(device).to(memory_format=torch.channels_last).eval(), views, origin
+    """Load a backbone as :func:`tpssl_hf.features.open_backbone` does, with the size and seed of the settings."""
+    size, seed = settings["image_size"], settings["seed"]
+    return open_backbone(weights.backbone, init=weights.init, image_size=size, device=device, seed=seed)
 
 
 def class_count(source: Source, store: PictureStore, name: str) -> int:

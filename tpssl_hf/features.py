@@ -37,6 +37,28 @@ class Features:
     cached: bool
 
 
+def open_backbone(
+    backbone: str, *, init: str, image_size: int, device: torch.device, seed: int = 0
+) -> tuple[nn.Module, ViewSettings, Origin]:
+    """Load Φ in evaluation mode, the way pictures are shown to it, and where it comes from.
+
+    Args:
+        backbone: timm architecture.
+        init: origin of the weights, see :func:`tpssl_hf.models.backbone.load_backbone`.
+        image_size: side of the images, in pixels.
+        device: where to compute.
+        seed: of random weights.
+
+    Raises:
+        InputError: for weights that cannot be had.
+    """
+    set_seed(seed)
+    network, origin = load_backbone(backbone, init=init, image_size=image_size)
+    facts: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    views = ViewSettings(image_size, facts["mean"], facts["std"], seed, horizontal_flip=False)
+    return network.to(device).to(memory_format=torch.channels_last).eval(), views, origin
+
+
 def features_of(
     store: PictureStore,
     indices: np.ndarray,
@@ -45,7 +67,7 @@ def features_of(
     init: str,
     image_size: int,
     device: torch.device,
-    statistics: bool = False,
+    statistics: PictureStore | None = None,
     seed: int = 0,
     cache_dir: Path | None = None,
 ) -> Features:
@@ -55,10 +77,10 @@ def features_of(
         store: the pictures.
         indices: (N,) int64, which of them.
         backbone: timm architecture.
-        init: origin of the weights, see :func:`tpssl_hf.models.backbone.load_backbone`.
+        init: as for :func:`open_backbone`, like what follows.
         image_size: side of the images, in pixels.
         device: where to compute.
-        statistics: measure BatchNorm statistics anew on up to 4,096 pictures of ``store`` first, as target pretraining
+        statistics: pictures to measure BatchNorm statistics anew on first, up to 4,096 of them, as target pretraining
             does for every backbone it saves; what the base gains by that alone is no merit of adapting.
         seed: of random weights.
         cache_dir: where features are kept; ``tpssl_hf/features`` below ``HF_HOME`` if None.
@@ -66,19 +88,16 @@ def features_of(
     Raises:
         InputError: for weights that cannot be had.
     """
-    set_seed(seed)
-    network, origin = load_backbone(backbone, init=init, image_size=image_size)
-    network = network.to(device).to(memory_format=torch.channels_last)
-    normalisation: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    views = ViewSettings(image_size, normalisation["mean"], normalisation["std"], seed, horizontal_flip=False)
-    key = [FORMAT, timm.__version__, backbone, _digest(network), store.fingerprint, image_size, statistics, views.mean]
-    name = hashlib.sha256(json.dumps([*key, views.std]).encode() + indices.tobytes()).hexdigest()[:32]
+    network, views, origin = open_backbone(backbone, init=init, image_size=image_size, device=device, seed=seed)
+    measured_on = None if statistics is None else statistics.fingerprint
+    key = [FORMAT, timm.__version__, backbone, _digest(network), store.fingerprint, image_size, measured_on]
+    name = hashlib.sha256(json.dumps([*key, views.mean, views.std]).encode() + indices.tobytes()).hexdigest()[:32]
     folder = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "features"
     path = folder / f"{name}.npy"
     if path.exists():
         return Features(np.load(path), origin, cached=True)
-    if statistics:
-        network = recalibrated(network, sample_for_statistics(store), views, device)
+    if statistics is not None:
+        network = recalibrated(network, sample_for_statistics(statistics), views, device)
     values = extract_features(network, store, indices, views, device)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{name}.{os.getpid()}.partial"

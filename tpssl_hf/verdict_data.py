@@ -1,6 +1,5 @@
 """What a verdict compares: weights that were named, and questions with draws of labels to answer them from."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tpssl_hf.data.scan import UNLABELLED
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
+from tpssl_hf.models.backbone import WEIGHTS_FILE, stored_config
 from tpssl_hf.verdict_config import VerdictConfig
 
 LEAST_DRAWS = 5
@@ -81,7 +80,7 @@ def find_weights(config: VerdictConfig) -> tuple[Weights, list[Weights]]:
     if len(set(named)) < len(named):
         raise InputError(f"adapted {config.adapted!r} names the same weights twice; name each once.")
     places = [_place(text, "adapted") for text in named]
-    facts = [_facts(place) for place in places]
+    facts = [stored_config(place) for place in places]
     for place, known in zip(places, facts, strict=True):
         recipe = known.get("tpssl_hf", {}).get("recipe")
         if recipe in FINETUNING:
@@ -90,7 +89,7 @@ def find_weights(config: VerdictConfig) -> tuple[Weights, list[Weights]]:
                 "it may have been trained on; give the model/ of a target pretraining."
             )
     base_place = config.base if config.base in ("random", "timm") else _place(config.base, "base")
-    base_facts = _facts(base_place)
+    base_facts = stored_config(base_place)
     found = [str(known["architecture"]) for known in facts if "architecture" in known]
     own = config.base if is_model(config.base.partition(".")[0]) and not Path(config.base).exists() else None
     architecture = config.backbone or base_facts.get("architecture") or own or (found or ["resnet18"])[0]
@@ -124,15 +123,6 @@ def _place(text: str, key: str) -> str:
         f"{key} {text!r} is not there; give a run's folder, its model/, a .safetensors file or a Hub id "
         f"owner/name{', random or timm' if key == 'base' else ''}."
     )
-
-
-def _facts(place: str) -> dict[str, Any]:
-    path = Path(place).expanduser() / CONFIG_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # what is damaged is refused with its reason when it is loaded
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _names(places: list[str]) -> list[str]:

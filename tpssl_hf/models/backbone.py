@@ -75,6 +75,15 @@ def load_backbone(architecture: str, *, init: str, image_size: int | None = None
     raise InputError(f"init {init!r} is not random, timm, a timm weight tag, an existing folder or file, or a Hub id.")
 
 
+def stored_config(place: str) -> dict[str, Any]:
+    """Return the ``config.json`` in a folder of weights; empty if there is none, or a damaged one: loading says so."""
+    try:
+        content = json.loads((Path(place).expanduser() / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _near(name: str) -> str:
     import difflib
 
