@@ -8,9 +8,9 @@
 Tables I to VII and figures 1, 3, 4, 5, from the grids in recipes/configs/tables. A cell is one to three commands of
 the other recipes, each in a folder of its own in --output_dir/runs, which cells and tables share where their settings
 are the same. Started again, what is finished is kept and what was interrupted continues. After every cell
---output_dir/tables holds NAME_SCALE.md and .json: our value, its spread over draws of labels, the printed value, the
-seconds. A cell that fails is named with its command and its log in --output_dir/logs, and the others go on; the exit
-code is then 1.
+--output_dir/tables holds NAME_SCALE.md and .json: our value with its 95 % interval over draws of labels, the printed
+value, the seconds. A cell that fails is named with its command and its log in --output_dir/logs, and the others go on;
+the exit code is then 1.
 """
 
 import os
@@ -28,7 +28,7 @@ from tpssl_hf.reproduce_config import ReproduceConfig
 from tpssl_hf.reproducing import Plan, figure_of, make_plan
 from tpssl_hf.rundir import RunDir, StopSignals
 from tpssl_hf.runtime import leave
-from tpssl_hf.table_cells import Cell, Stage
+from tpssl_hf.table_cells import LEVEL, Cell, Stage
 
 RECIPES = Path(__file__).parent
 LISTENING = 0.2  # seconds between looks at whether somebody wants this to stop
@@ -179,9 +179,13 @@ def said(outcome: Mapping[str, Any]) -> str:
     """Return a value for people."""
     if not outcome["values"]:
         return "see its pictures" if outcome["finished"] else "no value yet"
-    spread = outcome["standard_deviation"]
-    plus = f" ± {spread:.1f}" if spread is not None else ""
-    return f"ours {outcome['mean']:.1f}{plus} % (n = {len(outcome['values'])})"
+    return f"ours {with_interval(outcome)} % (n = {len(outcome['values'])})"
+
+
+def with_interval(outcome: Mapping[str, Any]) -> str:
+    """Return ``mean ± half its interval``, or the value alone where there is one draw."""
+    half = outcome["half_interval"]
+    return f"{outcome['mean']:.1f}" + (f" ± {half:.1f}" if half is not None else "")
 
 
 def printed(value: float | None) -> str:
@@ -228,7 +232,8 @@ def markdown(facts: Mapping[str, Any]) -> str:
     rows = list(dict.fromkeys(row for row, _ in cells))
     columns = [column for column in facts["columns"] if any(key[1] == column for key in cells)]
     lines = [f"# {facts['title']}", "", f"Scale `{facts['scale']}`: {facts['note']}", ""]
-    lines += ["Ours ± standard deviation over draws, / the paper's, in %; – where there is none.", ""]
+    interval = f"{100 * LEVEL:.0f} % interval of the mean over draws (Student's t)"
+    lines += [f"Ours ± half the {interval}, / the paper's, in %; – where there is none.", ""]
     lines += ["| |" + "".join(f" {column} |" for column in columns), "|---" * (1 + len(columns)) + "|"]
     for row in rows:
         found = [short(cells[row, column]) if (row, column) in cells else "" for column in columns]
@@ -249,9 +254,8 @@ def markdown(facts: Mapping[str, Any]) -> str:
 
 
 def short(entry: Mapping[str, Any]) -> str:
-    """Return ``ours ± spread / paper``."""
-    spread = entry["standard_deviation"]
-    ours = f"{entry['mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "") if entry["values"] else "–"
+    """Return ``ours ± half its interval / paper``."""
+    ours = with_interval(entry) if entry["values"] else "–"
     return f"{ours} / {'–' if entry['paper'] is None else format(entry['paper'], '.2f')}"
 
 

@@ -187,6 +187,7 @@ def test_a_value_is_read_from_draws_from_one_run_or_from_an_analysis(tmp_path: P
     outcome = cell.outcome(tmp_path, "accuracy")
     assert outcome["values"] == [50.0, 70.0] and outcome["mean"] == 60.0 and outcome["seconds"] == [3.0]
     assert outcome["standard_deviation"] == pytest.approx(14.142, abs=1e-3)
+    assert outcome["half_interval"] == pytest.approx(127.06, abs=0.01)  # 12.706 · 14.142 / √2: two draws say little
     one = cells(table="III")["none/labels_10"]
     write(tmp_path, one.stages[0], {"metrics": {"mean_iou": 0.25}, "seconds": 1.0})
     assert one.outcome(tmp_path, "mean_iou")["mean"] == 25.0

@@ -2,16 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from scipy import stats
+
 from tpssl_hf.config import read_config_file
 from tpssl_hf.rundir import RESULTS
 
+LEVEL = 0.95  # of the intervals over draws
 RUNS = "{runs}"  # stands for the folder of all runs, so that a run's name does not depend on where it is
 
 
@@ -85,7 +89,7 @@ class Cell:
         return f"{self.row}/{self.column}"
 
     def outcome(self, runs: Path, measure: str) -> dict[str, Any]:
-        """Return values in per cent, one for each draw or start, with their spread and the seconds they took."""
+        """Return values in per cent, one for each draw or start, their mean, spread and interval, and the seconds."""
         found = [stage.results(runs) for stage in self.stages]
         last = found[-1]
         values: list[float] = []
@@ -100,5 +104,12 @@ class Cell:
             "values": values,
             "mean": mean(values) if values else None,
             "standard_deviation": stdev(values) if len(values) > 1 else None,
+            "half_interval": _half_interval(values) if len(values) > 1 else None,
             "seconds": [content["seconds"] if content else None for content in found],
         }
+
+
+def _half_interval(values: Sequence[float]) -> float:
+    """Half the width of the interval of the mean by Student's t, wide for few draws: 2.5 deviations for three."""
+    quantile = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    return quantile * stdev(values) / math.sqrt(len(values))
