@@ -27,7 +27,7 @@ class AnalyzeConfig:
     normalise: bool = key(False, "clustering: features of length one; the paper's are raw.")
     repeats: int = key(5, "clustering: starts of k-means; steps: draws of labels.")
     labels: str = key("40,250", "steps: labels of the linear probe, with commas between.")
-    samples: int = key(500, "tsne: pictures, drawn at random (paper: 500).")
+    samples: int = key(500, "tsne: pictures drawn at random, fewer where there are fewer (paper: 500).")
     perplexity: float = key(30.0, "tsne: perplexity.")
     output_dir: str = key("outputs/analyze", "Folder of the tables and pictures.")
     seed: int = key(0, "Seed of random weights, draws, k-means and t-SNE.")

@@ -72,13 +72,15 @@ def tsne(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Fou
     """Joint t-SNE of the same random pictures before and after (Fig. 5), as a picture and tsne.csv.
 
     Raises:
-        InputError: for more samples than pictures, or backbones of different width.
+        InputError: for fewer than two samples, or backbones of different width.
     """
     options, splits = take(AnalyzeConfig, settings), open_splits(settings, accelerator)
     split = "test" if "test" in splits else "train"
     source, store = splits[split]
-    if not 2 <= options.samples <= len(store):
-        raise InputError(f"samples {options.samples}: give a number from 2 to {len(store):,}, the {split} pictures.")
+    if options.samples < 2:
+        raise InputError(
+            f"samples {options.samples}: give a number from 2; there are {len(store):,} {split} pictures."
+        )
     indices = np.sort(np.random.default_rng(options.seed).permutation(len(store))[: options.samples])
     shown = [weights for weights in weights_of(options) if weights.key != "base_statistics"]
     matrices = [features(w, store, indices, settings, accelerator.device, training=splits["train"][1]) for w in shown]
