@@ -1,0 +1,94 @@
+"""Make the small models of demo.yaml from the embedded data, with the package's own recipes.
+
+    python spaces/demo/app.py --build              # a quarter of an hour on two CPU cores; then the demo starts
+    python spaces/demo/app.py --build --steps 3    # only to see that everything runs
+
+Each recipe continues an unfinished run, or says that it is finished, so the same command goes on where it was stopped.
+"""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from demo_models import Classifier, load_classifier
+from PIL import Image
+
+from tpssl_hf.data.folders import digit_pictures
+from tpssl_hf.data.scenes import load_digit_scenes
+from tpssl_hf.errors import InputError
+
+FOLDER = Path("outputs/demo")
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+THUMBNAIL = 48  # pixels
+EXAMPLE = 256  # pixels
+EXAMPLE_DIGITS = (2, 3, 4, 5, 8, 9)
+EXAMPLE_SCENES = (0, 1, 2, 3)
+NEIGHBOURS = "neighbours.npz"
+
+
+def build(folder: Path, steps: int | None = None) -> None:
+    """Run the recipes one after the other, into ``folder``.
+
+    Args:
+        folder: where the runs go, one sub-folder each.
+        steps: length of every training run; that of the recipes' defaults if None.
+
+    Raises:
+        InputError: if the recipes are not there, or one fails; it has said why.
+    """
+    if not RECIPES.is_dir():
+        raise InputError(f"there are no recipes in {RECIPES}; --build works in a checkout of the repository.")
+    adapted, length = folder / "adapted", [] if steps is None else [f"--max_steps={steps}"]
+    commands = [
+        ["target_pretrain.py", f"--output_dir={adapted}", *length],
+        ["ssl_classify.py", f"--init={adapted / 'model'}", f"--output_dir={folder / 'adapted_classifier'}", *length],
+        ["ssl_classify.py", "--init=random", f"--output_dir={folder / 'base_classifier'}", *length],
+        ["ssl_segment.py", f"--output_dir={folder / 'segmenter'}", *length],
+        ["verdict.py", f"--adapted={adapted}", f"--output_dir={folder / 'verdict'}"],
+        ["analyze.py", "--analysis=tsne,drift", f"--adapted={adapted}", f"--output_dir={folder / 'analysis'}"],
+    ]
+    for number, (recipe, *arguments) in enumerate(commands, 1):
+        print(f"\n[{number}/{len(commands) + 1}] recipes/{recipe} {' '.join(arguments)}", flush=True)
+        done = subprocess.run([sys.executable, str(RECIPES / recipe), *arguments], check=False)
+        if done.returncode:
+            raise InputError(
+                f"recipes/{recipe} ended with exit code {done.returncode}, its reason is above; mend that and give "
+                "the same command again, it continues from there."
+            )
+    print(f"\n[{len(commands) + 1}/{len(commands) + 1}] {folder / NEIGHBOURS}", flush=True)
+    write_neighbours(folder / NEIGHBOURS, load_classifier(str(folder / "adapted_classifier" / "model")))
+
+
+def write_neighbours(path: Path, classifier: Classifier) -> None:
+    """Write the training digits, small, with their classes and their features by ``classifier``; no pickle.
+
+    The file holds ``features`` (N, D) float16 of length one, ``thumbnails`` (N, S, S, 3) uint8 and ``captions`` (N,).
+    """
+    grey, classes = digit_pictures("train", "digits")
+    pictures = [Image.fromarray(picture).convert("RGB") for picture in grey]
+    features = np.concatenate([classifier.features(pictures[at : at + 64]) for at in range(0, len(pictures), 64)])
+    side = (THUMBNAIL, THUMBNAIL)
+    thumbnails = [np.asarray(picture.resize(side, Image.Resampling.BICUBIC)) for picture in pictures]
+    np.savez_compressed(
+        path, features=features.astype(np.float16), thumbnails=np.stack(thumbnails), captions=classes.astype(str)
+    )
+
+
+def example_pictures() -> dict[str, Image.Image]:
+    """Return the pictures to try, by file name: enlarged ones of the test splits, which no model here has learnt from.
+
+    Digits are the first of their class, smoothed; scenes the first ones, each pixel a square, so that shrinking them
+    gives back what they were.
+    """
+    grey, classes = digit_pictures("test", "digits")
+    size, found = (EXAMPLE, EXAMPLE), {}
+    for digit in EXAMPLE_DIGITS:
+        picture = Image.fromarray(grey[classes.tolist().index(digit)])
+        found[f"digit_{digit}.png"] = picture.resize(size, Image.Resampling.BICUBIC)
+    scenes, _ = load_digit_scenes("test")
+    for number in EXAMPLE_SCENES:
+        picture = Image.open(io.BytesIO(scenes[number]["image"]["bytes"]))
+        found[f"scene_{number}.png"] = picture.resize(size, Image.Resampling.NEAREST)
+    return found

@@ -1,0 +1,179 @@
+"""The models of the demo: loaded once from folders or the Hub, asked one picture at a time."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+import tpssl_hf  # noqa: F401  # tells transformers about the segmenter
+from tpssl_hf.errors import InputError
+from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
+from tpssl_hf.models.predict import predict_masks
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+BUILD = "uv run --extra demo python spaces/demo/app.py --build"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier and what a picture goes through before it.
+
+    Attributes:
+        model: transformers' wrapper of a timm model.
+        processor: its image processor.
+        class_names: in the order of the logits.
+    """
+
+    model: Any
+    processor: Any
+    class_names: list[str]
+
+    @torch.inference_mode()
+    def confidences(self, picture: Image.Image) -> dict[str, float]:
+        """Return the probability of each class."""
+        logits = self.model(**self._inputs([picture])).logits[0].float()
+        return dict(zip(self.class_names, logits.softmax(dim=0).tolist(), strict=True))
+
+    @torch.inference_mode()
+    def features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """Return what the backbone makes of pictures, (N, D) float32 of length one."""
+        network = self.model.timm_model
+        maps = network.forward_features(self._inputs(pictures)["pixel_values"])
+        values = network.forward_head(maps, pre_logits=True).float()
+        return torch.nn.functional.normalize(values, dim=1).cpu().numpy()
+
+    def _inputs(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        pixels = self.processor(list(pictures), return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels.to(DEVICE)}
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A segmenter and what a picture goes through before it.
+
+    Attributes:
+        model: images (B, 3, H, W) to logits.
+        processor: its image processor.
+        class_names: in the order of the mask values.
+        shorter_side: pixels to which the shorter side of larger pictures is shrunk.
+    """
+
+    model: Any
+    processor: Any
+    class_names: list[str]
+    shorter_side: int
+
+    def mask(self, picture: Image.Image) -> np.ndarray:
+        """Return the class of each pixel (h, w) of the picture, shrunk to ``shorter_side`` if it is larger."""
+        factor = min(1.0, self.shorter_side / min(picture.size))
+        width, height = (max(1, round(length * factor)) for length in picture.size)
+        shrunk = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3) if factor < 1 else picture
+        pixels = self.processor(shrunk, return_tensors="pt")["pixel_values"].to(DEVICE)
+        with torch.inference_mode():
+            return predict_masks(self.model, pixels)[0].cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Training pictures and their features.
+
+    Attributes:
+        features: (N, D) float32 of length one.
+        thumbnails: (N, S, S, 3) uint8.
+        captions: of each picture.
+    """
+
+    features: np.ndarray
+    thumbnails: np.ndarray
+    captions: list[str]
+
+    def nearest(self, feature: np.ndarray, count: int) -> list[tuple[Image.Image, str]]:
+        """Return the pictures whose features have the largest cosine with ``feature`` (D,), nearest first."""
+        cosines = self.features @ feature
+        order = np.argsort(-cosines, kind="stable")[:count].tolist()
+        return [(Image.fromarray(self.thumbnails[i]), f"{self.captions[i]} · {cosines[i]:.3f}") for i in order]
+
+
+def load_classifier(place: str) -> Classifier:
+    """Load a classifier in timm's layout.
+
+    Raises:
+        InputError: if it is not there, cannot be had from the Hub or is no such classifier.
+    """
+    model, processor = _loaded(place, AutoModelForImageClassification)
+    if not hasattr(model, "timm_model"):
+        raise InputError(f"{place} is no timm model; give one that recipes/ssl_classify.py has left.")
+    return Classifier(model, processor, _class_names(model))
+
+
+def load_segmenter(place: str, shorter_side: int) -> Segmenter:
+    """Load a segmenter.
+
+    Raises:
+        InputError: if it is not there, cannot be had from the Hub or is no segmenter.
+    """
+    model, processor = _loaded(place, AutoModelForSemanticSegmentation)
+    return Segmenter(model, processor, _class_names(model), shorter_side)
+
+
+def load_neighbours(path: Path, classifier: Classifier) -> Neighbours:
+    """Read what demo_build.py has written for ``classifier``.
+
+    Raises:
+        InputError: if it is not there, damaged, or of another model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            features, thumbnails = stored["features"].astype(np.float32), stored["thumbnails"]
+            captions = [str(caption) for caption in stored["captions"]]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"The file of neighbours {path} cannot be read; `{BUILD}` makes it.") from error
+    width = classifier.features([Image.new("RGB", (32, 32))]).shape[1]
+    if features.shape != (len(captions), width) or len(thumbnails) != len(captions):
+        raise InputError(f"The file of neighbours {path} is of another model; `{BUILD}` makes it anew.")
+    return Neighbours(features, thumbnails, captions)
+
+
+def _loaded(place: str, kind: Any) -> tuple[Any, Any]:
+    """Load model and processor; weights are read from safetensors files only, and no code comes with them."""
+    folder = _folder(place)
+    try:
+        model = kind.from_pretrained(folder, use_safetensors=True)
+        processor = AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise InputError(
+            f"The model {place} is damaged or of another kind ({reason}); `{BUILD}` makes one."
+        ) from error
+    return model.to(DEVICE).eval(), processor
+
+
+def _folder(place: str) -> Path:
+    """Return the local folder of a model, after fetching it if ``place`` is a Hub id."""
+    folder = Path(place)
+    if not folder.is_dir() and HUB_ID.fullmatch(place):
+        repository, _, revision = place.partition("@")
+        try:
+            patterns = ["*.json", "*.safetensors"]
+            return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
+            raise InputError(
+                f"The model {place} is no folder here and the Hub did not deliver it ({type(error).__name__}); "
+                f"try again later, or make one with `{BUILD}`."
+            ) from error
+    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise InputError(f"The model {place} is not there yet; `{BUILD}` makes it.")
+    return folder
+
+
+def _class_names(model: Any) -> list[str]:
+    return [str(model.config.id2label[number]) for number in range(len(model.config.id2label))]

@@ -1,0 +1,221 @@
+"""The web demo: what it answers, what it refuses, and that it starts without its models."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra demo pytest`")
+
+import app
+import demo_build
+from demo_config import ClassifierPair, DemoConfig, SegmenterChoice, read_demo_config
+from demo_looks import colours_of, overlay, shares, shown
+from demo_models import load_segmenter
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from tiny_demo import CLASSES, DEMO, GRADIO_NOISE, launched, no_leaked_loops, picture_of
+from transformers import pipeline
+
+from tpssl_hf.errors import InputError
+
+pytestmark = GRADIO_NOISE
+
+
+@pytest.fixture(scope="module")
+def client(demo_url: str) -> Client:
+    return Client(demo_url, verbose=False)
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Any:
+    picture_of(3, 60).save(tmp_path / "picture.png")
+    return handle_file(tmp_path / "picture.png")
+
+
+def answers(label: dict[str, Any]) -> dict[str, float]:
+    return {entry["label"]: entry["confidence"] for entry in label["confidences"]}
+
+
+def pixels_of(path: str | Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_classify_answers_what_transformers_does(client: Client, demo_config: DemoConfig, upload: Any) -> None:
+    base, adapted, nearest = client.predict(upload, "pets", api_name="/classify")
+    pair = demo_config.classifiers[0]
+    for label, folder in ((base, pair.base), (adapted, pair.adapted)):
+        expected = {a["label"]: a["score"] for a in pipeline("image-classification", model=folder)(picture_of(3, 60))}
+        assert answers(label) == pytest.approx(expected, abs=1e-6)
+        assert set(answers(label)) == set(CLASSES)
+    assert answers(base) != pytest.approx(answers(adapted), abs=1e-3)
+    cosines = [float(entry["caption"].rsplit(" ", 1)[1]) for entry in nearest]
+    assert len(nearest) == 6 and cosines == sorted(cosines, reverse=True)
+    assert pixels_of(nearest[0]["image"]).shape[:2] == (16, 16)
+
+
+def test_the_nearest_training_picture_is_the_picture_itself(client: Client, tmp_path: Path) -> None:
+    picture_of(4, 16).save(tmp_path / "known.png")
+    _, _, nearest = client.predict(handle_file(tmp_path / "known.png"), "pets", api_name="/classify")
+    assert nearest[0]["caption"] == "number 4 · 1.000"
+
+
+def test_the_other_pair_answers_the_other_way_round_and_has_no_neighbours(client: Client, upload: Any) -> None:
+    base, adapted, _ = client.predict(upload, "pets", api_name="/classify")
+    turned = client.predict(upload, "pets, turned round", api_name="/classify")
+    assert (answers(turned[0]), answers(turned[1]), turned[2]) == (answers(adapted), answers(base), [])
+
+
+def test_segment_answers_what_the_model_says(client: Client, demo_config: DemoConfig, upload: Any) -> None:
+    annotated, (before, after), html = client.predict(upload, "pets' outlines", api_name="/segment")
+    segmenter = load_segmenter(demo_config.segmenters[0].model, 64)
+    mask = segmenter.mask(picture_of(3, 60))
+    expected = shares(mask, segmenter.class_names)
+    assert mask.shape == (60, 60) and sum(expected.values()) == pytest.approx(1)
+    assert [f"{100 * share:.1f} %" for share in expected.values()] == re.findall(r"([\d.]+ %)</span>", html)
+    assert "<b>" not in html  # of a class name
+    assert {entry["label"] for entry in annotated["annotations"]} == set(expected) - {"ground"}
+    for entry in annotated["annotations"]:
+        covered = pixels_of(entry["image"])[..., 3] > 0
+        assert covered.mean() == pytest.approx(expected[entry["label"]], abs=0.01)
+    assert pixels_of(before).shape == pixels_of(after).shape == (320, 320, 3)
+
+
+def test_changes_are_told(client: Client) -> None:
+    told = client.predict("pets", api_name="/changes")
+    assert told == {"sentence": "Use the adapted weights.", "table": "| a | b |\n|---|---|\n| 1 | 2 |", "missing": []}
+
+
+@pytest.mark.parametrize("api_name", ["/classify", "/segment", "/changes"])
+@pytest.mark.parametrize("name", ["../../etc", ["pets"]])
+def test_a_name_that_was_not_offered_is_refused_in_a_sentence(
+    client: Client, upload: Any, api_name: str, name: Any
+) -> None:
+    given = (name,) if api_name == "/changes" else (upload, name)
+    with pytest.raises(AppError, match="There is no model of that name here; choose one of: pets"):
+        client.predict(*given, api_name=api_name)
+
+
+def test_no_picture_a_text_and_an_address_are_refused_in_a_sentence(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(AppError, match="There is no picture yet"):
+        client.predict(None, "pets", api_name="/classify")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(AppError, match="not a picture"):
+        client.predict(handle_file(tmp_path / "text.png"), "pets", api_name="/classify")
+    address = {"path": "http://127.0.0.1:1/picture.png", "meta": {"_type": "gradio.FileData"}}
+    for given in ((address, "pets"), (None, address)):
+        with pytest.raises(AppError, match="addresses are not fetched here"):
+            client.predict(*given, api_name="/classify")
+
+
+def test_without_its_models_the_demo_starts_and_says_what_makes_them(demo_config: DemoConfig, tmp_path: Path) -> None:
+    missing = replace(
+        demo_config,
+        classifiers=[ClassifierPair("gone", str(tmp_path / "gone"), "owner/gone@main")],
+        segmenters=[SegmenterChoice("no segmenter", demo_config.classifiers[0].base)],
+        changes=[replace(demo_config.changes[0], tsne="gone.png", verdict="gone")],
+    )
+    with launched(missing) as url:
+        client = Client(url, verbose=False)
+        said = " ".join(
+            str(part["props"]["value"]) for part in client.config["components"] if part["type"] == "markdown"
+        )
+        told = client.predict("pets", api_name="/changes")
+    assert "gone is not there yet; `uv run --extra demo python spaces/demo/app.py --build`" in said
+    assert "no segmenter: The model" in said and "is damaged or of another kind" in said
+    assert [sentence.split(" is ")[0] for sentence in told["missing"]] == [
+        "The verdict",
+        "The picture of the features",
+    ]
+    assert "recipes/verdict.py" in told["missing"][0] and "--analysis tsne" in told["missing"][1]
+
+
+def test_a_model_the_hub_does_not_deliver_is_told(demo_config: DemoConfig) -> None:
+    with pytest.raises(
+        InputError, match=r"The model owner/gone@main is no folder here and the Hub did not deliver it"
+    ):
+        load_segmenter("owner/gone@main", 64)
+
+
+def test_the_launch_is_safe(demo_config: DemoConfig) -> None:
+    with no_leaked_loops():
+        demo = app.build_demo(replace(demo_config, classifiers=[], segmenters=[]))
+    options = app.launch_options()
+    assert options["share"] is False and options["allowed_paths"] == [] and options["show_error"] is False
+    assert options["max_file_size"] == 8 * 2**20
+    assert demo._queue.max_size == 20 and demo._queue.default_concurrency_limit == 1
+    assert demo.analytics_enabled is False and demo.delete_cache == (3600, 3600)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: a\nsentence: b\nmodels: []", "unknown key 'models'; the keys are title, sentence, classifiers"),
+        ("title: a", "key 'sentence' is missing"),
+        ("title: a\nsentence: b\nclassifiers: [{name: c, base: d, adapted: e, neighbors: f}]", "key 'neighbors'"),
+        ("title: a\nsentence: b\nclassifiers: [{name: c, base: d}]", "key 'adapted' is missing"),
+        ("title: a\nsentence: b\nsegmenters: [{name: 3, model: d}]", "key 'name' is 3; give a text"),
+        ("title: a\nsentence: b\nsegmenters: [{name: c, model: d, shorter_side: 0}]", "give a whole number from 1"),
+        ("title: a\nsentence: b\nsegmenters: c", "key 'segmenters' is 'c'; give a list"),
+        ("title: a\nsentence: b\nexamples: {classification: [1]}", "key 'classification' is"),
+        ("title: a\nsentence: b\nchanges: [{name: c}, {name: c}]", "'c' stands there twice"),
+        ("title: a\nsentence: b\nfolder: /", "unknown key 'folder'"),
+        ("just a text", "must hold `key: value` lines"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_in_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_demo_config(path)
+
+
+def test_the_shipped_configuration_is_right_and_its_examples_are_test_pictures() -> None:
+    config = read_demo_config(DEMO / "demo.yaml")
+    names = config.examples.classification + config.examples.segmentation
+    shipped = {Path(name).name: pixels_of(config.find(name)) for name in names}
+    expected = demo_build.example_pictures()
+    assert shipped.keys() == expected.keys()
+    assert all(np.array_equal(shipped[name], np.asarray(expected[name])) for name in expected)
+
+
+def test_build_runs_the_recipes_in_order_and_stops_at_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    monkeypatch.setattr(demo_build, "RECIPES", recipes)
+    with pytest.raises(InputError, match=r"target_pretrain\.py ended with exit code 2"):
+        demo_build.build(tmp_path / "outputs", 3)  # Python finds no such file
+
+
+def test_colours_differ_and_the_ground_is_not_painted_over() -> None:
+    names = ["ground", *map(str, range(30))]
+    colours = colours_of(names)
+    assert len(set(colours.values())) == len(names)
+    picture = picture_of(0, 8)
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[0, 0] = 5
+    changed = (np.asarray(overlay(picture, mask, names, colours)) != np.asarray(picture)).any(axis=2)
+    assert changed[0, 0] and changed.sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((8, 8), (320, 320)), ((4000, 1000), (1024, 256)), ((400, 500), (400, 500))]
+)
+def test_pictures_are_shown_at_a_size_for_the_page(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert shown(Image.new("RGB", size)).size == expected
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_open() -> Iterator[None]:
+    yield
+    with no_leaked_loops():
+        pass

@@ -1,0 +1,154 @@
+"""The demo's page in a real browser: pictures in, answers out, and nothing that a visitor should not see."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from upload_files import REFUSED, encode
+
+pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra demo pytest`")
+pytest.importorskip("playwright", reason="there is no playwright: `uv pip install playwright`")
+
+from playwright.sync_api import sync_playwright
+from tiny_demo import CLASSES, GRADIO_NOISE, picture_of
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [*GRADIO_NOISE, pytest.mark.filterwarnings("ignore:The copy keyword is deprecated")]
+if BROWSER is None:
+    pytestmark.append(pytest.mark.skip(reason="there is no browser: `apt-get install chromium`"))
+QUIET = [  # no sandbox, because containers run as root; nothing that calls home
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+PATIENCE = 30_000  # ms
+
+
+class Watched:
+    """A page, what went wrong on it, and whom it asked."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.errors: list[str] = []
+        self.hosts: set[str | None] = set()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname))
+
+    def open_tab(self, name: str) -> Any:
+        """Open a tab and return what it shows."""
+        self.page.get_by_role("tab", name=name).click()
+        return self.page.locator(".tabitem:visible")
+
+    def fits(self) -> bool:
+        """Say whether the page is no wider than the window."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=BROWSER, args=QUIET)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Any, demo_url: str) -> Iterator[Any]:
+    """Open the demo in a window of a certain width; at the end nothing may have gone wrong there."""
+    opened = []
+
+    def at_width(width: int) -> Watched:
+        page = Watched(browser.new_page(viewport={"width": width, "height": 900}))
+        opened.append(page)
+        page.page.goto(demo_url)
+        page.page.get_by_role("tab", name="Classification").wait_for()
+        return page
+
+    yield at_width
+    for page in opened:
+        page.page.close()
+        assert page.errors == []
+        assert page.hosts <= {"127.0.0.1", None, ""}
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encode(picture_of(5)))
+    return path
+
+
+def loaded(images: Any) -> list[bool]:
+    return [image.evaluate("image => image.complete && image.naturalWidth > 0") for image in images.all()]
+
+
+def send(tab: Any, path: Path) -> None:
+    tab.locator("input[type=file]").set_input_files(path)
+
+
+def test_the_classes_of_an_uploaded_picture_appear_with_their_confidences(visit: Any, picture: Path) -> None:
+    page = visit(1280)
+    tab = page.open_tab("Classification")
+    send(tab, picture)
+    labels = tab.get_by_test_id("label-output-value")
+    labels.nth(1).wait_for()
+    assert labels.count() == 2 and set(labels.all_inner_texts()) <= set(CLASSES)
+    told = re.findall(r"(\d+)%", tab.inner_text())
+    assert len(told) == 2 * len(CLASSES) and abs(sum(map(int, told)) - 200) <= 3
+    assert len(re.findall(r"number \d · [01]\.\d{3}", tab.inner_text())) == 6
+
+
+def test_the_classes_of_the_pixels_appear_over_the_picture(visit: Any, picture: Path) -> None:
+    page = visit(1280)
+    tab = page.open_tab("Segmentation")
+    send(tab, picture)
+    masks = tab.locator("img.mask")
+    masks.first.wait_for()
+    tab.get_by_test_id("imageslider-image").nth(1).wait_for()
+    page.page.wait_for_load_state("networkidle")
+    assert 1 <= masks.count() <= 2 and all(loaded(masks))
+    assert loaded(tab.get_by_test_id("imageslider-image")) == [True, True]
+    shares = [float(share) for share in re.findall(r"([\d.]+) %", tab.inner_text())]
+    assert len(shares) >= 2 and sum(shares) == pytest.approx(100, abs=0.2)
+
+
+def test_what_changed_is_there_without_a_picture(visit: Any) -> None:
+    page = visit(1280)
+    tab = page.open_tab("What changed")
+    tab.get_by_text("Use the adapted weights.").wait_for()
+    page.page.wait_for_load_state("networkidle")
+    assert loaded(tab.locator("img")) == [True] * 3
+    assert tab.locator("td").all_inner_texts() == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["truncated jpeg", "bomb", "text"])
+def test_a_broken_file_is_answered_with_its_sentence_and_the_next_one_is_read(
+    name: str, visit: Any, picture: Path, tmp_path: Path
+) -> None:
+    content, sentence = REFUSED[name]
+    (tmp_path / "broken.png").write_bytes(content)
+    page = visit(1280)
+    tab = page.open_tab("Classification")
+    send(tab, tmp_path / "broken.png")
+    page.page.get_by_text(sentence).wait_for()
+    assert "Traceback" not in page.page.inner_text("body")
+    tab.get_by_role("button", name="Clear").first.click()
+    send(tab, picture)
+    tab.get_by_test_id("label-output-value").nth(1).wait_for()
+
+
+def test_on_a_telephone_nothing_is_wider_than_the_screen(visit: Any, picture: Path) -> None:
+    page = visit(390)
+    for name in ("Classification", "Segmentation"):
+        tab = page.open_tab(name)
+        assert page.fits(), name
+        send(tab, picture)
+        tab.locator("[data-testid=label-output-value], img.mask").first.wait_for()
+        assert page.fits(), name
+    page.open_tab("What changed").get_by_text("Use the adapted weights.").wait_for()
+    assert page.fits()
