@@ -10,6 +10,7 @@ pretraining where they are there. The folder --output_dir then holds config.yaml
 metrics.jsonl, curves.png, pseudo_labels.png, checkpoints/, model/ (loads in timm and transformers) and results.json.
 Started again with the same settings, an unfinished run continues where it was. --label_seeds 1,2,3 makes a run for
 each draw of labels in a folder of its own, and a results.json over all of them.
+--push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """
 
 from tpssl_hf.runtime import leave, prepare_process
@@ -39,6 +40,8 @@ from tpssl_hf.config import (
 )
 from tpssl_hf.facts import run_facts
 from tpssl_hf.finetuning import Job, evaluations, finetune, prepare, scores
+from tpssl_hf.hub.pushing import push_finished, settle_push
+from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.label_draws import run_each_draw, spread_of
 from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.classify import CLASSIFY
@@ -47,7 +50,7 @@ from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
 from tpssl_hf.ssl_config import ClassifyConfig, FinetuneConfig
 
 PAPER = "arXiv:2205.03001"
-GROUPS: list[type] = [ClassifyConfig, DataConfig, ModelConfig, FinetuneConfig, RunConfig]
+GROUPS: list[type] = [ClassifyConfig, DataConfig, ModelConfig, FinetuneConfig, RunConfig, PushConfig]
 DIGITS = Path(__file__).parent / "configs/ssl_classify/digits.yaml"
 ADAPTED_DIGITS = Path("outputs/digits_byol/model")  # where the default target pretraining leaves its weights
 LAST_EVALUATIONS = 20
@@ -58,15 +61,17 @@ def main() -> int:
     settings, method_config = read_settings(sys.argv[1:])
     accelerator = make_accelerator(take(RunConfig, settings))
     say: Callable[..., None] = print if accelerator.is_main_process else lambda *_: None
+    push = settle_push(settings, accelerator, say)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         say(describe(accelerator, THREADS))
-        return run_each_draw(
+        code = run_each_draw(
             settings,
             accelerator,
             lambda one: run_once(one, method_config, accelerator, signals, say),
             lambda whole, seeds: say(leave_spread(whole, settings, seeds)),
         )
+    return code or push_finished(push, say)
 
 
 def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
@@ -150,6 +155,7 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
         protocol="last EMA network on the test split, never the best on it",
         steps=job.max_steps,
         seconds=state["seconds"],
+        machine=describe(job.accelerator, THREADS),
         metrics={**scored, **validation},
         config=settings,
     )

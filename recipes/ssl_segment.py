@@ -10,6 +10,7 @@ config.yaml, labels.json, augmentations.png, metrics.jsonl, curves.png, predicti
 transformers after `import tpssl_hf`) and results.json. Started again with the same settings, an unfinished run
 continues where it was. --label_seeds 1,2,3 makes a run for each draw of masks in a folder of its own, and a
 results.json over all of them.
+--push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """
 
 from tpssl_hf.runtime import leave, prepare_process
@@ -30,6 +31,8 @@ from tpssl_hf.analysis.pictures import draw_curves
 from tpssl_hf.analysis.predicted_masks import draw_predictions
 from tpssl_hf.config import ModelConfig, RunConfig, config_files, parse_with_method, take
 from tpssl_hf.facts import run_facts
+from tpssl_hf.hub.pushing import push_finished, settle_push
+from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.label_draws import run_each_draw, spread_of
 from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.segment import SEGMENT
@@ -39,7 +42,7 @@ from tpssl_hf.segment_config import MaskDataConfig, SegmentConfig, SegmentOptimC
 from tpssl_hf.segmenting import Job, evaluate, predicted, prepare, segment
 
 PAPER = "arXiv:2205.03001"
-GROUPS: list[type] = [SegmentConfig, MaskDataConfig, ModelConfig, SegmentOptimConfig, RunConfig]
+GROUPS: list[type] = [SegmentConfig, MaskDataConfig, ModelConfig, SegmentOptimConfig, RunConfig, PushConfig]
 DIGIT_SCENES = Path(__file__).parent / "configs/ssl_segment/digit_scenes.yaml"
 DRAWN = 6  # test pictures in predictions.png
 
@@ -49,15 +52,17 @@ def main() -> int:
     settings, method_config = read_settings(sys.argv[1:])
     accelerator = make_accelerator(take(RunConfig, settings))
     say: Callable[..., None] = print if accelerator.is_main_process else lambda *_: None
+    push = settle_push(settings, accelerator, say)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         say(describe(accelerator, THREADS))
-        return run_each_draw(
+        code = run_each_draw(
             settings,
             accelerator,
             lambda one: run_once(one, method_config, accelerator, signals, say),
             lambda whole, seeds: say(leave_spread(whole, settings, seeds)),
         )
+    return code or push_finished(push, say)
 
 
 def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
@@ -124,6 +129,7 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
         protocol=f"last {job.scored} on the test split, one confusion matrix of all pictures, mean over all classes",
         steps=job.max_steps,
         seconds=state["seconds"],
+        machine=describe(job.accelerator, THREADS),
         metrics=evaluate(job, data.test) if data.test else {},
         config=settings,
     )

@@ -8,6 +8,7 @@ Every setting is one flat key: defaults < --config file < command line; --help l
 --dataset the settings of configs/target_pretrain/digits_METHOD.yaml are used. The folder --output_dir then holds
 config.yaml, scan.json, augmentations.png, metrics.jsonl, curves.png, checkpoints/, model/ (loads in timm and
 transformers) and results.json. Started again with the same settings, an unfinished run continues where it was.
+--push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """
 
 from tpssl_hf.runtime import leave, prepare_process
@@ -37,6 +38,8 @@ from tpssl_hf.config import (
     take,
 )
 from tpssl_hf.facts import run_facts
+from tpssl_hf.hub.pushing import push_finished, settle_push
+from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
@@ -45,35 +48,22 @@ from tpssl_hf.pretraining import Job, finished_backbone, prepare, pretrain, prob
 from tpssl_hf.rundir import CONFIG, RESULTS, RunDir, StopSignals, read_metrics
 
 PAPER = "arXiv:2205.03001"
-GROUPS: list[type] = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig]
+GROUPS: list[type] = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, PushConfig]
 CONFIGS = Path(__file__).parent / "configs/target_pretrain"
 
 
 def main() -> int:
-    """Settle the settings, take the run's folder, adapt, leave the results behind; returns the exit code."""
+    """Settle the settings, adapt, and publish if asked to; returns the exit code."""
     settings, method_config = read_settings(sys.argv[1:])
     options = take(RunConfig, settings)
     accelerator = make_accelerator(options)
     say: Callable[..., None] = print if accelerator.is_main_process else lambda *_: None
+    push = settle_push(settings, accelerator, say)
     if settings["budget"]:
         settle_budget(settings, method_config, accelerator, say)
         if settings["plan"]:
             return 0
-    with ExitStack() as stack:
-        run, finished = claim_folder(stack, settings, accelerator, say)
-        if finished:
-            return 0
-        signals = stack.enter_context(StopSignals())
-        say(describe(accelerator, THREADS))
-        job = prepare(settings, method_config, accelerator, run)
-        done, state = pretrain(job, run, signals, say)
-        if done < job.max_steps and not state["stop_reason"]:
-            say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
-            return signals.exit_code or 143  # or another process of the run was told
-        if run:
-            say(leave_results(job, run, done, state))
-    accelerator.end_training()
-    return 0
+    return run_once(settings, method_config, accelerator, say) or push_finished(push, say)
 
 
 def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
@@ -104,6 +94,25 @@ def settle_budget(
     say(chosen.summary())
 
 
+def run_once(settings: dict[str, Any], method_config: Any, accelerator: Accelerator, say: Callable[..., None]) -> int:
+    """Make, or finish, the run; returns the exit code."""
+    with ExitStack() as stack:
+        run, finished = claim_folder(stack, settings, accelerator, say)
+        if finished:
+            return 0
+        signals = stack.enter_context(StopSignals())
+        say(describe(accelerator, THREADS))
+        job = prepare(settings, method_config, accelerator, run)
+        done, state = pretrain(job, run, signals, say)
+        if done < job.max_steps and not state["stop_reason"]:
+            say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
+            return signals.exit_code or 143  # or another process of the run was told
+        if run:
+            say(leave_results(job, run, done, state))
+    accelerator.end_training()
+    return 0
+
+
 def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> str:
     """Write curves.png, model/ and results.json; returns the summary for people."""
     optim = take(OptimConfig, job.settings)
@@ -128,6 +137,7 @@ def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> st
         stopped=state["stop_reason"],
         epochs=done / job.epoch_steps if job.epoch_steps else None,
         seconds=state["seconds"],
+        machine=describe(job.accelerator, THREADS),
         images_per_second=done * optim.batch_size / state["seconds"],
         metrics=metrics,
         config=job.settings,

@@ -5,6 +5,7 @@ import pytest
 
 from tpssl_hf.config import (
     CARRY_OUT_KEYS,
+    HUB_KEYS,
     DataConfig,
     HealthConfig,
     ModelConfig,
@@ -17,9 +18,10 @@ from tpssl_hf.config import (
     take,
 )
 from tpssl_hf.errors import InputError
+from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.methods.pretrain import PRETRAIN
 
-SHARED = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig]
+SHARED = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, PushConfig]
 
 
 def parse(*arguments: str) -> dict:
@@ -110,6 +112,7 @@ def test_every_key_has_a_help_sentence() -> None:
 
 def test_keys_that_may_change_on_resume_exist() -> None:
     assert {item.name for group in SHARED for item in fields(group)} >= CARRY_OUT_KEYS
+    assert {item.name for item in fields(PushConfig)} == HUB_KEYS
 
 
 def test_the_method_brings_its_own_keys_and_defaults(tmp_path: Path) -> None:

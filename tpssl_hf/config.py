@@ -115,8 +115,11 @@ class RunConfig:
     cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
 
 
+HUB_KEYS = frozenset({"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}) | frozenset(
+    {"hub_license", "hub_base_model", "hub_base_note"}
+)
 # Keys that change how a run is carried out but not what comes out of it; a resumed run may change them.
-CARRY_OUT_KEYS = frozenset(
+CARRY_OUT_KEYS = HUB_KEYS | frozenset(
     {
         "output_dir",
         "resume",

@@ -1,6 +1,7 @@
 """A small Hub on this machine: the HTTP calls the real client makes to push and pull models, and ways to fail.
 
-Only what tpssl_hf needs: models, branches, pull requests, LFS in single parts, collections. Nothing is persistent.
+Only what tpssl_hf needs: models, Spaces, branches, pull requests, LFS in single parts, collections, who one is.
+Nothing is persistent.
 """
 
 import base64
@@ -23,6 +24,7 @@ LARGE = (".safetensors", ".png")  # what the Hub keeps outside git
 @dataclass
 class Repository:
     private: bool = False
+    sdk: str | None = None
     branches: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Files] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
@@ -38,13 +40,17 @@ class Repository:
 
 
 class LoopbackHub(ThreadingHTTPServer):
-    """The server; ``token`` is the only one that may write, and only below the owners ``me`` and ``team``."""
+    """The server; ``token`` is the only one that may write, and only below the owners ``me`` and ``team``.
+
+    ``repositories`` holds models by their id, and Spaces as ``spaces/owner/name``; ``role`` is what the token is said
+    to be for.
+    """
 
     daemon_threads = True
 
     def __init__(self, token: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.token = token
+        self.token, self.role = token, "write"
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.collected: list[tuple[str, str]] = []
@@ -95,7 +101,7 @@ class Handler(Transport):
                 404 if self.authorized else 401, {"error": "Repository not found"}, **{"X-Error-Code": "RepoNotFound"}
             )
             return None
-        if write and not self._may_write(repo.partition("/")[0]):
+        if write and not self._may_write(repo.split("/")[-2]):
             return None
         return found
 
@@ -116,13 +122,16 @@ class Handler(Transport):
 
     def create(self) -> None:
         wanted = json.loads(self.body)
-        repo = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
-        if not self._may_write(repo.partition("/")[0]):
+        owner = wanted.get("organization") or "me"
+        if not self._may_write(owner):
             return
+        repo = f"{'spaces/' if wanted.get('type') == 'space' else ''}{owner}/{wanted['name']}"
         with self.server.lock:
             there = repo in self.server.repositories
             if not there:
-                made = self.server.repositories[repo] = Repository(wanted.get("visibility") == "private")
+                made = self.server.repositories[repo] = Repository(
+                    wanted.get("visibility") == "private", wanted.get("sdk")
+                )
                 made.add("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
         self._json(409 if there else 200, {"url": f"{self.server.url}/{repo}"})
 
@@ -138,7 +147,8 @@ class Handler(Transport):
         sha = found and self._sha(found, revision or "main")
         if found is not None and sha:
             names = [{"rfilename": name} for name in found.commits[sha]]
-            self._json(200, {"id": repo, "modelId": repo, "sha": sha, "private": found.private, "siblings": names})
+            name = repo.removeprefix("spaces/")
+            self._json(200, {"id": name, "modelId": name, "sha": sha, "private": found.private, "siblings": names})
 
     def tree(self, repo: str, revision: str) -> None:
         found = self._repository(repo)
@@ -227,6 +237,14 @@ class Handler(Transport):
                 200, {"slug": slug, "title": "t", "owner": {"name": "me"}, "private": False, "items": [], **times}
             )
 
+    def whoami(self) -> None:
+        if not self.authorized:
+            self._json(401, {"error": "Invalid username or password."})
+            return
+        rights = {"accessToken": {"displayName": "t", "role": self.server.role}, "type": "access_token"}
+        orgs = [{"name": "team", "roleInOrg": "write"}, {"name": "club", "roleInOrg": "read"}]
+        self._json(200, {"type": "user", "name": "me", "orgs": orgs, "auth": rights})
+
     def yaml(self) -> None:
         self._json(200, {"errors": [], "warnings": []})
 
@@ -241,18 +259,20 @@ def _remote_oid(name: str, content: bytes | None) -> str | None:
     return hashlib.sha256(content).hexdigest() if name.endswith(LARGE) else _git_oid(content)
 
 
-REPO = r"([\w.\-]+/[\w.\-]+)"
+NAME = r"[\w.\-]+/[\w.\-]+"
+API, FILE = rf"(?:models/({NAME})|(spaces/{NAME}))", rf"((?:spaces/)?{NAME})"
 Handler.routes = [
+    ("GET /api/whoami-v2", Handler.whoami),
     ("POST /api/repos/create", Handler.create),
     ("POST /api/validate-yaml", Handler.yaml),
-    (f"POST /api/models/{REPO}/branch/(.+)", Handler.branch),
-    (f"GET /api/models/{REPO}", Handler.info),
-    (f"GET /api/models/{REPO}/revision/(.+)", Handler.info),
-    (f"GET /api/models/{REPO}/tree/([^/]+|refs/pr/\\d+)", Handler.tree),
-    (f"POST /api/models/{REPO}/preupload/(.+)", Handler.preupload),
-    (f"POST /{REPO}.git/info/lfs/objects/batch", Handler.batch),
-    ("PUT /lfs/(.+)", Handler.put),
-    (f"POST /api/models/{REPO}/commit/(.+)", Handler.commit),
-    (f"(?:GET|HEAD) /{REPO}/resolve/([^/]+|refs/pr/\\d+)/(.+)", Handler.resolve),
     ("POST /api/collections/(.+)/items", Handler.collect),
+    (f"POST /api/{API}/branch/(.+)", Handler.branch),
+    (f"GET /api/{API}", Handler.info),
+    (f"GET /api/{API}/revision/(.+)", Handler.info),
+    (f"GET /api/{API}/tree/([^/]+|refs/pr/\\d+)", Handler.tree),
+    (f"POST /api/{API}/preupload/(.+)", Handler.preupload),
+    (f"POST /{FILE}.git/info/lfs/objects/batch", Handler.batch),
+    ("PUT /lfs/(.+)", Handler.put),
+    (f"POST /api/{API}/commit/(.+)", Handler.commit),
+    (f"(?:GET|HEAD) /{FILE}/resolve/([^/]+|refs/pr/\\d+)/(.+)", Handler.resolve),
 ]

@@ -56,7 +56,7 @@ class Transport(BaseHTTPRequestHandler):
             if found:
                 self.held = fault if fault is not None and fault.what == "hold after" else None
                 try:
-                    method(self, *found.groups())
+                    method(self, *(part for part in found.groups() if part is not None))
                 finally:
                     if fault is not None:
                         fault.over.set()

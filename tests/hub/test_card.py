@@ -69,6 +69,17 @@ def test_base_weights_are_followed_over_a_local_folder_that_has_not_changed(
     assert (card.data.base_model, card.data.base_model_relation) == ("timm/resnet18.a1_in1k", "finetune")
 
 
+def test_base_weights_that_are_published_nowhere_are_told_in_words(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = changed(runs["adapted"], tmp_path / "run", init={"kind": "folder", "name": "ours", "sha256": "0" * 64})
+    card = ModelCard(card_of(run, base_note="A ResNet-18 of our own pictures."))
+    assert card.data.base_model is None and "random weights" not in card.text
+    assert "- **Base weights**: A ResNet-18 of our own pictures (published nowhere)" in card.text
+    with pytest.raises(InputError, match="base_note 'ours' is not what this run started from, random weights"):
+        card_of(runs["adapted"], base_note="ours")
+    with pytest.raises(InputError, match="not both"):
+        card_of(run, base_note="ours", base_model="none")
+
+
 @pytest.mark.parametrize(
     ("init", "base", "text"),
     [

@@ -15,8 +15,9 @@ from huggingface_hub import HfApi
 from loopback import TOKEN, LoopbackHub, Repository
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.hub import publish as module
-from tpssl_hf.hub.publish import PushError, publish_run
+from tpssl_hf.hub import trouble
+from tpssl_hf.hub.commit import PushError
+from tpssl_hf.hub.publish import publish_run
 from tpssl_hf.hub_config import PublishConfig
 
 # The client itself passes pictures on in a way its HTTP library no longer likes.
@@ -150,11 +151,11 @@ def test_a_pull_request_is_not_opened_twice(push: Push, hub: LoopbackHub) -> Non
 def test_no_hub_at_all_and_none_wanted(push: Push, hub: LoopbackHub, waits: list[float], monkeypatch: Any) -> None:
     with pytest.raises(PushError, match="could not be reached"):
         push(api=HfApi("http://127.0.0.1:9", token=TOKEN))
-    assert len(waits) == module.ATTEMPTS - 1 and waits == sorted(waits)
+    assert len(waits) == trouble.ATTEMPTS - 1 and waits == sorted(waits)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(PushError, match="HF_HUB_OFFLINE"):
         push()
-    assert hub.requests == [] and len(waits) == module.ATTEMPTS - 1
+    assert hub.requests == [] and len(waits) == trouble.ATTEMPTS - 1
 
 
 def test_the_wait_the_hub_asks_for_is_kept(push: Push, hub: LoopbackHub, waits: list[float]) -> None:

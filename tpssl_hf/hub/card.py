@@ -195,7 +195,7 @@ def _difference(verdict: dict[str, Any], name: str, against: str) -> str:
 def _origin(evidence: Evidence) -> str:
     results, base = evidence.results, evidence.base
     if base.hub_id is None:
-        start = "random weights"
+        start = f"{base.note.rstrip('.')} (published nowhere)" if base.note else "random weights"
     else:
         at = f" at commit `{base.revision}`" if base.revision else ""
         start = f"[{base.hub_id}](https://huggingface.co/{base.hub_id}){at}"
@@ -221,11 +221,12 @@ def _training(evidence: Evidence) -> str:
     commit = f"; source commit `{results['commit']}`" if results.get("commit") else ""
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     stopped = f" {results['stopped']}" if results.get("stopped") else ""
+    machine = f"\n\nMachine: {results['machine']}. Energy was not measured." if results.get("machine") else ""
     return (
         f"{results['method']}, {results['steps']:,} steps{passes} in {_duration(results['seconds'])}, seed "
         f"{results['seed']}.{stopped} Every setting is in `run_config.yaml`:\n\n"
         f"```bash\naccelerate launch recipes/{results['recipe']}.py --config run_config.yaml\n```\n\n"
-        f"Versions: {versions}{commit}."
+        f"Versions: {versions}{commit}.{machine}"
     )
 
 
@@ -256,7 +257,7 @@ def _limits(evidence: Evidence) -> str:
         f"- It was made for pictures like those of {_dataset(evidence)}; on others expect less.{few} Nothing was "
         "checked for bias, and errors are not spread evenly over classes.",
         f"- **Weights**: {evidence.licence}."
-        + (f" Base weights: {stated}." if base.hub_id else " They started from random weights."),
+        + (f" Base weights: {stated}." if base.hub_id or base.note else " They started from random weights."),
         f"- **Pictures**: {evidence.dataset_licence or 'terms not stated by who published this'}. They are not part "
         "of this repository.",
     ]

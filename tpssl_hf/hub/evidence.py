@@ -25,16 +25,18 @@ class Base:
     """Published weights that a run started from, perhaps over runs of one's own.
 
     Attributes:
-        hub_id: repository of the weights; None where the start was random.
+        hub_id: repository of the weights; None where the start was random, or weights that are published nowhere.
         revision: its commit, if known.
         licence: of the weights, as far as their source states it.
         steps: what was done between them and this run, first thing first.
+        note: what they are, in its maker's words, where they are published nowhere.
     """
 
     hub_id: str | None
     revision: str | None = None
     licence: str | None = None
     steps: tuple[str, ...] = ()
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,7 @@ def gather(folder: Path, choices: PublishConfig) -> Evidence:
             the message says how to give what is missing.
     """
     results = _results(folder)
-    base = _base(results, choices.base_model)
-    licence = choices.license or base.licence
-    if not licence:
-        raise InputError(
-            f"the licence of {folder} is not known: say under which the weights may be used, as the Hub spells it, "
-            "e.g. `--license apache-2.0`."
-        )
-    if not LICENCE.fullmatch(licence):
-        raise InputError(f"license {licence!r} is not spelt as on the Hub; e.g. apache-2.0, mit, cc-by-4.0 or other.")
+    base, licence = start_and_licence(results, choices, str(folder))
     name = results["config"].get("dataset")
     spec = DATASETS.get(str(name))
     dataset_id = choices.dataset_id or (spec.source if spec and spec.source != EMBEDDED else None)
@@ -106,6 +100,29 @@ def gather(folder: Path, choices: PublishConfig) -> Evidence:
         verdict=_verdict(folder, choices.verdict),
         health=_health(folder / METRICS),
     )
+
+
+def start_and_licence(results: dict[str, Any], choices: PublishConfig, what: str) -> tuple[Base, str]:
+    """Return what a run goes back to, and the licence of its weights.
+
+    Args:
+        results: of the run, or its entries ``init`` and ``config`` alone where it has only begun.
+        choices: what the user adds.
+        what: the run's name in a sentence.
+
+    Raises:
+        InputError: where either is unknown or wrong.
+    """
+    base = _base(results, choices)
+    licence = choices.license or base.licence
+    if not licence:
+        raise InputError(
+            f"the licence of {what} is not known: say under which the weights may be used, as the Hub spells it, "
+            "e.g. `--license apache-2.0`."
+        )
+    if not LICENCE.fullmatch(licence):
+        raise InputError(f"license {licence!r} is not spelt as on the Hub; e.g. apache-2.0, mit, cc-by-4.0 or other.")
+    return base, licence
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -147,50 +164,58 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _base(results: dict[str, Any], given: str | None) -> Base:
-    """Return the published weights a run goes back to; ``given`` is needed where only the user knows them."""
+def _base(results: dict[str, Any], choices: PublishConfig) -> Base:
+    """Return the weights a run goes back to; the user's word is needed where only the user knows them."""
+    given, note = choices.base_model, choices.base_note
     if given is not None and given != "none" and not HUB_ID.fullmatch(given.partition("@")[0]):
         raise InputError(f"base_model {given!r} is not a Hub id; give `owner/name`, or `none` for random weights.")
-    found = _traced(results)
-    if found is None and given is None:
+    if given is not None and note is not None:
+        raise InputError("base_note is for weights that are published nowhere; give it or `--base_model`, not both.")
+    found, steps = _traced(results)
+    if found is None and given is None and note is None:
         raise InputError(
             f"the base weights are not known: this run started from {results['init'].get('name')!r}, which only you "
             "have; say which published weights that goes back to, e.g. `--base_model timm/resnet18.a1_in1k`, or "
-            "`--base_model none`."
+            "`--base_model none` for random ones; or say in words what they are with `--base_note`."
         )
-    if given is None:
+    licence = results["init"].get("licence")
+    if given is None and note is None:
         assert found is not None
         return found
-    hub_id, _, revision = given.partition("@")
-    stated = Base(None if given == "none" else hub_id, revision or None, results["init"].get("licence"))
+    hub_id, _, revision = (given or "none").partition("@")
+    stated = Base(None if hub_id == "none" else hub_id, revision or None, licence, () if found else steps, note)
     if found is None:
         return stated
-    if found.hub_id != stated.hub_id and not found.steps:
+    if note is not None or (found.hub_id != stated.hub_id and not found.steps):
         raise InputError(
-            f"base_model {given!r} is not what this run started from, {found.hub_id or 'random weights'}; leave "
-            "`--base_model` out."
+            f"base_{'note' if note else 'model'} {note or given!r} is not what this run started from, "
+            f"{found.hub_id or 'random weights'}; leave it out."
         )
     return found if found.hub_id == stated.hub_id else stated
 
 
-def _traced(results: dict[str, Any]) -> Base | None:
-    """Follow local folders that are still there and unchanged back to random or published weights."""
+def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
+    """Follow local folders that are still there and unchanged back to random or published weights.
+
+    Returns:
+        The weights, or None where the way ends before them; and what was done since.
+    """
     init, place, steps = results["init"], str(results["config"].get("init", "")), tuple[str, ...]()
     for _ in range(_LONGEST_CHAIN):
         kind, name, licence = init.get("kind"), str(init.get("name") or ""), init.get("licence")
         if kind == "random":
-            return Base(None, None, licence, steps)
+            return Base(None, None, licence, steps), steps
         if kind == "hub":
-            return Base(name, init.get("revision"), licence, steps)
+            return Base(name, init.get("revision"), licence, steps), steps
         if kind == "timm" and not name.endswith(".default"):
-            return Base(f"timm/{name}", None, licence, steps)
+            return Base(f"timm/{name}", None, licence, steps), steps
         earlier = _provenance(Path(place) / MODEL_CONFIG) if kind == "folder" and place else {}
         if not isinstance(earlier.get("init"), dict) or not _same(Path(place) / WEIGHTS, init.get("sha256")):
-            return None
+            return None, steps
         pictures = (earlier.get("dataset") or {}).get("name", "pictures")
         steps = (f"{earlier.get('method', '?')} on {pictures} ({earlier.get('recipe', '?')})", *steps)
         init, place = earlier["init"], ""
-    return None
+    return None, steps
 
 
 def _provenance(config: Path) -> dict[str, Any]:

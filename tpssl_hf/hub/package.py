@@ -11,6 +11,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.hub.card import render_card
 from tpssl_hf.hub.discretion import publishable, without_paths, without_secrets
 from tpssl_hf.hub.evidence import MODEL, MODEL_CONFIG, VERDICT, WEIGHTS, Evidence
+from tpssl_hf.hub.snippets import onnx_snippets, snippets
 from tpssl_hf.rundir import RESULTS
 
 Package = dict[str, bytes | Path]  # path in the repository -> its content, or the file that holds it
@@ -18,14 +19,22 @@ Package = dict[str, bytes | Path]  # path in the repository -> its content, or t
 CARD, RUN_CONFIG = "README.md", "run_config.yaml"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 CURVES, VERDICT_PICTURE = "curves.png", "verdict.png"
+ONNX = "onnx/model.onnx"  # where transformers.js looks
 # Everything this module may write; what a former push left of it and the new one lacks goes in the same commit.
 OWN_FILES = frozenset(
-    {CARD, RUN_CONFIG, RESULTS, VERDICT, VERDICT_PICTURE, WEIGHTS, MODEL_CONFIG, *PROCESSOR_FILES, CURVES}
+    {CARD, RUN_CONFIG, RESULTS, VERDICT, VERDICT_PICTURE, WEIGHTS, MODEL_CONFIG, *PROCESSOR_FILES, CURVES, ONNX}
 )
 PRIVATE_KEYS = ("cache_dir", "feature_dir")  # where this machine keeps things; of no use to others
 
 
-def package(evidence: Evidence, repo: str, *, verdict_folder: Path | None, known_secrets: Iterable[str]) -> Package:
+def package(
+    evidence: Evidence,
+    repo: str,
+    *,
+    verdict_folder: Path | None,
+    known_secrets: Iterable[str],
+    onnx: bool = False,
+) -> Package:
     """Collect weights, processor, configuration, results, pictures and card.
 
     Pictures of the data set itself (views, predictions, pseudo-labels) stay at home: they may not be anyone's to give
@@ -36,9 +45,10 @@ def package(evidence: Evidence, repo: str, *, verdict_folder: Path | None, known
         repo: Hub id the card names.
         verdict_folder: folder of the verdict that ``evidence`` holds.
         known_secrets: tokens that must not appear.
+        onnx: whether to add the network as ONNX, and the processor that transformers.js needs.
 
     Raises:
-        InputError: for weights that are no whole safetensors file.
+        InputError: for weights that are no whole safetensors file, and as ``export_onnx`` does.
     """
     known, folder = list(known_secrets), evidence.folder
     model = folder / MODEL
@@ -58,8 +68,22 @@ def package(evidence: Evidence, repo: str, *, verdict_folder: Path | None, known
         if (verdict_folder / VERDICT_PICTURE).is_file():
             files[VERDICT_PICTURE] = verdict_folder / VERDICT_PICTURE
     card = render_card(evidence, repo, frozenset(files))
+    if onnx:
+        card = _with_onnx(card, files, evidence, repo, known)
     files[CARD] = without_paths(without_secrets(card, known)).encode()
     return files
+
+
+def _with_onnx(card: str, files: Package, evidence: Evidence, repo: str, known: list[str]) -> str:
+    """Add the network as ONNX to ``files``, and return the card with how to run it."""
+    from tpssl_hf.hub.onnx import browser_processor, export_onnx
+
+    exported = export_onnx(evidence)
+    files[ONNX] = exported.content
+    if not files.keys() & PROCESSOR_FILES:
+        files[PROCESSOR_FILES[0]] = _json(browser_processor(evidence), known)
+    usage = snippets(evidence.results, repo)
+    return card.replace(usage, f"{usage}\n\n{onnx_snippets(evidence.results, repo, exported)}")
 
 
 def _licensed(path: Path, licence: str) -> dict[str, Any]:
@@ -83,6 +107,7 @@ def write_package(files: Package, folder: Path) -> None:
         if any(folder.iterdir()):
             raise InputError(f"dry_run {folder} is not empty; give a new folder, or delete it.")
         for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     except OSError as error:
         raise InputError(f"dry_run {folder} cannot be written ({error.strerror}); give another folder.") from error

@@ -1,7 +1,10 @@
 """How to load a published model, by task; every snippet runs as it stands beside a picture called picture.png."""
 
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it brings torch with it, which a card does not need
+    from tpssl_hf.hub.onnx import Exported
 
 _BACKBONE = """Plain timm:
 
@@ -87,6 +90,33 @@ logits = model(pixels).logits
 ```
 """
 
+_ONNX = """onnxruntime; `onnx/model.onnx` (opset $opset, float32) takes `pixel_values` $shape and gives $given:
+
+```python
+import onnxruntime
+from huggingface_hub import hf_hub_download
+from PIL import Image
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained("$repo")
+network = onnxruntime.InferenceSession(hf_hub_download("$repo", "onnx/model.onnx"))
+picture = Image.open("picture.png").convert("RGB")$resized
+pixels = processor(picture, return_tensors="pt")["pixel_values"].numpy()
+[$outputs] = network.run(None, {"pixel_values": pixels})
+```
+
+transformers.js; its pipelines for classes and masks do not know this architecture, its plain model does:
+
+```js
+import { AutoImageProcessor, AutoModel, load_image } from "@huggingface/transformers";
+
+const processor = await AutoImageProcessor.from_pretrained("$repo");
+const model = await AutoModel.from_pretrained("$repo", { dtype: "fp32" });
+const picture = await load_image("picture.png")$resized_in_browsers;
+const { $outputs } = await model(await processor(picture));
+```
+"""
+
 _BY_RECIPE = {"target_pretrain": _BACKBONE, "ssl_classify": _CLASSIFIER, "ssl_segment": _SEGMENTER}
 
 
@@ -99,3 +129,26 @@ def snippets(results: dict[str, Any], repo: str) -> str:
     """
     name = results["backbone"].partition(".")[0]
     return Template(_BY_RECIPE[results["recipe"]]).substitute(repo=repo, backbone=name).strip()
+
+
+def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> str:
+    """Return what a card says of the ONNX file, to go after the other snippets.
+
+    Args:
+        results: results.json of the run.
+        repo: Hub id of the model.
+        exported: the network as ONNX.
+    """
+    (height, width), resized, resized_in_browsers = exported.size, "", ""
+    if results["recipe"] == "ssl_segment":  # the processor of the others does it
+        resized, resized_in_browsers = f".resize(({width}, {height}))", f".then((it) => it.resize({width}, {height}))"
+    text = Template(_ONNX).substitute(
+        repo=repo,
+        opset=exported.opset,
+        shape=f"(batch, 3, {height}, {width})",
+        given=" and ".join(f"`{name}`" for name in exported.outputs),
+        outputs=", ".join(exported.outputs),
+        resized=resized,
+        resized_in_browsers=resized_in_browsers,
+    )
+    return text.strip()

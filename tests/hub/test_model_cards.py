@@ -1,0 +1,45 @@
+"""The cards in model_cards/ say what their records say, and the index names each of them."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CARDS = Path(__file__).parents[2] / "model_cards"
+RECORDS = sorted(CARDS.glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    """model_cards/record.py as a module."""
+    spec = importlib.util.spec_from_file_location("record_card", CARDS / "record.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_cards() -> None:
+    assert RECORDS
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_a_card_is_what_its_record_renders_to(record: Path, script: Any) -> None:
+    text = record.with_suffix(".md").read_text(encoding="utf-8")
+    assert text == script.card_of(json.loads(record.read_text(encoding="utf-8"))), "render it: record.py --again"
+    assert f"({record.stem}.md)" in (CARDS / "README.md").read_text(encoding="utf-8"), "the index does not name it"
+
+
+def test_a_run_is_recorded_and_rendered(
+    script: Any, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    monkeypatch.setattr("sys.argv", ["record.py", str(runs["adapted"]), "--repo", "me/mine", "--license", "mit"])
+    assert script.main() == 0
+    card = (tmp_path / "mine.md").read_text()
+    assert "license: mit" in card and 'hf-hub:me/mine"' in card and str(runs["adapted"]) not in card
+    (tmp_path / "mine.md").unlink()
+    monkeypatch.setattr("sys.argv", ["record.py", "--again"])
+    assert script.main() == 0 and (tmp_path / "mine.md").read_text() == card

@@ -1,0 +1,184 @@
+"""The network of a finished run as one ONNX file, under the names onnxruntime's users and transformers.js expect."""
+
+import importlib.util
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from tpssl_hf.errors import InputError
+from tpssl_hf.hub.evidence import MODEL, MODEL_CONFIG, WEIGHTS, Evidence
+
+OPSET = 18  # what torch writes without converting; onnxruntime runs it since 1.14, in browsers too
+LARGEST_WEIGHTS = 2_000_000_000  # bytes; one ONNX file holds no 2 GiB
+TOLERANCE = 1e-4
+INPUT = "pixel_values"
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+OUTPUTS = {
+    "target_pretrain": ("last_hidden_state", "pooler_output"),
+    "ssl_classify": ("logits",),
+    "ssl_segment": ("logits",),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network as ONNX.
+
+    Attributes:
+        content: the file; float32, its weights within.
+        opset: of ONNX, that it is written for.
+        outputs: names of what it gives for ``pixel_values`` (B, 3, H, W), any B.
+        size: the height and width it takes, in pixels.
+    """
+
+    content: bytes
+    opset: int
+    outputs: tuple[str, ...]
+    size: tuple[int, int]
+
+
+class _Outputs(nn.Module):
+    """The named outputs of a model of transformers, in order.
+
+    Args:
+        model: images (B, 3, H, W) to an output of transformers.
+        names: which of its entries.
+    """
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(pixel_values)
+        return tuple(outputs[name] for name in self.names)
+
+
+def export_onnx(evidence: Evidence) -> Exported:
+    """Export the network of a run, and compare what onnxruntime makes of it with torch.
+
+    A backbone gives what ``AutoModel`` of transformers does, classifiers and segmenters their logits. The size of the
+    images is that of the run, a segmenter's that of its crops.
+
+    Args:
+        evidence: what the run says about itself.
+
+    Raises:
+        InputError: if a package is missing, the weights are too large for one file, torch cannot export the network,
+            or the outputs differ by more than 1e-4 of the largest (of 1, if that is more).
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"`--onnx` needs {' and '.join(missing)}, not installed here: `uv pip install 'tpssl-hf[onnx]'`, or leave "
+            "it out."
+        )
+    folder, recipe = evidence.folder / MODEL, evidence.results["recipe"]
+    length = (folder / WEIGHTS).stat().st_size
+    if length > LARGEST_WEIGHTS:
+        raise InputError(
+            f"{folder / WEIGHTS} is {length:,} bytes long, and one ONNX file can hold {LARGEST_WEIGHTS:,}; publish "
+            "without `--onnx`."
+        )
+    config = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+    network = _Outputs(_loaded(folder, recipe), OUTPUTS[recipe]).eval()
+    if recipe == "ssl_segment":
+        height, width = (int(evidence.results["config"][f"crop_{side}"]) for side in ("height", "width"))
+    else:
+        height, width = config["pretrained_cfg"]["input_size"][1:]
+    content = _graph(network, (height, width))
+    _compare(content, network, (height, width))
+    return Exported(content, OPSET, network.names, (height, width))
+
+
+def _loaded(folder: Path, recipe: str) -> nn.Module:
+    import transformers
+
+    import tpssl_hf  # noqa: F401  # makes the segmenter known to transformers
+
+    kind = {
+        "target_pretrain": transformers.AutoModel,
+        "ssl_classify": transformers.AutoModelForImageClassification,
+        "ssl_segment": transformers.AutoModelForSemanticSegmentation,
+    }[recipe]
+    model: nn.Module = kind.from_pretrained(folder, dtype=torch.float32)
+    return model
+
+
+def _graph(network: _Outputs, size: tuple[int, int]) -> bytes:
+    """Return the network as ONNX with a free batch; padding by the size keeps torch from freeing height and width."""
+    from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
+
+    try:
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(3, 3, *size),),  # not the 2 images it is compared on, so that no axis is fixed unnoticed
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=network.names,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise InputError(f"torch cannot export this network to ONNX ({reason}); publish without `--onnx`.") from error
+    assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)  # it holds source lines with this machine's paths
+    content: bytes = program.model_proto.SerializeToString(deterministic=True)
+    return content
+
+
+@torch.no_grad()
+def _compare(content: bytes, network: _Outputs, size: tuple[int, int]) -> None:
+    """Refuse an export that does not give what the network gives, on 2 random images."""
+    import onnxruntime
+
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for name, own, found in zip(
+        network.names, network(images), session.run(network.names, {INPUT: images.numpy()}), strict=True
+    ):
+        difference = float("inf")
+        if own.shape == found.shape:
+            difference = float((own - torch.from_numpy(found)).abs().max() / own.abs().max().clamp(min=1))
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"onnxruntime's {name} differ from torch's by {difference:.1e} of the largest, more than "
+                f"{TOLERANCE:.0e}; publish without `--onnx`."
+            )
+
+
+def browser_processor(evidence: Evidence) -> dict[str, Any]:
+    """Return the preprocessor_config.json of a backbone or classifier, which transformers.js needs.
+
+    It names no class, so that transformers in Python goes on to take config.json's word, as timm does. Where a margin
+    to crop is odd, its halves may differ by a pixel from timm's.
+
+    Args:
+        evidence: what the run says about itself.
+    """
+    config = json.loads((evidence.folder / MODEL / MODEL_CONFIG).read_text(encoding="utf-8"))
+    facts = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
+    height, width = facts["input_size"][1:]
+    return {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": math.floor(min(height, width) / facts["crop_pct"])},
+        "resample": int(Image.Resampling[facts["interpolation"].upper()]),
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(facts["mean"]),
+        "image_std": list(facts["std"]),
+    }
