@@ -1,0 +1,62 @@
+"""Record what a card says of a run, and render the card from the record, so that both can be kept in git.
+
+    python model_cards/record.py outputs/digits_byol --repo me/digits-byol --license apache-2.0
+    python model_cards/record.py --again          # render every card anew from its record, after a change of the card
+
+Beside this script stand then NAME.json, the run's facts as the card needs them, and NAME.md, the card as it would be
+published with that repository's name; no weights, no pictures. Takes the settings of recipes/publish.py.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tpssl_hf.config import parse_config, take
+from tpssl_hf.errors import InputError
+from tpssl_hf.hub.card import render_card
+from tpssl_hf.hub.discretion import publishable, secrets, without_paths, without_secrets
+from tpssl_hf.hub.evidence import Base, Evidence, gather
+from tpssl_hf.hub_config import PublishConfig, PublishRunConfig
+from tpssl_hf.runtime import leave
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """Record a run and render its card, or render all cards again; returns the exit code."""
+    if sys.argv[1:] == ["--again"]:
+        for record in sorted(HERE.glob("*.json")):
+            write_card(record)
+        return 0
+    arguments = ["--run", *sys.argv[1:]]
+    settings = parse_config([PublishRunConfig, PublishConfig], arguments, description=__doc__ or "")
+    target = take(PublishRunConfig, settings)
+    if "/" not in target.repo:
+        raise InputError(f"repo {target.repo!r} is no `owner/name`; give the one the card is to name.")
+    facts = asdict(gather(Path(target.run), take(PublishConfig, settings))) | {"folder": Path(target.run).name}
+    record = HERE / f"{target.repo.partition('/')[2]}.json"
+    content = publishable({"repo": target.repo, "evidence": facts}, secrets())
+    record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_card(record)
+    return 0
+
+
+def write_card(record: Path) -> None:
+    """Render one record."""
+    text = card_of(json.loads(record.read_text(encoding="utf-8")))
+    record.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(record.with_suffix(".md").name)
+
+
+def card_of(record: dict[str, Any]) -> str:
+    """Return the card of a record."""
+    facts = record["evidence"]
+    base = Base(**facts["base"] | {"steps": tuple(facts["base"]["steps"])})
+    evidence = Evidence(**facts | {"folder": Path(facts["folder"]), "base": base})
+    return without_paths(without_secrets(render_card(evidence, record["repo"], frozenset()), []))
+
+
+if __name__ == "__main__":
+    leave(main)
