@@ -5,6 +5,7 @@ Also the demo as a Space, with models that are published already, and the metric
     python recipes/publish.py outputs/digits_byol --repo me/digits-byol --license apache-2.0
     python recipes/publish.py outputs/mine --repo me/mine --private --verdict outputs/mine_verdict
     python recipes/publish.py outputs/mine --repo me/mine --dry_run look_at_it_first
+    python recipes/publish.py outputs/mine --repo me/mine --onnx  # and onnx/model.onnx, for onnxruntime and browsers
     python recipes/publish.py --space spaces/demo --demo_config my_demo.yaml --repo me/demo
     python recipes/publish.py --metric tpssl_hf/metrics/tpssl_classification --repo me/tpssl_classification
 

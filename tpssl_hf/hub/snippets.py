@@ -90,7 +90,7 @@ logits = model(pixels).logits
 ```
 """
 
-_ONNX = """onnxruntime; `onnx/model.onnx` (opset $opset, float32) takes `pixel_values` $shape and gives $given:
+_ONNX = """onnxruntime; `onnx/model.onnx` (opset $opset, float32) takes `pixel_values` $shape and gives $given$scored:
 
 ```python
 import onnxruntime
@@ -105,7 +105,8 @@ pixels = processor(picture, return_tensors="pt")["pixel_values"].numpy()
 [$outputs] = network.run(None, {"pixel_values": pixels})
 ```
 
-transformers.js; its pipelines for classes and masks do not know this architecture, its plain model does:
+transformers.js; its pipelines do not know this architecture, its plain model does. In Node it scales pictures down
+without smoothing them, so numbers differ from those of Python where it has to:
 
 ```js
 import { AutoImageProcessor, AutoModel, load_image } from "@huggingface/transformers";
@@ -139,8 +140,10 @@ def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> s
         repo: Hub id of the model.
         exported: the network as ONNX.
     """
-    (height, width), resized, resized_in_browsers = exported.size, "", ""
+    (height, width), resized, resized_in_browsers, scored = exported.size, "", "", ""
     if results["recipe"] == "ssl_segment":  # the processor of the others does it
+        if results["config"].get("test_mode") != "resize":
+            scored = "; the scores above were not taken on pictures resized to this"
         resized, resized_in_browsers = f".resize(({width}, {height}))", f".then((it) => it.resize({width}, {height}))"
     text = Template(_ONNX).substitute(
         repo=repo,
@@ -150,5 +153,6 @@ def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> s
         outputs=", ".join(exported.outputs),
         resized=resized,
         resized_in_browsers=resized_in_browsers,
+        scored=scored,
     )
     return text.strip()
