@@ -5,9 +5,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Iterator
+
 import pytest
 import timm
 import torch
+from forked_runs import Forks
 from torch import nn
 
 
@@ -17,3 +20,11 @@ def tiny_backbone() -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = timm.create_model("test_resnet", pretrained=False, num_classes=0)
     return model
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A process that has imported everything and forks others, which then need not."""
+    server = Forks()
+    yield server
+    server.close()

@@ -1,6 +1,7 @@
 """The grids of the paper's tables: which cells there are, which commands make them, what they print."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 FILES = sorted(path.stem for path in (CONFIGS / "tables").glob("*.yaml") if path.stem != "common")
 
 
+@cache
 def plan(**options: Any) -> Plan:
     return make_plan(ReproduceConfig(**options), CONFIGS)
 

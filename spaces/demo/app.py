@@ -29,6 +29,7 @@ from uploads import MAX_BYTES
 from tpssl_hf.runtime import leave
 
 CONFIG = Path(__file__).with_name("demo.yaml")
+SESSIONS = 100  # visitors remembered; gradio's 10,000 would cost most of a gigabyte, and every call may be a new one
 WAITING = 20  # visitors in the queue, beyond which the next one is asked to come back
 
 
@@ -61,7 +62,8 @@ def build_demo(config: DemoConfig) -> Demo:
             segmentation_tab(config)
         with gr.Tab("What changed", id="changes"):
             changes_tab(config)
-    demo.queue(max_size=WAITING, default_concurrency_limit=1)
+    # `api_open` would let requests pass by the queue, as many at a time as anybody likes.
+    demo.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     assert isinstance(demo, Demo)  # what the context of Blocks gives has no type
     return demo
 
@@ -81,6 +83,7 @@ def launch_options(*, host: str | None = None, port: int | None = None) -> dict[
         "show_error": False,  # sentences for visitors arrive all the same; tracebacks are nobody's business
         "share": False,
         "enable_monitoring": False,
+        "state_session_capacity": SESSIONS,
         "mcp_server": False,
         "ssr_mode": False,
         "footer_links": ["api", "settings"],

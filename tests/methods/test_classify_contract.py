@@ -40,9 +40,16 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def build(name: str, architecture: str = "test_resnet") -> nn.Module:
+@cache
+def classifier_of(architecture: str) -> nn.Module:
     torch.manual_seed(1)
-    classifier = timm.create_model(architecture, pretrained=False, num_classes=CLASSES, **SIZE[architecture])
+    model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=CLASSES, **SIZE[architecture])
+    return model
+
+
+def build(name: str, architecture: str = "test_resnet") -> nn.Module:
+    classifier = copy.deepcopy(classifier_of(architecture))
+    torch.manual_seed(1)
     spec = CLASSIFY[name]
     return spec.build(classifier, replace(spec.config(), **SMALL.get(name, {})), PICTURES).train()
 
@@ -125,8 +132,9 @@ def test_no_state_lives_outside_the_state_dict(case: tuple[str, str]) -> None:
     again = optimizer_of(other)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert torch.equal(step(one, optimizer, batch_of(name), 0.5), step(other, again, batch_of(name), 0.5))
+    after = other.state_dict()
     for key, value in one.state_dict().items():
-        assert torch.equal(value, other.state_dict()[key]), key
+        assert torch.equal(value, after[key]), key
 
 
 def test_steps_do_not_depend_on_the_clock_or_but_for_noise_a_global_stream(name: str) -> None:

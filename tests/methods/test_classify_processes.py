@@ -1,11 +1,5 @@
-"""Learners over two processes: the same state everywhere, and that of one process with the joined batch.
+"""Learners over two processes: the same state everywhere, and that of one process with the joined batch."""
 
-As a script, ``test_classify_processes.py FOLDER``, it forks the two processes, which leave their states in the folder.
-"""
-
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +8,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from forked_runs import Forks
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -77,21 +72,19 @@ def one_step(name: str, rows: slice) -> dict[str, Tensor]:
     return {f"{name}/{key}": value.clone() for key, value in method.state_dict().items()}
 
 
-def one_of_two(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
+def one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     own = slice(4 * rank, 4 * rank + 4)
-    save_file(statistics_of(own), folder / f"statistics_{rank}.safetensors")
+    save_file(statistics_of(own), f"{folder}/statistics_{rank}.safetensors")
     steps = {key: value for name in STEPPED for key, value in one_step(name, own).items()}
-    save_file(steps, folder / f"steps_{rank}.safetensors")
+    save_file(steps, f"{folder}/steps_{rank}.safetensors")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    forks.call(__file__, "one_of_two", folder, [0, str(folder)], [1, str(folder)])
     return folder
 
 
@@ -110,14 +103,3 @@ def test_both_processes_hold_the_same_state_after_steps_on_different_pictures(fo
     assert {key.split("/")[0] for key in first} == set(STEPPED)
     for key, value in first.items():
         torch.testing.assert_close(value, second[key], rtol=0, atol=0, msg=lambda m, k=key: f"{k}: {m}")
-
-
-if __name__ == "__main__":
-    children = []
-    for own_rank in range(2):
-        child = os.fork()
-        if child == 0:
-            one_of_two(own_rank, Path(sys.argv[1]))
-            os._exit(0)  # an exception ends with a traceback and code 1
-        children.append(child)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))

@@ -1,19 +1,13 @@
-"""BatchNorm over two processes against torch's own over the joined batch.
-
-As a script, ``test_batchnorm.py FOLDER``, it forks the two processes, which leave their results in the folder.
-"""
+"""BatchNorm over two processes against torch's own over the joined batch."""
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
+from forked_runs import Forks
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -73,7 +67,7 @@ def results(layer: nn.Module, inputs: list[Tensor], gradients: list[Tensor], own
     return {name: value.contiguous() for name, value in found.items()}
 
 
-def one_of_two(rank: int, folder: Path) -> None:
+def one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = {}
     for name, case in CASES.items():
@@ -82,15 +76,14 @@ def one_of_two(rank: int, folder: Path) -> None:
         synced = synchronise_batchnorm(nn.Sequential(layer), CPU)[0]  # type: ignore[index]
         mine = results(synced, inputs, gradients, slice(rank * half, (rank + 1) * half))
         found |= {f"{name}/{key}": value for key, value in mine.items()}
-    save_file(found, folder / f"{rank}.safetensors")
+    save_file(found, f"{folder}/{rank}.safetensors")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+def halves(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("halves")
-    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    forks.call(__file__, "one_of_two", folder, [0, str(folder)], [1, str(folder)])
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
@@ -143,14 +136,3 @@ def test_layer_that_is_fused_with_its_activation_is_refused() -> None:
         InputError, match="BatchNormAct2d cannot share statistics on a CPU; set sync_batchnorm to false"
     ):
         synchronise_batchnorm(fused, CPU)
-
-
-if __name__ == "__main__":
-    children = []
-    for own_rank in range(2):
-        child = os.fork()
-        if child == 0:
-            one_of_two(own_rank, Path(sys.argv[1]))
-            os._exit(0)  # an exception ends with a traceback and code 1
-        children.append(child)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))

@@ -1,15 +1,10 @@
-"""Negatives and queues over two processes against one process with the joined batch.
+"""Negatives and queues over two processes against one process with the joined batch."""
 
-As a script, ``test_gathering.py FOLDER``, it forks the two processes, which leave their results in the folder.
-"""
-
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from forked_runs import Forks
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,24 +31,15 @@ def contrast(rows: slice) -> dict[str, Tensor]:
     return {"loss": loss.detach(), "gradient": layer.weight.grad, "keys": queue.keys, "position": queue.position}
 
 
-def fork_both(folder: Path) -> None:
-    torch.set_num_threads(1)
-    children = []
-    for rank in range(2):
-        if child := os.fork():
-            children.append(child)
-            continue
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-        half = BATCH // 2
-        save_file(contrast(slice(rank * half, (rank + 1) * half)), folder / f"{rank}.safetensors")
-        dist.destroy_process_group()
-        os._exit(0)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    sys.exit(max(codes))
+def one_of_two(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    half = BATCH // 2
+    save_file(contrast(slice(rank * half, (rank + 1) * half)), f"{folder}/{rank}.safetensors")
+    dist.destroy_process_group()
 
 
-def test_two_processes_see_the_negatives_and_keep_the_queue_of_one(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, timeout=120)
+def test_two_processes_see_the_negatives_and_keep_the_queue_of_one(forks: Forks, tmp_path: Path) -> None:
+    forks.call(__file__, "one_of_two", tmp_path, [0, str(tmp_path)], [1, str(tmp_path)])
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     whole = contrast(slice(0, BATCH))
     torch.testing.assert_close((first["loss"] + second["loss"]) / 2, whole["loss"])
@@ -62,7 +48,3 @@ def test_two_processes_see_the_negatives_and_keep_the_queue_of_one(tmp_path: Pat
     for found in (first, second):
         torch.testing.assert_close(found["keys"], whole["keys"])
         assert torch.equal(found["position"], whole["position"])
-
-
-if __name__ == "__main__":
-    fork_both(Path(sys.argv[1]))

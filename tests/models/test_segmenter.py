@@ -312,17 +312,28 @@ def test_nothing_is_pickled_and_an_existing_folder_is_replaced_whole(tmp_path: P
     assert json.loads((target / "config.json").read_text())["model_type"] == "tpssl-segmenter"
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import sys, tpssl_hf; assert 'torch' not in sys.modules\nfrom transformers import AutoConfig as A; load(A)",
-        "from transformers import AutoModelForSemanticSegmentation; import tpssl_hf",
-    ],
-)
-def test_one_import_before_or_after_transformers_is_enough(folder: Path, imports: str) -> None:
-    code = (
-        f"def load(auto): return auto.from_pretrained({str(folder)!r})\n{imports}\n"
-        "from transformers import AutoModelForSemanticSegmentation as Auto\n"
-        "assert type(load(Auto)).__name__ == 'TpsslForSemanticSegmentation'"
-    )
+# One process for each order of the imports, forked from one that has loaded what takes longest and matters to neither.
+BOTH_ORDERS = """
+import os, sys, timm
+assert not {"tpssl_hf", "transformers"} & set(sys.modules)
+if before := os.fork():
+    from transformers import AutoModelForSemanticSegmentation
+    import tpssl_hf
+else:
+    import tpssl_hf
+    from transformers import AutoConfig
+    AutoConfig.from_pretrained(sys.argv[1])
+    from transformers import AutoModelForSemanticSegmentation
+found = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1])
+assert type(found).__name__ == "TpsslForSemanticSegmentation"
+assert not before or os.waitpid(before, 0)[1] == 0
+"""
+
+
+def test_one_import_before_or_after_transformers_is_enough(folder: Path) -> None:
+    subprocess.run([sys.executable, "-c", BOTH_ORDERS, str(folder)], check=True)
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, tpssl_hf; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from tpssl_hf import pretraining
+from tpssl_hf.data import sources
 
 ROOT = Path(__file__).parents[2]
 RunRecipe = Callable[[Any, Mapping[str, Any]], int]
@@ -31,9 +33,22 @@ def load_recipe() -> Callable[[str], Any]:
     return load
 
 
+@pytest.fixture(scope="session")
+def embedded() -> dict[str, Any]:
+    """The loaders of the embedded data sets, which make each of them once: the half of many a tiny run."""
+    return {name: functools.cache(load) for name, load in sources.EMBEDDED_LOADERS.items()}
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the stores of pictures, which runs on the same pictures share."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def run_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunRecipe]:
+def run_recipe(embedded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunRecipe]:
     """Run a loaded recipe in this process with these settings; returns its exit code. One of None is left out."""
+    monkeypatch.setattr(sources, "EMBEDDED_LOADERS", embedded)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -58,11 +58,13 @@ def pretrained(folder: Path, steps: tuple[int, ...] = (10, 20), *, seed: int = 0
 
 
 @pytest.fixture
-def analyze(run_recipe: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Analyze:
+def analyze(
+    run_recipe: Any, recipe: Any, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Analyze:
     """Run the recipe in this process with these settings; a setting of None is left out."""
     monkeypatch.chdir(tmp_path)  # where no earlier run of the defaults is found
     tiny: dict[str, Any] = {"dataset": "digits", "backbone": "test_resnet", "image_size": 32, "limit_images": 120}
-    tiny |= {"repeats": 2, "samples": 40, "perplexity": 8, "cache_dir": tmp_path / "cache"}
+    tiny |= {"repeats": 2, "samples": 40, "perplexity": 8, "cache_dir": shared_cache}
     tiny |= {"output_dir": tmp_path / "out"}
     return lambda **settings: run_recipe(recipe, tiny | settings)
 
@@ -226,7 +228,7 @@ def test_analyses_may_be_added_to_a_folder_but_not_to_that_of_a_run(analyze: Ana
         ({"analysis": "clustering", "repeats": 0}, "repeats 0: give a number from 1"),
         ({"analysis": "clustering", "test_split": "validation"}, "the test pictures: .* Say --test_split none"),
         ({"analysis": "clustering", "limit_images": 5}, "5 labelled train pictures cannot make 10 clusters"),
-        ({"analysis": "tsne", "samples": 121}, "samples 121: give a number from 2 to 120"),
+        ({"analysis": "tsne", "samples": 1}, "samples 1: give a number from 2; there are 120 test pictures"),
         ({"analysis": "tsne", "perplexity": 80}, "below the 80 features"),
         ({"analysis": "steps"}, "steps needs --run FOLDER"),
         ({"analysis": "steps", "run": "nowhere"}, "run nowhere holds no config.yaml"),
@@ -256,4 +258,5 @@ def test_pictures_without_labels_cannot_be_scored(
     run, folder = weights(tmp_path / "one"), pictures(12)
     with pytest.raises(InputError, match="the training pictures have no labels"):
         analyze(analysis="clustering", adapted=run, dataset=folder, test_split="none")
-    assert analyze(analysis="tsne", adapted=run, dataset=folder, test_split="none", samples=10, perplexity=3) == 0
+    assert analyze(analysis="tsne", adapted=run, dataset=folder, test_split="none", samples=500, perplexity=3) == 0
+    assert len((tmp_path / "out" / "tsne.csv").read_text().splitlines()) == 1 + 2 * 12, "all there are"

@@ -26,11 +26,11 @@ def picker(load_recipe: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture
-def pick(run_recipe: Any, picker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pick:
+def pick(run_recipe: Any, picker: Any, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pick:
     """Run the recipe in this process with these settings; a setting of None is left out."""
     monkeypatch.chdir(tmp_path)
     tiny: dict[str, Any] = {"dataset": "digits", "backbone": "test_resnet", "image_size": 32, "limit_images": 120}
-    tiny |= {"count": 8, "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "list"}
+    tiny |= {"count": 8, "cache_dir": shared_cache, "output_dir": tmp_path / "list"}
     return lambda **settings: run_recipe(picker, tiny | settings)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tpssl_hf import pretraining
+from tpssl_hf.analysis import budget
 from tpssl_hf.analysis.health import CollapseWarning
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
@@ -175,8 +176,13 @@ def test_the_decoupled_pull_moves_toward_the_start(adapt: Adapt, pictures: Pictu
 
 
 def test_a_budget_chooses_batch_size_and_length_and_a_plan_only_says_so(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapt: Adapt,
+    pictures: Pictures,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(budget, "TIMING_SECONDS", 0.2)
     settings = {"dataset": pictures(70), "budget": "20s", "max_steps": None}
     assert adapt(**settings, plan="true") == 0
     said = capsys.readouterr().out

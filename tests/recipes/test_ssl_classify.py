@@ -33,13 +33,15 @@ def classify(load_recipe: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture
-def learn(run_recipe: Any, classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Learn:
+def learn(
+    run_recipe: Any, classify: Any, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Learn:
     """Run the recipe in this process with these settings; a setting of None is left out."""
     for module, name in ((finetuning, "draw_views"), (classify, "draw_curves"), (classify, "draw_pseudo_labels")):
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"dataset": "digits", "labels": 20, "backbone": "test_resnet", "image_size": 32, "work_size": 16}
     tiny |= {"batch_size": 4, "unlabeled_ratio": 2, "max_steps": 3, "log_every": 1, "limit_images": 300}
-    tiny |= {"limit_test_images": 40, "precision": "fp32", "cache_dir": tmp_path / "cache"}
+    tiny |= {"limit_test_images": 40, "precision": "fp32", "cache_dir": shared_cache}
     tiny |= {"output_dir": tmp_path / "run"}
 
     def run(**settings: Any) -> int:
@@ -79,7 +81,9 @@ def test_every_learner_leaves_a_score_and_weights(method: str, learn: Learn, tmp
     assert 0 <= found["metrics"]["expected_calibration_error"] <= 1
 
 
-def test_the_score_is_that_of_the_saved_network_in_plain_timm(learn: Learn, tmp_path: Path) -> None:
+def test_the_score_is_that_of_the_saved_network_in_plain_timm(
+    learn: Learn, shared_cache: Path, tmp_path: Path
+) -> None:
     assert learn(limit_test_images=None) == 0
     found = results(tmp_path / "run")
     model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).eval()
@@ -88,7 +92,7 @@ def test_the_score_is_that_of_the_saved_network_in_plain_timm(learn: Learn, tmp_
     from tpssl_hf.data.store import open_store
 
     source = load_source("digits", split="test")
-    budget = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False, "cache_dir": tmp_path / "cache"}
+    budget = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False, "cache_dir": shared_cache}
     store, _ = open_store(source, image_size=32, **budget)
     settings = ViewSettings(32, model.pretrained_cfg["mean"], model.pretrained_cfg["std"], 0)
     with torch.inference_mode():

@@ -65,14 +65,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def learn(run_recipe: Any, recipe_segment: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Learn:
+def learn(
+    run_recipe: Any,
+    recipe_segment: Any,
+    made: Path,
+    shared_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Learn:
     """Run the recipe in this process with these settings; a setting of None is left out."""
     drawn = ((segmenting, "draw_views"), (recipe_segment, "draw_curves"), (recipe_segment, "draw_predictions"))
     for module, name in drawn:
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"dataset": made, "labels": 4, "backbone": "test_resnet", "crop_height": 32, "crop_width": 48}
     tiny |= {"batch_size": 2, "decoder_width": 16, "max_steps": 3, "log_every": 1, "precision": "fp32"}
-    tiny |= {"cache_dir": tmp_path / "cache", "output_dir": tmp_path / "run"}
+    tiny |= {"cache_dir": shared_cache, "output_dir": tmp_path / "run"}
     return lambda **settings: run_recipe(recipe_segment, tiny | settings)
 
 
@@ -220,7 +227,10 @@ def test_a_run_without_test_pictures_has_no_score(
         ({"labels": "missing.txt"}, "cannot be read"),
         ({"method": "cutmxi"}, "method 'cutmxi' is not one of"),
         ({"unlabeled_ratio": 0}, "needs 1 or more"),
-        ({"dataset": "digit_scenes", "labels": "all", "exclude_labelled": True}, "all 400 pictures are labelled"),
+        (
+            {"split": "test", "test_split": "none", "labels": "all", "exclude_labelled": True},
+            "all 5 pictures are labelled",
+        ),
         ({"test_split": "validation"}, "test pictures could not be opened"),
         ({"label_seeds": "1,1"}, "not a list of different whole numbers"),
         ({"learning_rte": 0.1}, "unknown setting 'learning_rte'"),

@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tpssl_hf import pretraining
 from tpssl_hf.checkpoint import load_latest
 from tpssl_hf.config import read_config_file
 from tpssl_hf.errors import InputError
@@ -26,8 +27,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
 OTHERS = ("ssl_classify", "ssl_segment", "tables")  # parsed in the tests of their own recipes
 RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed", "steps", "stopped", "epochs"]
-RESULT_KEYS += ["seconds"]
-RESULT_KEYS += ["images_per_second", "metrics", "config", "versions", "commit"]
+RESULT_KEYS += ["seconds", "machine", "images_per_second", "metrics", "config", "versions", "commit"]
 RUN_FILES = {"config.yaml", "scan.json", "augmentations.png", "metrics.jsonl", "curves.png", "results.json"}
 
 Adapt = Callable[..., int]
@@ -135,7 +135,10 @@ def test_labels_are_probed_before_and_after(
     assert "kNN accuracy" in out and "linear probe" in out
 
 
-def test_streamed_parquet_needs_no_scan(adapt: Adapt, labelled: Any, tmp_path: Path) -> None:
+def test_streamed_parquet_needs_no_scan(
+    adapt: Adapt, labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "RECALIBRATION_PICTURES", 32)  # or the stream comes round a hundred times
     (tmp_path / "table").mkdir()
     labelled.to_parquet(tmp_path / "table" / "train.parquet")
     assert adapt(dataset=tmp_path / "table", streaming=True) == 0

@@ -27,10 +27,10 @@ def verdict(load_recipe: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture
-def ask(run_recipe: Any, verdict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+def ask(run_recipe: Any, verdict: Any, shared_cache: Path, tmp_path: Path) -> Ask:
     """Run the recipe in this process with these settings; a setting of None is left out."""
     tiny = {"dataset": "digits", "image_size": 32, "limit_images": 160, "labels": 20, "draws": 5, "base": "random"}
-    tiny |= {"backbone": "test_resnet", "cache_dir": tmp_path / "cache", "feature_dir": tmp_path / "features"}
+    tiny |= {"backbone": "test_resnet", "cache_dir": shared_cache, "feature_dir": tmp_path / "features"}
     tiny |= {"output_dir": tmp_path / "verdict"}
     return lambda **settings: run_recipe(verdict, tiny | settings)
 

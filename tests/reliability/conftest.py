@@ -1,34 +1,28 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from forked_runs import CLASSIFY, SEGMENT, Runs
+from forked_runs import CLASSIFY, SEGMENT, Forks, Runs
 from PIL import Image
 
 
 @pytest.fixture(scope="session")
-def runs() -> Iterator[Runs]:
-    """Runs of the recipe, forked from one process that has imported it."""
-    server = Runs()
-    yield server
-    server.close()
+def runs(forks: Forks) -> Runs:
+    """Runs of recipes/target_pretrain.py."""
+    return Runs(forks)
 
 
 @pytest.fixture(scope="session")
-def classifying_runs() -> Iterator[Runs]:
+def classifying_runs(forks: Forks) -> Runs:
     """The same of recipes/ssl_classify.py."""
-    server = Runs(CLASSIFY)
-    yield server
-    server.close()
+    return Runs(forks, CLASSIFY)
 
 
 @pytest.fixture(scope="session")
-def segmenting_runs() -> Iterator[Runs]:
+def segmenting_runs(forks: Forks) -> Runs:
     """The same of recipes/ssl_segment.py."""
-    server = Runs(SEGMENT)
-    yield server
-    server.close()
+    return Runs(forks, SEGMENT)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,4 @@
-"""Checkpoints under injected faults, kills and damage.
-
-As a script, ``test_checkpoint_faults.py FOLDER KILLS``, it is the child process that forks savers and kills them.
-"""
+"""Checkpoints under injected faults, kills and damage."""
 
 import contextlib
 import errno
@@ -11,8 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked_runs import Forks
 
 from tpssl_hf import checkpoint as checkpoint_module
 from tpssl_hf.checkpoint import CheckpointError, load_latest, save_checkpoint
@@ -125,7 +121,9 @@ def test_old_or_new_is_there_after_a_fault_in_any_call(
     assert at > 20 and loaded(tmp_path / "run") == (step, 1)
 
 
-def kill_at_random(folder: Path, kills: int) -> None:
+def kill_at_random(place: str, kills: int) -> None:
+    """Fork processes that save and kill them; to be called in a process that may fork."""
+    folder = Path(place)
     save(folder, 1)
     newest, inside = 1, 0
     for _ in range(kills):
@@ -147,10 +145,8 @@ def kill_at_random(folder: Path, kills: int) -> None:
 
 
 @pytest.mark.parametrize("kills", [30, pytest.param(200, marks=pytest.mark.slow)])
-def test_random_kills_lose_at_most_the_save_under_way(tmp_path: Path, kills: int) -> None:
-    command = [sys.executable, "-W", "error", __file__, str(tmp_path / "run"), str(kills)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr
+def test_random_kills_lose_at_most_the_save_under_way(forks: Forks, tmp_path: Path, kills: int) -> None:
+    forks.call(__file__, "kill_at_random", tmp_path, [str(tmp_path / "run"), kills])
 
 
 @pytest.mark.parametrize("limit", [0, 1, 8, 100, 500, 1000, 1300])
@@ -228,8 +224,3 @@ def test_damage_is_found_and_the_previous_checkpoint_used(tmp_path: Path, three_
     assert str(tmp_path / "run" / "step_3") in text and any(name in text for name in names)
     assert f"step_{result[0]} is used instead" in text
     assert kind != "truncate" or names[0] == "MANIFEST.json" or f"{arguments[0]} bytes instead of" in text
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    kill_at_random(Path(sys.argv[1]), int(sys.argv[2]))

@@ -40,15 +40,37 @@ def differences(one: Path, other: Path) -> tuple[float, float]:
     )
 
 
+@pytest.fixture(scope="module")
+def alone(runs: Runs, smallest: Smallest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a short run in one process, made once per choice of settings; its log is beside it."""
+    made: dict[str, Path] = {}
+
+    def get(**settings: object) -> Path:
+        if str(settings) not in made:
+            folder = made[str(settings)] = tmp_path_factory.mktemp("alone")
+            log = folder.with_suffix(".log")
+            assert runs.run(smallest(folder, **settings), log) == 0, log.read_text()
+        return made[str(settings)]
+
+    return get
+
+
 @pytest.mark.parametrize("optimizer, learning_rate, parts", [("lars", 3.0, 1), ("sgd", 0.02, 2)])
 def test_two_processes_are_one_with_shared_statistics(
-    runs: Runs, smallest: Smallest, logs: list[Path], tmp_path: Path, optimizer: str, learning_rate: float, parts: int
+    runs: Runs,
+    smallest: Smallest,
+    alone: Callable[..., Path],
+    logs: list[Path],
+    tmp_path: Path,
+    optimizer: str,
+    learning_rate: float,
+    parts: int,
 ) -> None:
     """Steps are kept small: rounding decides which way a ReLU falls, and large ones make much of that."""
     settings = SHORT | {"optimizer": optimizer, "learning_rate": learning_rate, "gradient_accumulation_steps": parts}
-    assert runs.run(smallest(tmp_path / "one", **settings), tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    one = alone(**settings)
     together(runs, smallest(tmp_path / "two", **settings), logs)
-    weights, losses = differences(tmp_path / "one", tmp_path / "two")
+    weights, losses = differences(one, tmp_path / "two")
     assert weights <= 1e-5 and losses <= 1e-5
     lines = read_metrics(tmp_path / "two" / "metrics.jsonl")
     assert (
@@ -56,20 +78,20 @@ def test_two_processes_are_one_with_shared_statistics(
     )  # there is something to compare
 
     said = [log.read_text() for log in logs]
-    assert "; 2 processes; float32" in said[0] and "1 process; float32" in (tmp_path / "log").read_text()
+    assert "; 2 processes; float32" in said[0] and "1 process; float32" in one.with_suffix(".log").read_text()
     assert "Adapted" in said[0] and "Warning" not in said[0] and said[1] == ""  # only the main process speaks
     assert json.loads((tmp_path / "two" / "results.json").read_text())["dataset"]["images"] == 32
-    together(runs, smallest(tmp_path / "two", **settings), logs)
-    assert "holds the finished run" in logs[0].read_text()
 
 
 def test_statistics_of_its_own_part_make_a_difference(
-    runs: Runs, smallest: Smallest, logs: list[Path], tmp_path: Path
+    runs: Runs, smallest: Smallest, alone: Callable[..., Path], logs: list[Path], tmp_path: Path
 ) -> None:
-    assert runs.run(smallest(tmp_path / "one", **SHORT), tmp_path / "log") == 0
+    one = alone(**SHORT, optimizer="lars", learning_rate=3.0, gradient_accumulation_steps=1)
     together(runs, smallest(tmp_path / "two", **SHORT, sync_batchnorm=False), logs)
-    weights, losses = differences(tmp_path / "one", tmp_path / "two")
+    weights, losses = differences(one, tmp_path / "two")
     assert weights > 1e-3 and losses > 1e-3
+    together(runs, smallest(tmp_path / "two", **SHORT, sync_batchnorm=False), logs)
+    assert "holds the finished run" in logs[0].read_text()
 
 
 def test_batch_that_two_processes_cannot_share_is_refused(
@@ -83,13 +105,14 @@ def test_batch_that_two_processes_cannot_share_is_refused(
 def test_killed_process_ends_the_other_and_both_continue_bit_identically(
     runs: Runs, smallest: Smallest, logs: list[Path], tmp_path: Path
 ) -> None:
-    together(runs, smallest(tmp_path / "unkilled", max_steps=6), logs)
-    pids = runs.start_group(smallest(tmp_path / "run", max_steps=6), logs, {1: Fault("forward", 5)})
+    short = {"max_steps": 4, "save_every": 2}
+    together(runs, smallest(tmp_path / "unkilled", **short), logs)
+    pids = runs.start_group(smallest(tmp_path / "run", **short), logs, {1: Fault("forward", 4)})
     assert runs.wait(pids[1]) == -signal.SIGKILL
     assert runs.wait(pids[0], seconds=60) != 0
     assert not (tmp_path / "run" / "results.json").exists()
-    together(runs, smallest(tmp_path / "run", max_steps=6), logs)
-    assert "resuming after step 3 of 6" in logs[0].read_text()
+    together(runs, smallest(tmp_path / "run", **short), logs)
+    assert "resuming after step 2 of 4" in logs[0].read_text()
     one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("unkilled", "run"))
     assert one.read_bytes() == other.read_bytes()
 

@@ -17,6 +17,14 @@ def tiny_demo() -> Any:
     return tiny_demo
 
 
+@pytest.fixture(scope="session", autouse=True)
+def uploads_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what gradio stores of uploads and answers out of the machine's own temporary folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_config(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Tiny models and pictures of everything the demo can show."""

@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 from tiny_demo import CLASSES, GRADIO_NOISE, picture_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [*GRADIO_NOISE, pytest.mark.filterwarnings("ignore:The copy keyword is deprecated")]
+pytestmark = GRADIO_NOISE
 if BROWSER is None:
     pytestmark.append(pytest.mark.skip(reason="there is no browser: `apt-get install chromium`"))
 QUIET = [  # no sandbox, because containers run as root; nothing that calls home

@@ -19,7 +19,7 @@ from gradio_client import Client, handle_file
 from gradio_client.utils import QueueError
 from tiny_demo import GRADIO_NOISE, launched, picture_of
 
-pytestmark = [*GRADIO_NOISE, pytest.mark.filterwarnings("ignore:The copy keyword is deprecated")]
+pytestmark = GRADIO_NOISE
 CLIENTS, REQUESTS, ROOM = 8, 3, 2
 
 

@@ -18,7 +18,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from tiny_demo import DEMO, GRADIO_NOISE
 
-pytestmark = [*GRADIO_NOISE, pytest.mark.filterwarnings("ignore:The copy keyword is deprecated")]
+pytestmark = GRADIO_NOISE
 MODELS = {"classify": "pets", "segment": "pets' outlines"}
 
 

@@ -32,6 +32,7 @@ LEAKED = (
 GRADIO_NOISE = [
     *(pytest.mark.filterwarnings(f"ignore:{message}:ResourceWarning") for message in LEAKED),
     pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
 ]
 
 

@@ -113,7 +113,7 @@ def _loaded(folder: Path, recipe: str) -> nn.Module:
 
 
 def _graph(network: _Outputs, size: tuple[int, int]) -> bytes:
-    """Return the network as ONNX with a free batch; padding by the size keeps torch from freeing height and width."""
+    """Return the network as ONNX with a free batch; height and width are fixed."""
     from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
     try:
