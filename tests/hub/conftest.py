@@ -1,4 +1,4 @@
-import importlib.util
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,18 +12,15 @@ from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub import HfApi, constants
 from loopback import TOKEN, LoopbackHub, running
 from PIL import Image
+from scripts import load_script
 
-ROOT = Path(__file__).parents[2]
 TINY = {"backbone": "test_resnet", "max_steps": 2, "precision": "fp32", "log_every": 1}
 DIGITS = {"dataset": "digits", "image_size": 32, "limit_images": 160}
 
 
 def _run(name: str, settings: dict[str, Any], patch: pytest.MonkeyPatch, drawing: tuple[str, ...]) -> None:
     """Run recipes/NAME.py in this process, without the pictures that take most of its time."""
-    spec = importlib.util.spec_from_file_location(f"published_{name}", ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = load_script(f"recipes/{name}.py")
     for place in drawing:
         module, _, function = place.rpartition(".")
         owner = importlib.import_module(module) if module else recipe

@@ -1,11 +1,11 @@
 """The cards in model_cards/ say what their records say, and the index names each of them."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import load_script
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 RECORDS = sorted(CARDS.glob("*.json"))
@@ -14,11 +14,7 @@ RECORDS = sorted(CARDS.glob("*.json"))
 @pytest.fixture(scope="module")
 def script() -> Any:
     """model_cards/record.py as a module."""
-    spec = importlib.util.spec_from_file_location("record_card", CARDS / "record.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("model_cards/record.py")
 
 
 def test_there_are_cards() -> None:

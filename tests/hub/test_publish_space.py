@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 from loopback import TOKEN, LoopbackHub
 from PIL import Image
 from published_spaces import RUN, check_demo, write_metric
+from scripts import ROOT, load_script
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import PushError
@@ -24,7 +25,6 @@ from tpssl_hf.hub.metric_modules import publish_metric
 from tpssl_hf.hub.spaces import publish_space
 from tpssl_hf.hub_config import PublishConfig
 
-ROOT = Path(__file__).parents[2]
 DEMO, METRICS = ROOT / "spaces/demo", ROOT / "tpssl_hf/metrics"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
@@ -128,11 +128,7 @@ def own_metric(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def recipe() -> Any:
     """recipes/publish.py as a module."""
-    spec = importlib.util.spec_from_file_location("publish_space_recipe", ROOT / "recipes" / "publish.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("recipes/publish.py")
 
 
 def test_what_is_published_runs_without_the_repository(

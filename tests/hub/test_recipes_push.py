@@ -1,6 +1,5 @@
 """Recipes with --push_to_hub: refused before training where it cannot work, published after it, and nothing lost."""
 
-import importlib.util
 import json
 import sys
 import warnings
@@ -14,6 +13,7 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub import constants, file_download, get_token, snapshot_download
 from loopback import TOKEN, LoopbackHub, Repository
+from scripts import load_script
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from tpssl_hf.config import HUB_KEYS
@@ -22,7 +22,6 @@ from tpssl_hf.hub.commit import PushError
 
 # The client itself passes pictures on in a way its HTTP library no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-ROOT = Path(__file__).parents[2]
 RECIPES = {"adapted": "target_pretrain", "classifier": "ssl_classify", "segmenter": "ssl_segment"}
 LOADERS = {
     "adapted": AutoModel,
@@ -46,10 +45,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
         path.write_bytes(b"\x89PNG")
 
     def start(name: str, settings: dict[str, Any]) -> int:
-        spec = importlib.util.spec_from_file_location(f"pushed_{name}", ROOT / "recipes" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        recipe = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(recipe)
+        recipe = load_script(f"recipes/{name}.py")
         for function in ("draw_curves", "draw_pseudo_labels"):
             monkeypatch.setattr(recipe, function, draw, raising=False)
         for module in ("pretraining", "finetuning"):

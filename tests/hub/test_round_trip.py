@@ -1,6 +1,5 @@
 """There and back: what is pushed loads by its name in timm, transformers and tpssl_hf, and gives the same outputs."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,12 +13,12 @@ import torch
 from huggingface_hub import HfApi
 from loopback import TOKEN, LoopbackHub
 from PIL import Image
+from scripts import ROOT, load_script
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.publish import publish_run
 from tpssl_hf.hub_config import PublishConfig
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
 # Runs in a process of its own: the client reads the address of the Hub when it is imported.
@@ -118,11 +117,7 @@ def test_what_is_pushed_loads_everywhere_and_gives_the_same(
 @pytest.fixture(scope="module")
 def recipe() -> Any:
     """recipes/publish.py as a module."""
-    spec = importlib.util.spec_from_file_location("publish_recipe", ROOT / "recipes" / "publish.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("recipes/publish.py")
 
 
 def test_the_recipe_shows_what_it_would_push(

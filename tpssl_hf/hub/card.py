@@ -34,13 +34,14 @@ PROBED = "training pictures, labels held out"
 ADAPTED, BASE, STATISTICS = "this model", "base", "base, statistics only"
 
 
-def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str]) -> str:
+def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], more_usage: str | None = None) -> str:
     """Return README.md.
 
     Args:
         evidence: what the run says about itself.
         repo: Hub id that the snippets name.
         files_beside: names of the files published with it; pictures among them are shown.
+        more_usage: what stands below the usual ways to load the model.
     """
     results = evidence.results
     template = Template(files("tpssl_hf.hub").joinpath("card_template.md").read_text(encoding="utf-8"))
@@ -48,7 +49,7 @@ def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str]) -> 
         title=repo.partition("/")[2],
         intro=_intro(evidence),
         results=_results(evidence),
-        usage=snippets(results, repo),
+        usage=snippets(results, repo) + (f"\n\n{more_usage}" if more_usage else ""),
         verdict=_verdict(evidence, files_beside),
         origin=_origin(evidence),
         training=_training(evidence),

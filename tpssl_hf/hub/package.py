@@ -11,7 +11,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.hub.card import render_card
 from tpssl_hf.hub.discretion import publishable, without_paths, without_secrets
 from tpssl_hf.hub.evidence import MODEL, MODEL_CONFIG, VERDICT, WEIGHTS, Evidence
-from tpssl_hf.hub.snippets import onnx_snippets, snippets
+from tpssl_hf.hub.snippets import onnx_snippets
 from tpssl_hf.rundir import RESULTS
 
 Package = dict[str, bytes | Path]  # path in the repository -> its content, or the file that holds it
@@ -67,23 +67,21 @@ def package(
         files[VERDICT] = _json(evidence.verdict, known)
         if (verdict_folder / VERDICT_PICTURE).is_file():
             files[VERDICT_PICTURE] = verdict_folder / VERDICT_PICTURE
-    card = render_card(evidence, repo, frozenset(files))
-    if onnx:
-        card = _with_onnx(card, files, evidence, repo, known)
+    more = _add_onnx(files, evidence, repo, known) if onnx else None
+    card = render_card(evidence, repo, frozenset(files), more)
     files[CARD] = without_paths(without_secrets(card, known)).encode()
     return files
 
 
-def _with_onnx(card: str, files: Package, evidence: Evidence, repo: str, known: list[str]) -> str:
-    """Add the network as ONNX to ``files``, and return the card with how to run it."""
+def _add_onnx(files: Package, evidence: Evidence, repo: str, known: list[str]) -> str:
+    """Add the network as ONNX to ``files``, and return what the card says of running it."""
     from tpssl_hf.hub.onnx import browser_processor, export_onnx
 
     exported = export_onnx(evidence)
     files[ONNX] = exported.content
     if not files.keys() & PROCESSOR_FILES:
         files[PROCESSOR_FILES[0]] = _json(browser_processor(evidence), known)
-    usage = snippets(evidence.results, repo)
-    return card.replace(usage, f"{usage}\n\n{onnx_snippets(evidence.results, repo, exported)}")
+    return onnx_snippets(evidence.results, repo, exported)
 
 
 def _licensed(path: Path, licence: str) -> dict[str, Any]:
