@@ -40,20 +40,31 @@ class Classifier:
     @torch.inference_mode()
     def confidences(self, picture: Image.Image) -> dict[str, float]:
         """Return the probability of each class."""
-        logits = self.model(**self._inputs([picture])).logits[0].float()
-        return dict(zip(self.class_names, logits.softmax(dim=0).tolist(), strict=True))
+        return self._probabilities(self._maps([picture]))
+
+    @torch.inference_mode()
+    def confidences_and_feature(self, picture: Image.Image) -> tuple[dict[str, float], np.ndarray]:
+        """Return the probability of each class, and the feature (D,) as in ``features``, of one pass."""
+        maps = self._maps([picture])
+        return self._probabilities(maps), self._pooled(maps)[0]
 
     @torch.inference_mode()
     def features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Return what the backbone makes of pictures, (N, D) float32 of length one."""
-        network = self.model.timm_model
-        maps = network.forward_features(self._inputs(pictures)["pixel_values"])
-        values = network.forward_head(maps, pre_logits=True).float()
-        return torch.nn.functional.normalize(values, dim=1).cpu().numpy()
+        return self._pooled(self._maps(pictures))
 
-    def _inputs(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        pixels = self.processor(list(pictures), return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels.to(DEVICE)}
+    def _maps(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = self.processor(list(pictures), return_tensors="pt")["pixel_values"].to(DEVICE)
+        maps: torch.Tensor = self.model.timm_model.forward_features(pixels)
+        return maps
+
+    def _probabilities(self, maps: torch.Tensor) -> dict[str, float]:
+        logits = self.model.timm_model.forward_head(maps)[0].float()
+        return dict(zip(self.class_names, logits.softmax(dim=0).tolist(), strict=True))
+
+    def _pooled(self, maps: torch.Tensor) -> np.ndarray:
+        values = self.model.timm_model.forward_head(maps, pre_logits=True).float()
+        return torch.nn.functional.normalize(values, dim=1).cpu().numpy()
 
 
 @dataclass(frozen=True)

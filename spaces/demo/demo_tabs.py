@@ -63,10 +63,9 @@ def classification_tab(config: DemoConfig) -> None:
     def classify(picture: Any, model: Any) -> tuple[dict[str, float], dict[str, float], list[tuple[Image.Image, str]]]:
         """Name what is on a picture, by both classifiers of a pair, and find the training pictures most like it."""
         pair, pixels = _chosen(pairs, model), _read(picture)
-        near = []
-        if pair.neighbours is not None:
-            near = pair.neighbours.nearest(pair.adapted.features([pixels])[0], NEIGHBOURS_SHOWN)
-        return pair.base.confidences(pixels), pair.adapted.confidences(pixels), near
+        adapted, feature = pair.adapted.confidences_and_feature(pixels)
+        near = [] if pair.neighbours is None else pair.neighbours.nearest(feature, NEIGHBOURS_SHOWN)
+        return pair.base.confidences(pixels), adapted, near
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300):

@@ -245,15 +245,21 @@ def _spread(folder: Path) -> dict[str, Any] | None:
     return found if found.get("label_seeds") else None
 
 
-def _verdict(folder: Path, given: str | None) -> dict[str, Any] | None:
+def verdict_folder(folder: Path, given: str | None) -> Path | None:
+    """Return where the verdict on a run is, as ``--verdict`` says or else in its own folder; None without one."""
     if given == "none":
         return None
     places = [Path(given)] if given else [folder, folder / "verdict"]
-    file = next((place / VERDICT for place in places if (place / VERDICT).is_file()), None)
-    if file is None:
-        if given:
+    return next((place for place in places if (place / VERDICT).is_file()), None)
+
+
+def _verdict(folder: Path, given: str | None) -> dict[str, Any] | None:
+    place = verdict_folder(folder, given)
+    if place is None:
+        if given and given != "none":
             raise InputError(f"verdict {given!r} holds no {VERDICT}; give the folder that recipes/verdict.py made.")
         return None
+    file = place / VERDICT
     verdict = _json(file)
     judged = [row["name"] for row in verdict.get("rows", []) if row["name"] not in CONTROLS]
     if folder.resolve().name not in judged:

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 
 from tpssl_hf.config import HUB_KEYS
 from tpssl_hf.hub.commit import Delivery, check_target, deliver, discreet, known_secrets
-from tpssl_hf.hub.evidence import VERDICT, gather
+from tpssl_hf.hub.evidence import gather, verdict_folder
 from tpssl_hf.hub.package import OWN_FILES, Package, package
 from tpssl_hf.hub_config import PublishConfig
 
@@ -73,6 +73,5 @@ def _prepared(run_dir: Path, repo: str, choices: PublishConfig, known: list[str]
     evidence = gather(run_dir, choices)
     for name in HUB_KEYS:  # whoever makes this run again pushes it nowhere
         evidence.results["config"].pop(name, None)
-    places = [Path(choices.verdict)] if choices.verdict else [run_dir, run_dir / "verdict"]
-    verdict_folder = next((place for place in places if (place / VERDICT).is_file()), None)
-    return package(evidence, repo, verdict_folder=verdict_folder, known_secrets=known, onnx=choices.onnx)
+    place = verdict_folder(run_dir, choices.verdict)
+    return package(evidence, repo, verdict_folder=place, known_secrets=known, onnx=choices.onnx)
