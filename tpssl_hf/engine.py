@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from tpssl_hf.data.streams import EndlessStream, PictureStream, StreamingPictures, WithoutMasks
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch, Views
+from tpssl_hf.methods.pretrain.anchor import Anchor
 
 Stream = PictureStream | EndlessStream | WithoutMasks | StreamingPictures
 BAD_STEPS_IN_A_ROW = 3
@@ -56,8 +57,8 @@ def train(
     """Run steps ``start_step`` .. ``max_steps`` and return how many were completed in total.
 
     ``method`` is prepared by the accelerator, ``optimizer`` is not: it must honour ``found_inf``, with which a step
-    of non-finite loss or gradient is skipped on the device, before it reaches weights, BatchNorm or a teacher. On a
-    GPU nothing waits for the device between two log steps.
+    of non-finite loss or gradient is skipped on the device: it changes nothing in weights, optimizer, BatchNorm,
+    teachers or queues. On a GPU nothing waits for the device between two log steps.
 
     Args:
         accelerator: devices, processes, precision.
@@ -92,10 +93,10 @@ def train(
                 losses = method(batch, progress)
                 accelerator.backward(losses["loss"] / settings.accumulation_steps)
             meter.add(losses)
-        optimizer.found_inf = guard.check(meter.last_loss)  # type: ignore[attr-defined]
+        optimizer.found_inf = guard.check(meter.sums["loss"])  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        inner.after_step(progress)
+        guard.after_step(progress)
         done = step + 1
         logging = done % settings.log_every == 0 or done == settings.max_steps
         if logging or accelerator.device.type == "cpu":
@@ -111,47 +112,60 @@ def train(
 
 
 class Guard:
-    """Keeps a non-finite step away from weights, BatchNorm statistics and teachers, without asking the device."""
+    """Keeps a non-finite step away from all state of a method, without asking the device."""
 
     def __init__(self, method: nn.Module, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
+        self.method = method
         self.parameters = [p for p in method.parameters() if p.requires_grad]
-        self.buffers = [
+        self.statistics = [
             b
             for m in method.modules()
             if isinstance(m, nn.modules.batchnorm._BatchNorm)
             for b in m.buffers(recurse=False)
             if b.is_floating_point()
         ]
-        self.sizes = [b.numel() for b in self.buffers]
-        self.remembered = self._statistics()
+        # All that forward or after_step may change. The anchor's buffers are constants, as many as there are weights.
+        changing = [b for m in method.modules() if not isinstance(m, Anchor) for b in m.buffers(recurse=False)]
+        self.buffers = [[b for b in changing if b.dtype == kind] for kind in {b.dtype for b in changing}]
+        self.remembered: list[Tensor] = []
+        self.bad = torch.zeros((), device=accelerator.device)
         self.streak = torch.zeros((), device=accelerator.device)
         self.gradient_norm = torch.zeros((), device=accelerator.device)
 
-    def _statistics(self) -> Tensor:
-        """Copy all BatchNorm statistics into one tensor, which takes fewer kernels than one by one."""
-        return torch.cat(self.buffers) if self.buffers else torch.zeros(0, device=self.accelerator.device)
-
     def remember_buffers(self) -> None:
-        """Keep the BatchNorm statistics as they are before the forward pass."""
-        self.remembered = self._statistics()
+        """Keep the buffers as they are before the forward pass."""
+        self.remembered = [_joined(group) for group in self.buffers]
 
     @torch.no_grad()
     def check(self, loss: Tensor) -> Tensor:
-        """Return 1.0 if loss, gradient or statistics are not finite on any process, else 0.0; puts them back if so."""
+        """Return 1.0 if loss, gradient or BatchNorm statistics are not finite on any process, else 0.0."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self.gradient_norm = torch.stack(torch._foreach_norm(gradients)).float().norm()
         good = torch.isfinite(loss) & torch.isfinite(self.gradient_norm)
-        statistics = self._statistics()
-        good &= torch.isfinite(statistics).all()  # an overflow can end in them and nowhere else: x / inf is 0
+        if self.statistics:  # an overflow can end in them and nowhere else: x / inf is 0
+            good &= torch.isfinite(_joined(self.statistics)).all()
         bad = 1.0 - good.float()
         if self.accelerator.num_processes > 1:
             bad = self.accelerator.reduce(bad, "sum").clamp(max=1.0)
-        if self.buffers:
-            statistics = torch.where(bad > 0, self.remembered, statistics)
-            torch._foreach_copy_(self.buffers, list(torch.split(statistics, self.sizes)))
-        self.streak = (self.streak + 1.0) * bad
+        self.bad, self.streak = bad, (self.streak + 1.0) * bad
         return bad
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Let the method update teachers and queues; after a bad step everything is put back as it was."""
+        if self.bad.device.type == "cpu" and not self.bad:  # reading is free, copying is not
+            self.method.after_step(progress)  # type: ignore[operator]
+            return
+        weights: list[Tensor] = list(self.method.parameters())
+        kept = torch._foreach_mul(weights, self.bad)
+        self.method.after_step(progress)  # type: ignore[operator]
+        torch._foreach_mul_(weights, 1.0 - self.bad)
+        torch._foreach_add_(weights, kept)
+        for group, before in zip(self.buffers, self.remembered, strict=True):
+            values = torch.where(self.bad > 0, before, _joined(group))
+            parts = torch.split(values, [b.numel() for b in group])
+            torch._foreach_copy_(group, [part.view_as(b) for part, b in zip(parts, group, strict=True)])
 
     def stop_after_bad_streak(self, step: int, rate: float) -> None:
         """Warn of skipped steps and raise after three in a row; reads from the device."""
@@ -173,7 +187,6 @@ class Meter:
         self.accelerator = accelerator
         self.settings = settings
         self.sums: dict[str, Tensor] = {}
-        self.last_loss = torch.zeros((), device=accelerator.device)
         self.since, self.since_step = time.perf_counter(), start_step
 
     def start_step(self) -> None:
@@ -182,7 +195,6 @@ class Meter:
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Add one forward pass of this step."""
-        self.last_loss = losses["loss"].detach()
         for name, value in losses.items():
             value = value.detach().float().to(self.accelerator.device, non_blocking=True)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -198,6 +210,11 @@ class Meter:
         values["images_per_second"] = pictures / (now - self.since)
         self.since, self.since_step = now, done
         return values
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Copy tensors of one kind into one, which takes fewer kernels than one by one."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _agreed(accelerator: Accelerator, stop: Callable[[], bool]) -> bool:

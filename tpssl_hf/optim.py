@@ -81,6 +81,25 @@ class LARS(Optimizer):
         torch._foreach_sub_(params, torch._foreach_mul(velocities, group["lr"] * go))
 
 
+class SteadySGD(SGD):
+    """torch's SGD whose momentum starts from zeros, which makes the same first step.
+
+    torch's fused one leaves memory as it finds it in place of the momentum if ``found_inf`` skips the first step of
+    a tensor, and moves weights by it ever after.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Make one step with the gradients at hand."""
+        if closure is not None:
+            raise ValueError("SteadySGD takes no closure")
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group["momentum"] != 0 and p.grad is not None and self.state[p].get("momentum_buffer") is None:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        super().step()
+
+
 def parameter_groups(
     module: nn.Module,
     weight_decay: float,
@@ -142,7 +161,7 @@ def build_optimizer(
     for group in groups:
         group.pop("lars_exclude")
     if name == "sgd":
-        return SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
+        return SteadySGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
     if name == "adamw":
         return AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)
     raise ValueError(f"optimizer {name!r} is not one of lars, sgd, adamw")

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from upload_files import encode
 
 pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra demo pytest`")
 
+import httpx  # comes with gradio, and only with it
 from demo_config import DemoConfig
 from demo_models import Classifier, load_classifier
 from gradio_client import Client, handle_file

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import uploads
 from upload_files import COLOUR, REFUSED, encode
 
 pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra demo pytest`")
 
+import httpx  # comes with gradio, and only with it
 from demo_config import DemoConfig
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
