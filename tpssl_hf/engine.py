@@ -133,6 +133,11 @@ class Guard:
         self.streak = torch.zeros((), device=accelerator.device)
         self.gradient_norm = torch.zeros((), device=accelerator.device)
 
+    @property
+    def reading_is_free(self) -> bool:
+        """Whether the host need not wait to know of a bad step."""
+        return self.accelerator.device.type == "cpu"
+
     def remember_buffers(self) -> None:
         """Keep the buffers as they are before the forward pass."""
         self.remembered = [_joined(group) for group in self.buffers]
@@ -154,7 +159,7 @@ class Guard:
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Let the method update teachers and queues; after a bad step everything is put back as it was."""
-        if self.bad.device.type == "cpu" and not self.bad:  # reading is free, copying is not
+        if self.reading_is_free and not self.bad:  # copying is not
             self.method.after_step(progress)  # type: ignore[operator]
             return
         weights: list[Tensor] = list(self.method.parameters())
