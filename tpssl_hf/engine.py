@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from tpssl_hf.data.streams import EndlessStream, PictureStream, StreamingPicture
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch, Views
 from tpssl_hf.methods.pretrain.anchor import Anchor
+from tpssl_hf.models.queue import KeyQueue
 
 Stream = PictureStream | EndlessStream | WithoutMasks | StreamingPictures
 BAD_STEPS_IN_A_ROW = 3
@@ -125,9 +126,9 @@ class Guard:
             for b in m.buffers(recurse=False)
             if b.is_floating_point()
         ]
-        # All that forward or after_step may change. The anchor's buffers are constants, as many as there are weights.
-        changing = [b for m in method.modules() if not isinstance(m, Anchor) for b in m.buffers(recurse=False)]
-        self.buffers = [[b for b in changing if b.dtype == kind] for kind in {b.dtype for b in changing}]
+        # The large ones are not copied before each step: the anchor's are constants, queues move in after_step only.
+        self.buffers = _by_kind(m for m in method.modules() if not isinstance(m, Anchor | KeyQueue))
+        self.queues = _by_kind(m for m in method.modules() if isinstance(m, KeyQueue))
         self.remembered: list[Tensor] = []
         self.bad = torch.zeros((), device=accelerator.device)
         self.streak = torch.zeros((), device=accelerator.device)
@@ -136,7 +137,7 @@ class Guard:
     @property
     def reading_is_free(self) -> bool:
         """Whether the host need not wait to know of a bad step."""
-        return self.accelerator.device.type == "cpu"
+        return bool(self.accelerator.device.type == "cpu")
 
     def remember_buffers(self) -> None:
         """Keep the buffers as they are before the forward pass."""
@@ -164,10 +165,11 @@ class Guard:
             return
         weights: list[Tensor] = list(self.method.parameters())
         kept = torch._foreach_mul(weights, self.bad)
+        remembered = self.remembered + [_joined(group) for group in self.queues]
         self.method.after_step(progress)  # type: ignore[operator]
         torch._foreach_mul_(weights, 1.0 - self.bad)
         torch._foreach_add_(weights, kept)
-        for group, before in zip(self.buffers, self.remembered, strict=True):
+        for group, before in zip(self.buffers + self.queues, remembered, strict=True):
             values = torch.where(self.bad > 0, before, _joined(group))
             parts = torch.split(values, [b.numel() for b in group])
             torch._foreach_copy_(group, [part.view_as(b) for part, b in zip(parts, group, strict=True)])
@@ -215,6 +217,12 @@ class Meter:
         values["images_per_second"] = pictures / (now - self.since)
         self.since, self.since_step = now, done
         return values
+
+
+def _by_kind(modules: Iterable[nn.Module]) -> list[list[Tensor]]:
+    """Return the modules' own buffers, those of one dtype together."""
+    buffers = [buffer for module in modules for buffer in module.buffers(recurse=False)]
+    return [[b for b in buffers if b.dtype == kind] for kind in {b.dtype for b in buffers}]
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
