@@ -20,7 +20,9 @@ class ClassifyConfig:
         "balanced", "Draw the same number for each class, or in proportion to the classes."
     )
     label_seed: int = key(1, "Seed of the draw of labels.")
-    label_seeds: str | None = key(None, "Several draws, `1,2,3`: one run each, below output_dir, and their spread.")
+    label_seeds: list[int] | None = key(
+        None, "Several draws, `1,2,3`: one run each, below output_dir, and their spread.", several=True
+    )
     validation_labels: int = key(0, "Labels held out of training to watch the run by; 0 trains on all.")
     unlabelled_dataset: str | None = key(
         None, "Other pictures to learn from without labels; those of `dataset` when not given."
