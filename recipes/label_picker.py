@@ -30,7 +30,8 @@ from tpssl_hf.analysis.sheets import draw_contact_sheet
 from tpssl_hf.analyze_config import LabelPickerConfig
 from tpssl_hf.analyzing import located, open_split
 from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, RunConfig, config_files, parse_config, take
-from tpssl_hf.data.labels import Labelled, read_labels, rows_by_file
+from tpssl_hf.data.labels import Labelled, read_labels
+from tpssl_hf.data.picture_names import row_digests, rows_by_file
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.facts import run_facts

@@ -113,7 +113,8 @@ def _load_columns(
     if spec is not None and spec.task != "segmentation":
         known = ", ".join(name for name, entry in DATASETS.items() if entry.task == "segmentation")
         raise InputError(f"{dataset!r} has no masks: give a folder or Hub id of pictures with masks, or {known}.")
-    loaded, fingerprint, folder = open_dataset(dataset, split, config)
+    opened, folder = open_dataset(dataset, split, config)
+    loaded, fingerprint = opened.dataset, opened.fingerprint
     image_column = find_image_column(loaded.features, image_column or (spec.image_column if spec else None))
     mask_column = mask_column or (spec.label_column if spec else None)
     return loaded, fingerprint, folder, image_column, _find_mask_column(loaded.features, image_column, mask_column)
