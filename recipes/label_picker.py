@@ -142,9 +142,11 @@ def write_lists(
     by_file = not any(name == f"row {row}" for name, row in zip(names, rows, strict=True))
     with (folder / "to_label.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["number", "file" if by_file else "row", "label"])
-        for number, (row, name, label) in enumerate(zip(rows, names, labels, strict=True), start=1):
-            writer.writerow([number, name if by_file else row, label or ""])
+        writer.writerow(["number", *(["file"] if by_file else ["row", "digest"]), "label"])
+        digests = row_digests(source, [] if by_file else rows)  # so that rows of changed data are not taken for these
+        known = [[name] for name in names] if by_file else zip(rows, digests, strict=True)
+        for number, (where, label) in enumerate(zip(known, labels, strict=True), start=1):
+            writer.writerow([number, *where, label or ""])
     entries = zip(rows, names, labels, strict=True)
     content = {
         "dataset": source.name,

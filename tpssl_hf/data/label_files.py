@@ -143,7 +143,7 @@ def _refuse_header(columns: Sequence[str], shown: Sequence[str], path: Path) -> 
         raise InputError(f"labels file {path} has no column `label` ({found}); it needs `label`, and `file` or `row`.")
     if not _is_header(columns):
         raise InputError(
-            f"labels file {path} has neither `file` nor `row` ({found}); it needs a column of one of them, and `label`."
+            f"labels file {path} has neither `file` nor `row` ({found}); it needs one of them, and `label`."
         )
     if twice := [name for name in (FILE, ROW, DIGEST, LABEL) if columns.count(name) > 1]:
         raise InputError(f"labels file {path} has the column `{twice[0]}` twice ({found}); leave one.")
@@ -168,7 +168,8 @@ def rows_meant(content: LabelFile, path: Path, source: Source) -> tuple[list[tup
     names = PictureNames(source) if any(_text(entry, FILE) for _, entry in labeled) else None
     found: list[tuple[int, str, Any]] = []
     strange: list[str] = []
-    unread, by_row, digests = 0, 0, {}
+    unread = by_row = 0
+    digests: dict[int, tuple[str, str]] = {}
     for where, entry in labeled:
         name = _text(entry, FILE)
         row = names.row_of(name, where) if names and name else None

@@ -71,8 +71,8 @@ def number_column(values: Sequence[Any], column: str) -> tuple[list[int | None],
     if numbers and texts:
         raise InputError(f"Label column {column!r} mixes texts and numbers: make every label one or the other.")
     number_of: dict[int | str | None, int | None] = {None: None}
-    number_of |= {value: number for number, value in enumerate(numbers or texts)}
-    names = None if numbers == list(range(len(numbers))) and not texts else tuple(map(str, numbers or texts))
+    number_of |= {value: number for number, value in enumerate([*numbers, *texts])}
+    names = None if numbers == list(range(len(numbers))) and not texts else tuple(map(str, [*numbers, *texts]))
     return [number_of[value] for value in known], names
 
 

@@ -99,10 +99,8 @@ def find_pairs(folder: Path, split: str, pictures_name: str, masks_name: str) ->
     Raises:
         InputError: if there is no such split, a name is not unique, or a mask or line of a list has no picture.
     """
-    places = {
-        "train": folder,
-        **{path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and split_kind(path.name)},
-    }
+    splits = [path for path in sorted(folder.iterdir()) if path.is_dir() and split_kind(path.name)]
+    places = {"train": folder, **{path.name: path for path in splits}}
     places = {name: place for name, place in places.items() if (place / pictures_name).is_dir()}
     if not places:
         return None

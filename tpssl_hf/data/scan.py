@@ -241,9 +241,9 @@ class ScanReport:
         lines += [f"  {note}" for note in self.notes]
         if self.left_out:
             kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in self.left_out)
-            shown = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common(5))
+            most = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common(5))
             lines.append(
-                f"  {len(self.left_out):,} files that look like pictures are not read ({shown}): "
+                f"  {len(self.left_out):,} files that look like pictures are not read ({most}): "
                 f"{', '.join(self.left_out[:5])}{', ...' if len(self.left_out) > 5 else ''}"
             )
         if self.masks is not None:

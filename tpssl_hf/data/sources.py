@@ -92,6 +92,7 @@ def load_source(
     if spec is not None and spec.task == "classification":
         label_column = label_column or spec.label_column
     label_column = _find_label_column(loaded.features, label_column)
+    is_path = isinstance(loaded.features[image_column], datasets.Value)  # to files beside the table, perhaps
     class_names = _class_names(loaded.features, label_column, spec)
     if label_column is not None and class_names is None and not streaming:
         loaded, class_names = _with_class_numbers(loaded, label_column)
@@ -105,7 +106,7 @@ def load_source(
         flip_is_safe=spec.flip_is_safe if spec is not None else True,
         spec=spec,
         folder=folder,
-        left_out=opened.left_out,
+        left_out=() if is_path else opened.left_out,
         notes=opened.notes,
     )
 
