@@ -70,9 +70,10 @@ def number_column(values: Sequence[Any], column: str) -> tuple[list[int | None],
     texts = sorted({value for value in known if isinstance(value, str)})
     if numbers and texts:
         raise InputError(f"Label column {column!r} mixes texts and numbers: make every label one or the other.")
+    classes: list[int | str] = [*numbers, *texts]
     number_of: dict[int | str | None, int | None] = {None: None}
-    number_of |= {value: number for number, value in enumerate([*numbers, *texts])}
-    names = None if numbers == list(range(len(numbers))) and not texts else tuple(map(str, [*numbers, *texts]))
+    number_of |= {value: number for number, value in enumerate(classes)}
+    names = None if classes == list(range(len(classes))) else tuple(map(str, classes))
     return [number_of[value] for value in known], names
 
 

@@ -154,6 +154,18 @@ def hold_out(labelled: Labelled, count: int, *, seed: int) -> tuple[Labelled, La
     return _part(labelled, kept), _part(labelled, held)
 
 
+def hold_out_share(labelled: Labelled, *, least: int, parts: int, seed: int) -> tuple[Labelled, Labelled] | None:
+    """Split off one of ``parts`` parts of each class, to validate on; None if a class has not ``least`` labels."""
+    counts = np.bincount(labelled.labels, minlength=len(labelled.class_names))
+    if counts.min() < least:
+        return None
+    random, held = np.random.default_rng(seed), []
+    for number, count in enumerate(counts.tolist()):
+        held.append(random.permutation(np.flatnonzero(labelled.labels == number))[: round(count / parts)])
+    rows = np.sort(np.concatenate(held))
+    return _part(labelled, np.setdiff1d(np.arange(len(labelled.labels)), rows)), _part(labelled, rows)
+
+
 def _part(labelled: Labelled, rows: np.ndarray) -> Labelled:
     return replace(labelled, indices=labelled.indices[rows], labels=labelled.labels[rows])
 
