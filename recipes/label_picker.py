@@ -70,9 +70,11 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
 def pick(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> str:
     """Choose the pictures and write everything; returns the summary for people."""
     options, began = take(LabelPickerConfig, settings), time.perf_counter()
-    source, store = open_split(settings, settings["split"], accelerator)
+    source, store = open_split(settings, settings["split"], accelerator, run)
     # Not choose_labels: it refuses labels that leave a class without any, which more pictures are wanted for.
     labelled = read_labels(Path(options.labelled), store, source) if options.labelled else None
+    for note in (f"labels so far: {labelled.counts(len(store))}", *labelled.notes) if labelled else ():
+        print(f"  {note}")
     known = Known(labelled.indices, labelled.labels, len(labelled.class_names)) if labelled else NONE_KNOWN
     features, origin = np.zeros((len(store), 1), dtype=np.float32), None
     if options.strategy != "random":

@@ -103,7 +103,7 @@ def open_data(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | 
 def _hold_out(
     choice: ClassifyConfig, labelled: Labelled, test: Split | None, source: Source, notes: list[str]
 ) -> tuple[Labelled, Labelled | None]:
-    """Settle which labels the run is watched by; without a test split that was not declined, say what stands for it."""
+    """Settle which labels the run is watched by; without a test split, say that there is no score and why."""
     if choice.validation_labels:
         return hold_out(labelled, choice.validation_labels, seed=choice.label_seed)
     if test or choice.test_split == "none":
@@ -136,11 +136,10 @@ def data_facts(data: FinetuningData) -> dict[str, str]:
 
 def _known_truth(store: PictureStore, source: Source, labelled: Labelled) -> Tensor | None:
     """Return the labels of ``store`` if it has any that number the classes as ``labelled`` does."""
-    if store.labels is None:
+    if store.labels is None or source.class_names not in (None, labelled.class_names):
         return None
-    names = source.class_names or tuple(str(number) for number in range(int(store.labels.max()) + 1))
-    numbered = all(name.isdecimal() for name in labelled.class_names)
-    if names != labelled.class_names and (source.class_names is not None or numbered):
+    numbers = tuple(str(number) for number in range(len(labelled.class_names)))
+    if source.class_names is None and labelled.class_names[0].isdecimal() and labelled.class_names != numbers:
         return None
     known = store.labels[store.labels != UNLABELLED]
     if len(known) == 0 or known.max() >= len(labelled.class_names):

@@ -70,6 +70,11 @@ def choose_labels(
             "of pictures), or give --labels a .csv file with the columns file and label; its columns are "
             f"{columns_of(source.dataset.features)}."
         )
+    if (store.labels == UNLABELLED).all():
+        raise InputError(
+            f"none of the {len(store):,} pictures of {source.name!r} has a label in its column "
+            f"{source.label_column!r}; give --labels a .csv file, or another --label_column."
+        )
     names = source.class_names or tuple(str(number) for number in range(int(store.labels.max()) + 1))
     if wanted == "all":
         indices, chosen = np.flatnonzero(store.labels != UNLABELLED), "every label of the data set"
@@ -78,7 +83,7 @@ def choose_labels(
         chosen = f"{wanted} labels, {mode}, seed {seed}"
     else:
         raise InputError(f"labels {wanted!r} is not a number above 0, `all`, or a .json or .csv file.")
-    return _check_classes(Labelled(indices, store.labels[indices], names, chosen))
+    return _check_classes(Labelled(indices, store.labels[indices], names, chosen), source.notes)
 
 
 def draw_labels(labels: np.ndarray, count: int, classes: int, *, mode: LabelMode, seed: int) -> np.ndarray:
@@ -246,13 +251,13 @@ def _said(notes: Sequence[str]) -> str:
     return f" ({'; '.join(notes)})" if notes else ""
 
 
-def _check_classes(labelled: Labelled) -> Labelled:
+def _check_classes(labelled: Labelled, notes: Sequence[str] = ()) -> Labelled:
     """Refuse labels that leave a class without any."""
     counts = np.bincount(labelled.labels, minlength=len(labelled.class_names))
     if len(counts) < 2:
         raise InputError(
             f"{labelled.chosen}: there is one class only ({few(labelled.class_names)}), and two are the least to tell "
-            f"apart{_said(labelled.notes)}."
+            f"apart{_said((*labelled.notes, *notes))}."
         )
     if (empty := np.flatnonzero(counts == 0)).size:
         missing = few([labelled.class_names[number] for number in empty], 5)
