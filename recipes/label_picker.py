@@ -30,7 +30,8 @@ from tpssl_hf.analysis.sheets import draw_contact_sheet
 from tpssl_hf.analyze_config import LabelPickerConfig
 from tpssl_hf.analyzing import located, open_split
 from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, RunConfig, config_files, parse_config, take
-from tpssl_hf.data.labels import Labelled, read_labels, rows_by_file
+from tpssl_hf.data.labels import Labelled, read_labels
+from tpssl_hf.data.picture_names import row_digests, rows_by_file
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.facts import run_facts
@@ -69,9 +70,11 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
 def pick(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> str:
     """Choose the pictures and write everything; returns the summary for people."""
     options, began = take(LabelPickerConfig, settings), time.perf_counter()
-    source, store = open_split(settings, settings["split"], accelerator)
+    source, store = open_split(settings, settings["split"], accelerator, run)
     # Not choose_labels: it refuses labels that leave a class without any, which more pictures are wanted for.
     labelled = read_labels(Path(options.labelled), store, source) if options.labelled else None
+    for note in (f"labels so far: {labelled.counts(len(store))}", *labelled.notes) if labelled else ():
+        print(f"  {note}")
     known = Known(labelled.indices, labelled.labels, len(labelled.class_names)) if labelled else NONE_KNOWN
     features, origin = np.zeros((len(store), 1), dtype=np.float32), None
     if options.strategy != "random":
@@ -141,9 +144,11 @@ def write_lists(
     by_file = not any(name == f"row {row}" for name, row in zip(names, rows, strict=True))
     with (folder / "to_label.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["number", "file" if by_file else "row", "label"])
-        for number, (row, name, label) in enumerate(zip(rows, names, labels, strict=True), start=1):
-            writer.writerow([number, name if by_file else row, label or ""])
+        writer.writerow(["number", *(["file"] if by_file else ["row", "digest"]), "label"])
+        digests = row_digests(source, [] if by_file else rows)  # so that rows of changed data are not taken for these
+        known = [[name] for name in names] if by_file else zip(rows, digests, strict=True)
+        for number, (where, label) in enumerate(zip(known, labels, strict=True), start=1):
+            writer.writerow([number, *where, label or ""])
     entries = zip(rows, names, labels, strict=True)
     content = {
         "dataset": source.name,

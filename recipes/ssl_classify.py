@@ -104,6 +104,8 @@ def run_once(
             f"{job.data.labelled.chosen}: {len(job.data.labelled.indices)} of {len(job.data.store):,} pictures; "
             f"from {job.origin.kind} weights ({job.origin.name}); {job.max_steps} steps"
         )
+        for line in job.data.notes:
+            say(f"  {line}")
         if note := rate_note(settings, job.origin.kind):
             say(note)
         done, state = finetune(job, run, signals, say)
@@ -146,8 +148,9 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
         task="image classification",
         dataset=dataset,
         unlabelled_images=len(data.unlabelled) if "unlabeled" in job.transforms else 0,
-        test={"images": len(data.test.indices), "split": settings["test_split"]} if data.test else None,
+        test={"images": len(data.test.indices), "split": settings["test_split"] or "test"} if data.test else None,
         labels=labels,
+        notes=list(data.notes),
         class_names=list(data.labelled.class_names),
         backbone=settings["backbone"],
         init=job.origin.as_dict(),

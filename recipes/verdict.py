@@ -77,11 +77,14 @@ def main() -> int:
         source, store = open_split(settings, data.split, accelerator, run)
         questions = choose_questions(config, store, source, seed=settings["seed"])
         print(f"{len(questions.indices):,} of {len(store):,} pictures; {questions.chosen}")
+        for note in questions.notes:
+            print(f"  {note}")
         rows = scored_rows(base, adapted, store, questions, settings, accelerator)
         verdict = judge(rows, overlap=questions.overlap, seed=settings["seed"])
         if verdict.recommendation == "statistics":
             save_new_statistics(run.path / NEW_STATISTICS, base, store, settings, accelerator)
         notes = remarks(base, adapted, {row.name: row.width for row in rows}, data.image_size)
+        notes += questions.notes
         print(leave_results(run, verdict, questions, store, settings, notes, time.perf_counter() - began))
     return 0
 

@@ -1,8 +1,10 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tpssl_hf.analyze_config import AnalyzeConfig
 from tpssl_hf.config import (
     CARRY_OUT_KEYS,
     HUB_KEYS,
@@ -20,6 +22,7 @@ from tpssl_hf.config import (
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.methods.pretrain import PRETRAIN
+from tpssl_hf.ssl_config import ClassifyConfig
 
 SHARED = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, PushConfig]
 
@@ -133,3 +136,27 @@ def test_the_method_brings_its_own_keys_and_defaults(tmp_path: Path) -> None:
     assert values["method"] == "byol"
     with pytest.raises(InputError, match="'nope'.*byol, other"):
         parse_with_method(["--method", "nope"], SHARED, methods, description="test")
+
+
+@pytest.mark.parametrize("written", ["1,2,3", "[1,2,3]", "[1, 2, 3]", " 1, 2 ,3"])
+def test_several_numbers_are_written_with_commas_or_as_a_list(written: str, tmp_path: Path) -> None:
+    def seeds(*arguments: str) -> Any:
+        return parse_config([ClassifyConfig], list(arguments), description="test")["label_seeds"]
+
+    (tmp_path / "run.yaml").write_text(f"label_seeds: {written}\n")
+    assert seeds(f"--label_seeds={written}") == seeds(f"--config={tmp_path / 'run.yaml'}") == [1, 2, 3]
+    (tmp_path / "run.yaml").write_text("label_seeds: 7\n")
+    assert seeds(f"--config={tmp_path / 'run.yaml'}") == seeds("--label_seeds", "7") == [7] and seeds() is None
+
+
+@pytest.mark.parametrize("written", ["1,1", "[1, a]", "[1, -2]", "1.5", "[[1], 2]"])
+def test_what_is_no_list_of_numbers_is_one_sentence(written: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(f"label_seeds: {written}\n")
+    with pytest.raises(InputError, match="label_seeds"):
+        parse_config([ClassifyConfig], [f"--config={tmp_path / 'run.yaml'}"], description="test")
+
+
+def test_several_names_may_be_a_yaml_list_as_well(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("adapted: [outputs/one, outputs/two]\nlabels: [40, 250]\nanalysis: [tsne]\n")
+    read = parse_config([AnalyzeConfig], [f"--config={tmp_path / 'run.yaml'}"], description="test")
+    assert (read["adapted"], read["labels"], read["analysis"]) == ("outputs/one,outputs/two", "40,250", "tsne")

@@ -15,13 +15,14 @@ from jsonargparse import (  # type: ignore[attr-defined]
     Namespace,
 )
 
+from tpssl_hf.config_lists import WRITTEN, settle_lists
 from tpssl_hf.errors import InputError
 from tpssl_hf.runtime import values_of
 
 
-def key(default: Any, help_text: str) -> Any:
-    """Declare one configuration key: its default and the sentence ``--help`` shows for it."""
-    return field(default=default, metadata={"help": help_text})
+def key(default: Any, help_text: str, *, several: bool = False) -> Any:
+    """Declare one configuration key: its default, the sentence ``--help`` shows for it, whether it may be a list."""
+    return field(default=default, metadata={"help": help_text, "several": several})
 
 
 @dataclass
@@ -164,9 +165,9 @@ def build_parser(groups: Sequence[type], description: str, defaults: Mapping[str
             seen.add(item.name)
             default = defaults.get(item.name, None if item.default is MISSING else item.default)
             switch: dict[str, Any] = {"nargs": "?", "const": True} if hints[item.name] in (bool, bool | None) else {}
-            group.add_argument(
-                f"--{item.name}", type=hints[item.name], default=default, help=item.metadata.get("help", ""), **switch
-            )
+            hint = WRITTEN if item.metadata.get("several") else hints[item.name]
+            text = item.metadata.get("help", "")
+            group.add_argument(f"--{item.name}", type=hint, default=default, help=text, **switch)
     return parser
 
 
@@ -198,7 +199,7 @@ def parse_config(
         namespace: Namespace = parser.parse_args(list(arguments))
     except Exception as error:  # jsonargparse raises several kinds; every one is about what the user gave
         raise InputError(_first_sentence(str(error))) from error
-    return {name: getattr(namespace, name) for name in known}
+    return settle_lists(groups, {name: getattr(namespace, name) for name in known})
 
 
 def _given_keys(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.config import DataConfig, take
-from tpssl_hf.data.labels import Labelled, choose_labels, hold_out, refuse_test_pictures, write_labels
+from tpssl_hf.data.folder_layout import MissingSplit
+from tpssl_hf.data.labels import Labelled, choose_labels, hold_out, hold_out_share, refuse_test_pictures, write_labels
 from tpssl_hf.data.scan import UNLABELLED
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.data.store import PictureStore
@@ -20,6 +21,9 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.launch import store_of
 from tpssl_hf.rundir import RunDir
 from tpssl_hf.ssl_config import ClassifyConfig
+
+LEAST_TO_HOLD_OUT = 10  # labels of each class from which on some are held out where there are no test pictures
+VALIDATION_PARTS = 5  # of which one is held out
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class FinetuningData:
         unlabelled: pictures to train on without labels; the same store unless other pictures were named.
         truth: (N,) int64 true labels of ``unlabelled``, -1 for unknown, for hindsight only; None where none is known.
         test: pictures the score is taken on, or None.
+        notes: what is to be known about labels and score, a sentence each.
     """
 
     source: Source
@@ -58,6 +63,7 @@ class FinetuningData:
     unlabelled: PictureStore
     truth: Tensor | None
     test: Split | None
+    notes: tuple[str, ...] = ()
 
 
 def open_data(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | None) -> FinetuningData:
@@ -88,11 +94,34 @@ def open_data(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | 
         truth = _known_truth(unlabelled, other, labelled)
     if run:
         write_labels(run.path / "labels.json", labelled, store, source)
-    validation = None
+    notes = [f"labels: {labelled.counts(len(store))}", *labelled.notes]
+    labelled, held = _hold_out(choice, labelled, test, source, notes)
+    validation = Split(store, held.indices, held.labels) if held else None
+    return FinetuningData(source, store, labelled, validation, unlabelled, truth, test, tuple(notes))
+
+
+def _hold_out(
+    choice: ClassifyConfig, labelled: Labelled, test: Split | None, source: Source, notes: list[str]
+) -> tuple[Labelled, Labelled | None]:
+    """Settle which labels the run is watched by; without a test split, say that there is no score and why."""
     if choice.validation_labels:
-        labelled, held = hold_out(labelled, choice.validation_labels, seed=choice.label_seed)
-        validation = Split(store, held.indices, held.labels)
-    return FinetuningData(source, store, labelled, validation, unlabelled, truth, test)
+        return hold_out(labelled, choice.validation_labels, seed=choice.label_seed)
+    if test or choice.test_split == "none":
+        return labelled, None
+    none = f"{source.name!r} has no test split, so there is no score"
+    name_one = "name test pictures with --test_dataset and --test_split for one"
+    parts = None
+    if choice.validation_labels is None:
+        parts = hold_out_share(labelled, least=LEAST_TO_HOLD_OUT, parts=VALIDATION_PARTS, seed=choice.label_seed)
+    if parts is None:
+        few = f", and none held out, which takes {LEAST_TO_HOLD_OUT} of each class"
+        notes.append(f"{none}; all labels are trained on{few if choice.validation_labels is None else ''}; {name_one}")
+        return labelled, None
+    notes.append(
+        f"{none}; {len(parts[1].indices)} of {len(labelled.indices)} labels, a fifth of each class, are held out to "
+        f"watch the run by (--validation_labels 0 trains on all); {name_one}"
+    )
+    return parts
 
 
 def data_facts(data: FinetuningData) -> dict[str, str]:
@@ -109,6 +138,9 @@ def _known_truth(store: PictureStore, source: Source, labelled: Labelled) -> Ten
     """Return the labels of ``store`` if it has any that number the classes as ``labelled`` does."""
     if store.labels is None or source.class_names not in (None, labelled.class_names):
         return None
+    numbers = tuple(str(number) for number in range(len(labelled.class_names)))
+    if source.class_names is None and labelled.class_names[0].isdecimal() and labelled.class_names != numbers:
+        return None
     known = store.labels[store.labels != UNLABELLED]
     if len(known) == 0 or known.max() >= len(labelled.class_names):
         return None
@@ -118,19 +150,24 @@ def _known_truth(store: PictureStore, source: Source, labelled: Labelled) -> Ten
 def _open_test(
     choice: ClassifyConfig, data: DataConfig, names: tuple[str, ...], accelerator: Accelerator, run: RunDir | None
 ) -> Split | None:
-    """Open the pictures the score is taken on and number their classes as the training labels do."""
+    """Open the pictures the score is taken on and number their classes as the training labels do.
+
+    None without a score: declined, or no split was named and the data set has none called ``test``.
+    """
     if choice.test_split == "none":
         return None
-    named = choice.test_dataset or data.dataset
+    split = choice.test_split or "test"
     try:
         source = load_source(
-            named,
-            split=choice.test_split,
+            choice.test_dataset or data.dataset,
+            split=split,
             dataset_config=data.dataset_config,
             image_column=data.image_column,
             label_column=data.label_column,
         )
     except InputError as error:
+        if isinstance(error, MissingSplit) and not choice.test_split and not choice.test_dataset:
+            return None
         raise InputError(
             f"the test pictures could not be opened: {error} Name them with --test_dataset and --test_split, or say "
             "--test_split none to go without a score."
@@ -138,7 +175,7 @@ def _open_test(
     store = store_of(source, replace(data, limit_images=choice.limit_test_images), accelerator, run, part="test")
     if store.labels is None or (store.labels == UNLABELLED).any():
         raise InputError(
-            f"the test pictures ({source.name!r}, split {choice.test_split!r}) need a label each, and not all have "
+            f"the test pictures ({source.name!r}, split {split!r}) need a label each, and not all have "
             "one; name others with --test_dataset and --test_split, or say --test_split none."
         )
     return Split(store, np.arange(len(store)), _renumbered(store.labels, source, names))

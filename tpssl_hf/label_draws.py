@@ -9,20 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from tpssl_hf.config import CARRY_OUT_KEYS
-from tpssl_hf.errors import InputError
 from tpssl_hf.rundir import RunDir
-
-
-def seeds_of(text: str) -> list[int]:
-    """Read ``1,2,3``.
-
-    Raises:
-        InputError: if it is no list of whole numbers, or one is there twice.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise InputError(f"label_seeds {text!r} is not a list of different whole numbers such as 1,2,3; give one.")
-    return [int(part) for part in parts]
 
 
 def run_each_draw(
@@ -41,7 +28,7 @@ def run_each_draw(
     """
     if not settings["label_seeds"]:
         return run_once(settings)
-    folder, seeds = Path(settings["output_dir"]), seeds_of(settings["label_seeds"])
+    folder, seeds = Path(settings["output_dir"]), list(settings["label_seeds"])
     with ExitStack() as stack:
         whole = None
         if accelerator.is_main_process:

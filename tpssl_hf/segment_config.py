@@ -40,7 +40,9 @@ class SegmentConfig:
         20, "Masks in all, drawn; or a share such as `2%`; or `all`; or a .json or .txt file (names or rows)."
     )
     label_seed: int = key(1, "Seed of the draw of masks.")
-    label_seeds: str | None = key(None, "Several draws, `1,2,3`: one run each, below output_dir, and their spread.")
+    label_seeds: list[int] | None = key(
+        None, "Several draws, `1,2,3`: one run each, below output_dir, and their spread.", several=True
+    )
     exclude_labelled: bool = key(False, "Take unlabelled pictures from those without a chosen mask only.")
     test_dataset: str | None = key(None, "Where the test pictures are; in `dataset` when not given.")
     test_split: str = key("test", "Split the score is taken on; `none` for no score.")

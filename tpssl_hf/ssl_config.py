@@ -20,14 +20,22 @@ class ClassifyConfig:
         "balanced", "Draw the same number for each class, or in proportion to the classes."
     )
     label_seed: int = key(1, "Seed of the draw of labels.")
-    label_seeds: str | None = key(None, "Several draws, `1,2,3`: one run each, below output_dir, and their spread.")
-    validation_labels: int = key(0, "Labels held out of training to watch the run by; 0 trains on all.")
+    label_seeds: list[int] | None = key(
+        None, "Several draws, `1,2,3`: one run each, below output_dir, and their spread.", several=True
+    )
+    validation_labels: int | None = key(
+        None,
+        "Labels held out of training to watch the run by; 0 trains on all. When not given: none, or, without test "
+        "pictures, a fifth of each class if each has 10 labels.",
+    )
     unlabelled_dataset: str | None = key(
         None, "Other pictures to learn from without labels; those of `dataset` when not given."
     )
     unlabelled_split: str = key("train", "Split of unlabelled_dataset.")
     test_dataset: str | None = key(None, "Where the test pictures are; in `dataset` when not given.")
-    test_split: str = key("test", "Split the score is taken on; `none` for no score.")
+    test_split: str | None = key(
+        None, "Split the score is taken on; `none` for no score. When not given: test, or no score if there is none."
+    )
     limit_test_images: int | None = key(None, "Score on so many test pictures only, a fixed random subset.")
     evaluate_every: float = key(
         0.0, "Epochs between evaluations on the test split, for curves and the median of the last 20; 0: only the end."

@@ -12,7 +12,9 @@ class VerdictConfig:
 
     base: str = key("timm", "What was adapted: timm | random | a timm weight tag | a folder | a file | a Hub id.")
     adapted: str = key(
-        "", "Adapted weights: a run's folder, its model/, a file or a Hub id; several with commas are ranked."
+        "",
+        "Adapted weights: a run's folder, its model/, a file or a Hub id; several with commas are ranked.",
+        several=True,
     )
     backbone: str | None = key(
         None, "Architecture of the base; that of its folder, or of the adapted weights, when not given."

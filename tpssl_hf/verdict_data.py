@@ -1,6 +1,6 @@
 """What a verdict compares: weights that were named, and questions with draws of labels to answer them from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from timm.models import is_model
 
 from tpssl_hf.analysis.probes import ProbeSplit
 from tpssl_hf.analysis.verdict import BASE, STATISTICS
+from tpssl_hf.data.label_values import few
 from tpssl_hf.data.labels import Labelled, choose_labels, draw_labels
 from tpssl_hf.data.scan import UNLABELLED
 from tpssl_hf.data.sources import Source
@@ -57,6 +58,7 @@ class Questions:
         overlap: of the draws, see :func:`tpssl_hf.analysis.paired.paired_difference`.
         shared: whether all draws have the same questions; else each asks about the labels that it does not use.
         chosen: how all this was settled, in a sentence.
+        notes: what is to be known about a file of labels, a sentence each.
     """
 
     indices: np.ndarray
@@ -66,6 +68,7 @@ class Questions:
     overlap: float
     shared: bool
     chosen: str
+    notes: tuple[str, ...] = ()
 
 
 def find_weights(config: VerdictConfig) -> tuple[Weights, list[Weights]]:
@@ -181,7 +184,7 @@ def choose_questions(config: VerdictConfig, store: PictureStore, source: Source,
     """
     if config.draws < LEAST_DRAWS:
         raise InputError(f"draws {config.draws} are too few to see how much a draw matters; give 5 or more.")
-    known, names, budget = _known_labels(config, store, source, seed)
+    known, names, budget, notes = _known_labels(config, store, source, seed)
     random, most = np.random.default_rng(0), max(config.pictures, 4 * (budget or 0))
     labelled = random.permutation(np.flatnonzero(known != UNLABELLED))[:most]
     others = random.permutation(np.flatnonzero(known == UNLABELLED))[: most - len(labelled)]
@@ -191,17 +194,17 @@ def choose_questions(config: VerdictConfig, store: PictureStore, source: Source,
         return Questions(indices, labels, names, (), 0.0, False, "no labels")
     if budget and len(labelled) >= 4 * budget:
         return _shared_questions(config, indices, labels, names, budget, seed)
-    return _own_questions(config, indices, labels, names, budget, seed)
+    return replace(_own_questions(config, indices, labels, names, budget, seed), notes=notes)
 
 
 def _known_labels(
     config: VerdictConfig, store: PictureStore, source: Source, seed: int
-) -> tuple[np.ndarray, tuple[str, ...], int | None]:
-    """Labels of all pictures, -1 for none; class names, none without labels; budget, None for all there are."""
+) -> tuple[np.ndarray, tuple[str, ...], int | None, tuple[str, ...]]:
+    """Labels of all pictures, -1 for none; class names, none without labels; budget, None for all there are; notes."""
     known, wanted = np.full(len(store), UNLABELLED, dtype=np.int64), str(config.labels)
     is_file = Path(wanted).suffix.lower() in (".json", ".csv")
     if wanted == "none" or (not is_file and (store.labels is None or (store.labels == UNLABELLED).all())):
-        return known, (), None
+        return known, (), None, ()
     labelled: Labelled = choose_labels(wanted, store, source, mode=config.label_mode, seed=1 + SEEDS_APART * seed)
     if is_file and source.class_names and len(source.class_names) != len(labelled.class_names):
         raise InputError(
@@ -209,9 +212,9 @@ def _known_labels(
             f"{len(source.class_names)}; give labels of its classes, or a data set without a label column."
         )
     if wanted.isdecimal() and store.labels is not None:
-        return store.labels, labelled.class_names, int(wanted)
+        return store.labels, labelled.class_names, int(wanted), ()
     known[labelled.indices] = labelled.labels
-    return known, labelled.class_names, None
+    return known, labelled.class_names, None, (f"labels: {labelled.counts(len(store))}", *labelled.notes)
 
 
 def _shared_questions(
@@ -224,6 +227,8 @@ def _shared_questions(
     asked = draw_labels(labels, count, classes, mode="proportional", seed=SEEDS_APART * seed)
     rest = labels.copy()
     rest[asked] = UNLABELLED
+    shown = np.bincount(rest[rest != UNLABELLED], minlength=classes)[labels[asked]] > 0
+    asked, unshown = asked[shown], [names[number] for number in np.unique(labels[asked[~shown]]).tolist()]
     trials = []
     for draw in range(1, config.draws + 1):
         try:
@@ -234,8 +239,10 @@ def _shared_questions(
     pool = available - count
     chosen = (
         f"{config.draws} draws of {budget} labels out of {pool:,} labelled pictures; all were asked about the same "
-        f"{count:,} other ones"
+        f"{len(asked):,} other ones"
     )
+    if unshown:  # where labels are drawn in proportion; a balanced draw would be refused
+        chosen += f"; not asked about, as no label is left to learn them from: {few(unshown)}"
     return Questions(indices, labels, names, tuple(trials), budget / (pool - budget), True, chosen)
 
 

@@ -62,7 +62,8 @@ def pictures(folder: Path, count: int = 20) -> Path:
 def test_a_list_and_a_contact_sheet_are_left(strategy: str, pick: Pick, tmp_path: Path) -> None:
     assert pick(strategy=strategy) == 0
     rows = rows_of(tmp_path / "list" / "to_label.csv")
-    assert list(rows[0]) == ["number", "row", "label"] and [row["number"] for row in rows] == list("12345678")
+    assert list(rows[0]) == ["number", "row", "digest", "label"]
+    assert [row["number"] for row in rows] == list("12345678")
     assert all(row["label"] == "" for row in rows) and len({row["row"] for row in rows}) == 8
     content = json.loads((tmp_path / "list" / "to_label.json").read_text())
     assert [str(entry["row"]) for entry in content["labels"]] == [row["row"] for row in rows]

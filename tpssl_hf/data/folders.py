@@ -2,9 +2,9 @@
 
 import hashlib
 import io
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,40 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from tpssl_hf.data.folder_layout import (
+    SPLIT_WORDS,
+    MissingSplit,
+    choose_split,
+    find_layout,
+    is_hidden,
+    look_below,
+    split_key,
+)
+from tpssl_hf.data.label_values import few
 from tpssl_hf.errors import InputError
 
-PICTURE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
-)
 TABLE_SUFFIXES = (".parquet", ".arrow")
-SPLIT_WORDS = (
-    "train",
-    "test",
-    "validation",
-    "valid",
-    "val",
-    "dev",
-    "extra",
-    "unlabeled",
-    "unlabelled",
-    "unsupervised",
-)
 SHARD_NAME = re.compile(r"(?P<split>\w+?)-\d{5}-of-\d{5}(-\w+)?")
-SPLIT_NAME = re.compile(rf"(?P<split>{'|'.join(SPLIT_WORDS)})([^a-zA-Z].*)?")
+SPLIT_NAME = re.compile(rf"(?P<split>{'|'.join(SPLIT_WORDS)})([^a-zA-Z].*)?", re.IGNORECASE)
 DIGITS_TEST_PICTURES = 300
 FOLDER_LABELS = "folder"  # the label column that is not stored anywhere: the name of the sub-folder
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was found in a folder.
+
+    Attributes:
+        dataset: the pictures of a split, still encoded.
+        fingerprint: of its files.
+        left_out: files, below the folder, that look like pictures and are not read.
+        notes: how the folder was understood, a sentence each.
+    """
+
+    dataset: Any
+    fingerprint: str
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_digits(split: str) -> tuple[Any, str]:
@@ -59,7 +70,7 @@ def digit_pictures(split: str, dataset: str) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     if split not in ("train", "test"):
-        raise InputError(f"{dataset!r} has no split {split!r}: its splits are train, test.")
+        raise MissingSplit(f"{dataset!r} has no split {split!r}: its splits are train, test.")
     digits = load()
     parts = train_test_split(
         np.arange(len(digits.target)), test_size=DIGITS_TEST_PICTURES, stratify=digits.target, random_state=0
@@ -70,7 +81,7 @@ def digit_pictures(split: str, dataset: str) -> tuple[np.ndarray, np.ndarray]:
 
 def load_folder(
     folder: Path, split: str, config: str | None, streaming: bool, *, folder_labels: bool = False
-) -> tuple[Any, str]:
+) -> Loaded:
     """Return the pictures of a split of ``folder``, still encoded, and the fingerprint of its files.
 
     With ``folder_labels``, a folder of pictures gets a column ``folder`` that holds the class: the sub-folder's name.
@@ -87,14 +98,14 @@ def load_folder(
     return _load_pictures(folder, split, streaming, folder_labels)
 
 
-def _load_saved(folder: Path, split: str, streaming: bool) -> tuple[Any, str]:
+def _load_saved(folder: Path, split: str, streaming: bool) -> Loaded:
     """Load what ``save_to_disk`` wrote: one data set, which counts as ``train``, or a dictionary of splits."""
     loaded = datasets.load_from_disk(str(folder))
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    chosen = choose_split(splits, split, folder)
-    root = folder / split if isinstance(loaded, datasets.DatasetDict) else folder
+    key = split_key(splits, split, folder)
+    chosen, root = splits[key], folder / key if isinstance(loaded, datasets.DatasetDict) else folder
     fingerprint = fingerprint_files(folder, sorted(path for path in root.rglob("*") if path.is_file()))
-    return chosen.to_iterable_dataset() if streaming else chosen, fingerprint
+    return Loaded(chosen.to_iterable_dataset() if streaming else chosen, fingerprint)
 
 
 def _find_tables(folder: Path, config: str | None) -> list[Path]:
@@ -103,7 +114,7 @@ def _find_tables(folder: Path, config: str | None) -> list[Path]:
         for place in (folder, folder / "data"):
             if tables := _tables_in(place):
                 return tables
-    places = {place.name: place for place in sorted(folder.iterdir()) if place.is_dir() and _tables_in(place)}
+    places = {place.name: place for place in sorted(folder.iterdir()) if _holds_tables(place)}
     if not places:
         return []
     if config is None and len(places) > 1:
@@ -116,6 +127,10 @@ def _find_tables(folder: Path, config: str | None) -> list[Path]:
     return _tables_in(places[name])
 
 
+def _holds_tables(place: Path) -> bool:
+    return place.is_dir() and not is_hidden(place.name) and bool(_tables_in(place))
+
+
 def _tables_in(folder: Path) -> list[Path]:
     """Return the tables directly in ``folder``; of the first kind only, since the other would repeat its rows."""
     for suffix in TABLE_SUFFIXES:
@@ -124,66 +139,35 @@ def _tables_in(folder: Path) -> list[Path]:
     return []
 
 
-def _load_tables(folder: Path, tables: list[Path], split: str, streaming: bool) -> tuple[Any, str]:
+def _load_tables(folder: Path, tables: list[Path], split: str, streaming: bool) -> Loaded:
     by_split: dict[str, list[Path]] = {}
     for table in tables:
         match = SHARD_NAME.fullmatch(table.stem) or SPLIT_NAME.fullmatch(table.stem)
-        by_split.setdefault(match["split"] if match else "", []).append(table)
+        by_split.setdefault(match["split"].lower() if match else "", []).append(table)
     if set(by_split) == {""}:  # no name says which split it is
         by_split = {"train": tables}
     files = choose_split(by_split, split, folder)
     loaded = datasets.load_dataset(
         files[0].suffix[1:], data_files={split: [str(path) for path in files]}, split=split, streaming=streaming
     )
-    return loaded, fingerprint_files(folder, files)
+    unnamed = [path.name for path in by_split.get("", ())]
+    notes = (f"tables that are named like no split are left out: {few(unnamed)}",) if unnamed else ()
+    beside = sorted(str(path.relative_to(folder)) for found in look_below(folder) for path in found)
+    return Loaded(loaded, fingerprint_files(folder, files), tuple(beside), notes)
 
 
-def _load_pictures(folder: Path, split: str, streaming: bool, folder_labels: bool) -> tuple[Any, str]:
-    """List the picture files below ``folder``; top-level folders are splits if all of them are named like splits."""
-    files = sorted(picture_files(folder))
-    if not files:
-        raise InputError(
-            f"Folder {folder.name!r} holds no pictures ({' '.join(sorted(PICTURE_SUFFIXES))}) and no parquet or arrow "
-            "files, also not in its sub-folders."
-        )
-    tops = {path.relative_to(folder).parts[0] for path in files}
-    if tops <= set(SPLIT_WORDS):
-        by_split = {top: [path for path in files if path.relative_to(folder).parts[0] == top] for top in sorted(tops)}
-    else:
-        by_split = {"train": files}
-    chosen = choose_split(by_split, split, folder)
-    columns: dict[str, list[Any]] = {"image": [str(path) for path in chosen]}
+def _load_pictures(folder: Path, split: str, streaming: bool, folder_labels: bool) -> Loaded:
+    """List the picture files of a split of ``folder``, see :func:`tpssl_hf.data.folder_layout.find_layout`."""
+    layout = find_layout(folder, split, class_folders=folder_labels)
+    columns: dict[str, list[Any]] = {"image": [str(path) for path in layout.pictures]}
     features = datasets.Features(image=datasets.Value("string"))
     if folder_labels:
-        names = sorted({path.parent.name for path in files})  # of all splits, so that they number classes alike
-        columns[FOLDER_LABELS] = [names.index(path.parent.name) for path in chosen]
-        features[FOLDER_LABELS] = datasets.ClassLabel(names=names)
+        columns[FOLDER_LABELS] = layout.classes
+        features[FOLDER_LABELS] = datasets.ClassLabel(names=list(layout.class_names))
     loaded = datasets.Dataset.from_dict(columns, features=features)
     loaded = loaded.cast_column("image", datasets.Image(decode=False))
-    return loaded.to_iterable_dataset() if streaming else loaded, fingerprint_files(folder, chosen)
-
-
-def picture_files(folder: Path) -> Iterator[Path]:
-    """Yield every file below ``folder`` with a picture's suffix, following links to folders but never in a circle."""
-    visited = set()
-    for parent, names, files in os.walk(folder, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:
-            names.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
-                yield Path(parent, name)
-
-
-def choose_split(by_split: Any, split: str, folder: Path) -> Any:
-    """Return what ``by_split`` holds for ``split``, or say which splits there are."""
-    if split not in by_split:
-        present = ", ".join(name or "(unnamed)" for name in by_split)
-        raise InputError(f"Folder {folder.name!r} has no split {split!r}: its splits are {present}.")
-    return by_split[split]
+    fingerprint = fingerprint_files(folder, layout.pictures)
+    return Loaded(loaded.to_iterable_dataset() if streaming else loaded, fingerprint, layout.left_out, layout.notes)
 
 
 def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:

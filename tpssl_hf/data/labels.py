@@ -1,17 +1,19 @@
 """Which pictures are labelled: drawn with a seed, or read from a file; and that none of them is in the test set."""
 
-import csv
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from tpssl_hf.data.scan import UNLABELLED
-from tpssl_hf.data.sources import Source
+from tpssl_hf.data.label_files import read_label_file, rows_meant
+from tpssl_hf.data.label_values import as_number, few, number_texts, plain, warn_of_similar
+from tpssl_hf.data.scan import UNLABELLED, count_labels
+from tpssl_hf.data.sources import Source, columns_of
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.errors import InputError
 
@@ -27,12 +29,19 @@ class Labelled:
         labels: (N,) int64, class numbers from 0.
         class_names: names in the order of the class numbers.
         chosen: how they were chosen, in a few words.
+        notes: what is to be known about them, a sentence each.
     """
 
     indices: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     chosen: str
+    notes: tuple[str, ...] = ()
+
+    def counts(self, pictures: int) -> str:
+        """Say how many of ``pictures`` have which label, for people."""
+        counted = [f"{name} {count:,}" for name, count in count_labels(self.labels, self.class_names).items()]
+        return f"{few(counted)}, unlabeled {pictures - len(self.indices):,}"
 
 
 def choose_labels(
@@ -58,7 +67,13 @@ def choose_labels(
     if store.labels is None:
         raise InputError(
             f"{source.name!r} has no label column: name it with --label_column (`folder` for the names of sub-folders "
-            "of pictures), or give --labels a .csv file with the columns file and label."
+            "of pictures), or give --labels a .csv file with the columns file and label; its columns are "
+            f"{columns_of(source.dataset.features)}."
+        )
+    if (store.labels == UNLABELLED).all():
+        raise InputError(
+            f"none of the {len(store):,} pictures of {source.name!r} has a label in its column "
+            f"{source.label_column!r}; give --labels a .csv file, or another --label_column."
         )
     names = source.class_names or tuple(str(number) for number in range(int(store.labels.max()) + 1))
     if wanted == "all":
@@ -68,7 +83,7 @@ def choose_labels(
         chosen = f"{wanted} labels, {mode}, seed {seed}"
     else:
         raise InputError(f"labels {wanted!r} is not a number above 0, `all`, or a .json or .csv file.")
-    return _check_classes(Labelled(indices, store.labels[indices], names, chosen))
+    return _check_classes(Labelled(indices, store.labels[indices], names, chosen), source.notes)
 
 
 def draw_labels(labels: np.ndarray, count: int, classes: int, *, mode: LabelMode, seed: int) -> np.ndarray:
@@ -144,8 +159,20 @@ def hold_out(labelled: Labelled, count: int, *, seed: int) -> tuple[Labelled, La
     return _part(labelled, kept), _part(labelled, held)
 
 
+def hold_out_share(labelled: Labelled, *, least: int, parts: int, seed: int) -> tuple[Labelled, Labelled] | None:
+    """Split off one of ``parts`` parts of each class, to validate on; None if a class has not ``least`` labels."""
+    counts = np.bincount(labelled.labels, minlength=len(labelled.class_names))
+    if counts.min() < least:
+        return None
+    random, held = np.random.default_rng(seed), []
+    for number, count in enumerate(counts.tolist()):
+        held.append(random.permutation(np.flatnonzero(labelled.labels == number))[: round(count / parts)])
+    rows = np.sort(np.concatenate(held))
+    return _part(labelled, np.setdiff1d(np.arange(len(labelled.labels)), rows)), _part(labelled, rows)
+
+
 def _part(labelled: Labelled, rows: np.ndarray) -> Labelled:
-    return Labelled(labelled.indices[rows], labelled.labels[rows], labelled.class_names, labelled.chosen)
+    return replace(labelled, indices=labelled.indices[rows], labels=labelled.labels[rows])
 
 
 def write_labels(path: Path, labelled: Labelled, store: PictureStore, source: Source) -> None:
@@ -162,100 +189,83 @@ def write_labels(path: Path, labelled: Labelled, store: PictureStore, source: So
 
 
 def read_labels(path: Path, store: PictureStore, source: Source) -> Labelled:
-    """Read a ``.json`` or ``.csv`` file of labels."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"labels file {path} cannot be read ({error}); give the path of a text file.") from error
-    names = source.class_names
-    if path.suffix.lower() == ".json":
-        try:
-            content: dict[str, Any] = json.loads(text)
-            entries, names = list(content["labels"]), tuple(content.get("class_names") or ()) or names
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"labels file {path} is not JSON with a list `labels` of row and label.") from error
-        if content.get("fingerprint") not in (None, source.fingerprint):
-            raise InputError(
-                f"labels file {path} was written for other pictures ({content.get('dataset')!r}, not these of "
-                f"{source.name!r}); give the data set it was made with."
-            )
-    else:
-        entries = list(csv.DictReader(text.splitlines()))
+    """Read a ``.json`` or ``.csv`` file of labels, see :mod:`tpssl_hf.data.label_files`."""
+    content = read_label_file(path)
+    found, notes = rows_meant(content, path, source)
     where_of = {row: index for index, row in enumerate(store.rows.tolist())}
-    files = rows_by_file(source) if any("file" in entry for entry in entries) else {}
-    given: dict[int, str] = {}
-    for number, entry in enumerate(entries, start=1):
-        if (entry.get("label") if isinstance(entry, Mapping) else None) in (None, ""):
-            continue  # not labelled yet
-        index = where_of.get(_row_of(entry, files, f"{path}, entry {number}"))
-        if index is not None:  # else left out by the scan, or by limit_images
-            given[index] = str(entry["label"])
+    given: dict[int, tuple[str | int, str]] = {}
+    for row, where, value in found:
+        index = where_of.get(row)
+        if index is None:  # left out by the scan, or by limit_images
+            continue
+        label = _written(value, where, as_number=content.class_names is not None)
+        before, place = given.setdefault(index, (label, where))
+        if before != label:
+            raise InputError(
+                f"{where} gives the label {label!r} to a picture that {place} gives {before!r}; leave one of them."
+            )
     if not given:
-        raise InputError(f"labels file {path} labels none of the {len(store):,} pictures of {source.name!r}.")
-    return _numbered(given, names, path)
+        raise InputError(
+            f"labels file {path} labels none of the {len(store):,} pictures of {source.name!r}"
+            f"{_said((*content.notes, *notes, *content.unlabeled_words(source.class_names)))}."
+        )
+    names = content.class_names or source.class_names
+    labelled = _numbered({index: label for index, (label, _) in given.items()}, names, path)
+    notes = (*content.notes, *notes, *content.unlabeled_words(labelled.class_names))
+    return replace(labelled, notes=notes)
 
 
-def _numbered(given: Mapping[int, str], names: tuple[str, ...] | None, path: Path) -> Labelled:
+def _written(value: Any, where: str, *, as_number: bool) -> str | int:
+    """Return a label as a class number, if the file numbers the classes itself and gives one, else as a text."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and as_number:
+        return value
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{where} gives the label {str(value)[:80]!r}; a label is the name or the number of a class.")
+    return plain(str(value))
+
+
+def _numbered(given: Mapping[int, str | int], names: tuple[str, ...] | None, path: Path) -> Labelled:
     """Turn class names or numbers into numbers."""
     if names is None:
-        found = set(given.values())
-        numbers = all(value.isdecimal() for value in found)
-        names = tuple(str(n) for n in range(max(map(int, found)) + 1)) if numbers else tuple(sorted(found))
-    number_of = {str(number): number for number in range(len(names))} | {name: n for n, name in enumerate(names)}
-    for index, value in given.items():
-        if value not in number_of:
+        names = number_texts({str(value) for value in given.values()}, f"labels file {path}")
+    number_of: dict[str | int, int] = {number: number for number in range(len(names))}
+    if not any(as_number(name) is not None for name in names):  # else a number is the name of a class
+        number_of |= {str(number): number for number in range(len(names))}
+    number_of |= {plain(name): number for number, name in enumerate(names)}
+    labels = []
+    for index, value in sorted(given.items()):
+        whole = re.sub(r"^(\d+)\.0*$", r"\1", value) if isinstance(value, str) and value not in number_of else value
+        if whole not in number_of:
             raise InputError(
-                f"labels file {path} gives picture {index} the label {value!r}; a label must be a number from 0 to "
-                f"{len(names) - 1} or one of {', '.join(names[:10])}."
+                f"labels file {path} gives picture {index} the label {str(value)!r}; a label must be a number from 0 "
+                f"to {len(names) - 1} or one of {few(names)}."
             )
+        labels.append(number_of[whole])
     indices = np.array(sorted(given), dtype=np.int64)
-    labels = np.array([number_of[given[index]] for index in indices.tolist()], dtype=np.int64)
-    return Labelled(indices, labels, names, f"labels of {path.name}")
+    return Labelled(indices, np.array(labels, dtype=np.int64), names, f"labels of {path.name}")
 
 
-def rows_by_file(source: Source) -> dict[str, int]:
-    """Map file names, as paths below the data set's folder and alone where they are unique, to rows."""
-    column = source.dataset.select_columns([source.image_column]).with_format("arrow")[:][source.image_column]
-    paths = [value for chunk in column.chunks for value in chunk.field("path").to_pylist()]
-    rows: dict[str, int] = {}
-    seen: dict[str, int] = {}
-    for row, path in enumerate(paths):
-        if path is None:
-            continue
-        below = source.folder is not None and Path(path).is_relative_to(source.folder)
-        rows[str(Path(path).relative_to(source.folder)) if below and source.folder else str(path)] = row
-        name = Path(path).name
-        seen[name] = -1 if name in seen else row
-    return {name: row for name, row in seen.items() if row >= 0} | rows
+def _said(notes: Sequence[str]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
-def _row_of(entry: Any, files: Mapping[str, int], where: str) -> int:
-    if isinstance(entry, Mapping) and str(entry.get("row") or "").isdecimal():
-        return int(entry["row"])
-    if isinstance(entry, Mapping) and entry.get("row") == 0:
-        return 0
-    name = str(entry.get("file") or "") if isinstance(entry, Mapping) else ""
-    if name in files:
-        return files[name]
-    raise InputError(
-        f"{where}: {name!r} is no picture of the data set; each entry needs `file` (its path below the folder) or "
-        "`row` (its number in the data set), and `label`."
-        if name
-        else f"{where} has neither `file` nor `row`; each entry needs one of them, and `label`."
-    )
-
-
-def _check_classes(labelled: Labelled) -> Labelled:
+def _check_classes(labelled: Labelled, notes: Sequence[str] = ()) -> Labelled:
     """Refuse labels that leave a class without any."""
     counts = np.bincount(labelled.labels, minlength=len(labelled.class_names))
     if len(counts) < 2:
-        raise InputError(f"{labelled.chosen}: there is one class only, and two are the least to tell apart.")
+        raise InputError(
+            f"{labelled.chosen}: there is one class only ({few(labelled.class_names)}), and two are the least to tell "
+            f"apart{_said((*labelled.notes, *notes))}."
+        )
     if (empty := np.flatnonzero(counts == 0)).size:
-        missing = ", ".join(labelled.class_names[number] for number in empty[:5])
+        missing = few([labelled.class_names[number] for number in empty], 5)
         raise InputError(
             f"{labelled.chosen}: no picture is labelled {missing}; label at least one of each of the "
-            f"{len(counts)} classes, or remove the class."
+            f"{len(counts)} classes, or remove the class (numbers alone count from 0)."
         )
+    warn_of_similar(labelled.class_names)
     return labelled
 
 

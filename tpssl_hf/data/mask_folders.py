@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpssl_hf.data.folders import SPLIT_WORDS, choose_split, picture_files
+from tpssl_hf.data.folder_layout import choose_split, picture_files, split_key, split_kind
 from tpssl_hf.data.label_sets import CITYSCAPES, ISIC, VOC
 from tpssl_hf.data.masks import Masks
 from tpssl_hf.errors import InputError
@@ -69,7 +69,8 @@ def _find_voc(root: Path, split: str) -> Pairs:
 
 def _find_cityscapes(folder: Path, split: str) -> Pairs:
     splits = {path.name: path for path in sorted((folder / "leftImg8bit").iterdir()) if path.is_dir()}
-    pictures = sorted(choose_split(splits, split, folder).glob("*/*_leftImg8bit.png"))
+    split = split_key(splits, split, folder)
+    pictures = sorted(splits[split].glob("*/*_leftImg8bit.png"))
     labels = []
     for picture in pictures:
         name = picture.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")
@@ -99,7 +100,8 @@ def find_pairs(folder: Path, split: str, pictures_name: str, masks_name: str) ->
     Raises:
         InputError: if there is no such split, a name is not unique, or a mask or line of a list has no picture.
     """
-    places = {"train": folder, **{word: folder / word for word in SPLIT_WORDS if (folder / word).is_dir()}}
+    splits = [path for path in sorted(folder.iterdir()) if path.is_dir() and split_kind(path.name)]
+    places = {"train": folder, **{path.name: path for path in splits}}
     places = {name: place for name, place in places.items() if (place / pictures_name).is_dir()}
     if not places:
         return None

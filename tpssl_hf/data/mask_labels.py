@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tpssl_hf.data.labels import rows_by_file
+from tpssl_hf.data.label_files import read_text
+from tpssl_hf.data.picture_names import rows_by_file
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.errors import InputError
@@ -79,10 +80,7 @@ def write_masks(path: Path, masks: ChosenMasks, store: PictureStore, source: Sou
 
 def _read_masks(path: Path, store: PictureStore, source: Source) -> ChosenMasks:
     """Read a ``.json`` or ``.txt`` file."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"labels file {path} cannot be read ({error}); give the path of a text file.") from error
+    text, _ = read_text(path)
     rows = _rows_of_json(text, path, source) if path.suffix.lower() == ".json" else _rows_of_list(text, path, source)
     where_of = {row: index for index, row in enumerate(store.rows.tolist())}
     found = sorted({where_of[row] for row in rows if row in where_of})  # else left out by the scan, or limit_images

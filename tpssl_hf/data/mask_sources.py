@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 
+from tpssl_hf.data.folder_layout import look_below
 from tpssl_hf.data.folders import fingerprint_files
 from tpssl_hf.data.label_sets import BY_NAME
 from tpssl_hf.data.mask_folders import Pairs, find_official_pairs, find_pairs
@@ -54,9 +55,11 @@ def load_mask_source(
     given = Path(dataset).expanduser()
     folder = given.resolve() if dataset not in DATASETS and given.is_dir() else None
     pairs = _find_files(folder, split, image_column, mask_column) if folder is not None else None
+    left_out: tuple[str, ...] = ()
     if pairs is not None and folder is not None:
         image_column, mask_column = "image", "mask"
         loaded, fingerprint = _load_pairs(folder, pairs, dataset_config)
+        left_out = tuple(str(path.relative_to(folder)) for path in look_below(folder)[1])
     else:
         loaded, fingerprint, folder, image_column, mask_column = _load_columns(
             dataset, split, dataset_config, image_column, mask_column
@@ -77,6 +80,7 @@ def load_mask_source(
         folder=folder,
         mask_column=mask_column,
         masks=masks,
+        left_out=left_out,
     )
 
 
@@ -113,7 +117,8 @@ def _load_columns(
     if spec is not None and spec.task != "segmentation":
         known = ", ".join(name for name, entry in DATASETS.items() if entry.task == "segmentation")
         raise InputError(f"{dataset!r} has no masks: give a folder or Hub id of pictures with masks, or {known}.")
-    loaded, fingerprint, folder = open_dataset(dataset, split, config)
+    opened, folder = open_dataset(dataset, split, config)
+    loaded, fingerprint = opened.dataset, opened.fingerprint
     image_column = find_image_column(loaded.features, image_column or (spec.image_column if spec else None))
     mask_column = mask_column or (spec.label_column if spec else None)
     return loaded, fingerprint, folder, image_column, _find_mask_column(loaded.features, image_column, mask_column)

@@ -210,6 +210,8 @@ class ScanReport:
         seconds: how long the scan took.
         masks: how many pictures have a mask; None for data without masks.
         pixel_shares: share of each class, and of ``ignored`` ones, among the pixels of all masks as they are stored.
+        left_out: files that look like pictures and are not read.
+        notes: how the data set was understood, a sentence each.
     """
 
     dataset: str
@@ -222,6 +224,8 @@ class ScanReport:
     seconds: float
     masks: int | None = None
     pixel_shares: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """Return the report in a few lines for people."""
@@ -234,6 +238,14 @@ class ScanReport:
             shown = [f"{name} {count:,}" for name, count in list(self.labels.items())[:10]]
             more = f", and {len(self.labels) - 10} more" if len(self.labels) > 10 else ""
             lines.append(f"  labels: {', '.join(shown)}{more}")
+        lines += [f"  {note}" for note in self.notes]
+        if self.left_out:
+            kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in self.left_out)
+            most = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common(5))
+            lines.append(
+                f"  {len(self.left_out):,} files that look like pictures are not read ({most}): "
+                f"{', '.join(self.left_out[:5])}{', ...' if len(self.left_out) > 5 else ''}"
+            )
         if self.masks is not None:
             shares = [f"{name} {share:.1%}" for name, share in self.pixel_shares.items()]
             lines.append(f"  {self.masks:,} have a mask; of its pixels {', '.join(shares)}")

@@ -8,7 +8,9 @@ from typing import Any
 import datasets
 import huggingface_hub.constants
 
-from tpssl_hf.data.folders import FOLDER_LABELS, load_digits, load_folder
+from tpssl_hf.data.folder_layout import MissingSplit
+from tpssl_hf.data.folders import FOLDER_LABELS, Loaded, load_digits, load_folder
+from tpssl_hf.data.label_values import few, number_column
 from tpssl_hf.data.masks import Masks
 from tpssl_hf.data.registry import DATASETS, EMBEDDED, DatasetSpec
 from tpssl_hf.data.scenes import load_digit_scenes
@@ -36,6 +38,8 @@ class Source:
         folder: the local folder the files were found in, or None.
         mask_column: column that holds the encoded masks, null for a picture without one; None for data without masks.
         masks: how the masks are to be read, or None.
+        left_out: files, below the folder, that look like pictures and are not read.
+        notes: how a folder was understood, a sentence each.
     """
 
     dataset: Any
@@ -49,6 +53,8 @@ class Source:
     folder: Path | None
     mask_column: str | None = None
     masks: Masks | None = None
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_source(
@@ -78,66 +84,74 @@ def load_source(
         InputError: if there is no such data set, split, configuration or column.
     """
     spec = DATASETS.get(dataset)
-    loaded, fingerprint, folder = open_dataset(
+    opened, folder = open_dataset(
         dataset, split, dataset_config, streaming=streaming, folder_labels=label_column == FOLDER_LABELS
     )
+    loaded = opened.dataset
     image_column = find_image_column(loaded.features, image_column or (spec.image_column if spec else None))
     if spec is not None and spec.task == "classification":
         label_column = label_column or spec.label_column
     label_column = _find_label_column(loaded.features, label_column)
+    is_path = isinstance(loaded.features[image_column], datasets.Value)  # to files beside the table, perhaps
+    class_names = _class_names(loaded.features, label_column, spec)
+    if label_column is not None and class_names is None and not streaming:
+        loaded, class_names = _with_class_numbers(loaded, label_column)
     return Source(
         dataset=loaded.cast_column(image_column, datasets.Image(decode=False)),
         image_column=image_column,
         label_column=label_column,
-        class_names=_class_names(loaded.features, label_column, spec),
+        class_names=class_names,
         name=folder.name if folder is not None else dataset,
-        fingerprint=fingerprint,
+        fingerprint=opened.fingerprint,
         flip_is_safe=spec.flip_is_safe if spec is not None else True,
         spec=spec,
         folder=folder,
+        left_out=() if is_path else opened.left_out,
+        notes=opened.notes,
     )
 
 
 def open_dataset(
     dataset: str, split: str, config: str | None, *, streaming: bool = False, folder_labels: bool = False
-) -> tuple[Any, str, Path | None]:
-    """Return what ``dataset`` names, as in :func:`load_source`: a split, its fingerprint, and its local folder."""
+) -> tuple[Loaded, Path | None]:
+    """Return what ``dataset`` names, as in :func:`load_source`: a split, and its local folder."""
     spec = DATASETS.get(dataset)
     folder = None
     if spec is not None and spec.source == EMBEDDED:
-        loaded, fingerprint = EMBEDDED_LOADERS[dataset](split)
-        loaded = loaded.to_iterable_dataset() if streaming else loaded
+        digits, fingerprint = EMBEDDED_LOADERS[dataset](split)
+        opened = Loaded(digits.to_iterable_dataset() if streaming else digits, fingerprint)
     elif spec is not None:
-        loaded, fingerprint = _load_from_hub(spec.source, config or spec.config, split, streaming)
+        opened = _load_from_hub(spec.source, config or spec.config, split, streaming)
     elif Path(dataset).expanduser().exists():
         folder = Path(dataset).expanduser().resolve()
-        loaded, fingerprint = load_folder(folder, split, config, streaming, folder_labels=folder_labels)
+        opened = load_folder(folder, split, config, streaming, folder_labels=folder_labels)
     elif HUB_ID.fullmatch(dataset):
-        loaded, fingerprint = _load_from_hub(dataset, config, split, streaming)
+        opened = _load_from_hub(dataset, config, split, streaming)
     else:
         raise InputError(
             f"{dataset!r} is not an existing folder: give a folder that exists, a Hub id `owner/name` or one of "
             f"{', '.join(DATASETS)}."
         )
-    if loaded.features is None:
+    if opened.dataset.features is None:
         raise InputError(f"{dataset!r} does not tell the types of its columns when streamed: turn streaming off.")
-    return loaded, fingerprint, folder
+    return opened, folder
 
 
-def _load_from_hub(hub_id: str, config: str | None, split: str, streaming: bool) -> tuple[Any, str]:
+def _load_from_hub(hub_id: str, config: str | None, split: str, streaming: bool) -> Loaded:
     """Load a split from the Hub or from what was downloaded before, and say in one sentence why that fails."""
     try:
         loaded = datasets.load_dataset(hub_id, config, split=split, streaming=streaming)
     except (OSError, ValueError, RuntimeError) as error:  # whatever the client raises for "no net", "no such ..."
         offline = "; HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
-        raise InputError(
+        no_split = str(error).startswith(("Unknown split", "Bad split"))
+        raise (MissingSplit if no_split else InputError)(
             f"{hub_id!r} is not an existing folder here, and its split {split!r} could not be loaded from the Hub "
             f"({str(error).strip().splitlines()[0]}{offline}): check the spelling, the network and your access, or "
             "give a folder that exists."
         ) from error
     if streaming:
-        return loaded, f"stream-{hub_id}-{config}-{split}"
-    return loaded, str(loaded._fingerprint)
+        return Loaded(loaded, f"stream-{hub_id}-{config}-{split}")
+    return Loaded(loaded, str(loaded._fingerprint))
 
 
 def find_image_column(features: Any, asked: str | None) -> str:
@@ -182,8 +196,17 @@ def _class_names(features: Any, label_column: str | None, spec: DatasetSpec | No
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
+def _with_class_numbers(loaded: Any, column: str) -> tuple[Any, tuple[str, ...] | None]:
+    """Number the classes of a label column that does not do so itself, see :func:`number_column`."""
+    values = loaded.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    numbers, names = number_column(values, column)
+    if numbers == values and names is None:
+        return loaded, None
+    return loaded.remove_columns([column]).add_column(column, numbers, feature=datasets.Value("int64")), names
+
+
 def columns_of(features: Any) -> str:
     """Return names and types of columns, for messages."""
     kinds = {name: getattr(feature, "dtype", "") or type(feature).__name__ for name, feature in features.items()}
     kinds |= {name: type(f).__name__ for name, f in features.items() if not isinstance(f, datasets.Value)}
-    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    return few([f"{name} ({kind})" for name, kind in kinds.items()], 20)

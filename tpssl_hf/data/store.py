@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ def open_store(
     if store.labels is not None and not allow_unlabelled and (store.labels == UNLABELLED).any():
         count = int((store.labels == UNLABELLED).sum())
         raise InputError(f"{count:,} of {len(store):,} pictures of {source.name!r} have no label, and each needs one.")
-    return store, _report(meta["report"])
+    return store, replace(_report(meta["report"]), left_out=list(source.left_out), notes=list(source.notes))
 
 
 @contextmanager

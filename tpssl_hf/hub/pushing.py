@@ -20,7 +20,6 @@ from tpssl_hf.hub.evidence import gather, start_and_licence
 from tpssl_hf.hub.publish import how_to_push_again, publish_run
 from tpssl_hf.hub.trouble import Retry, limited, reason_of
 from tpssl_hf.hub_config import PublishConfig, PushConfig
-from tpssl_hf.label_draws import seeds_of
 from tpssl_hf.models.backbone import Origin, load_backbone
 from tpssl_hf.rundir import RESULTS
 
@@ -109,7 +108,7 @@ def _settled(wanted: PushConfig, settings: Mapping[str, Any], say: Callable[...,
     )
     folder = Path(settings["output_dir"])
     if settings.get("label_seeds"):  # the first draw given: chosen before any score is known
-        folder = folder / f"label_seed_{seeds_of(settings['label_seeds'])[0]}"
+        folder = folder / f"label_seed_{settings['label_seeds'][0]}"
     repo, known = wanted.hub_model_id, known_secrets(None)
     with discreet(known):
         check_target(repo, choices, name="hub_model_id", revision="hub_revision")
