@@ -154,7 +154,7 @@ def save_new_statistics(
     save_timm_folder(
         network,
         folder,
-        preprocessing=Preprocessing(views.image_size, views.mean, views.std),
+        preprocessing=Preprocessing.of(views),
         provenance=run_facts(recipe="verdict", method="BatchNorm statistics measured anew", init=origin.as_dict()),
         licence=origin.licence,
     )

@@ -55,6 +55,11 @@ class Weights:
     backbone: str
 
     @property
+    def architecture(self) -> str:
+        """The timm model without the tag of any weights: which weights they are is no part of it."""
+        return self.backbone.partition(".")[0]
+
+    @property
     def title(self) -> str:
         """For people: key and name."""
         path = Path(self.init)
