@@ -40,10 +40,11 @@ from tpssl_hf.evaluation import recalibrated, sample_for_statistics
 from tpssl_hf.facts import run_facts
 from tpssl_hf.features import features_of, open_backbone
 from tpssl_hf.launch import describe, make_accelerator
+from tpssl_hf.models.backbone import Origin
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 from tpssl_hf.rundir import RESULTS, RunDir
 from tpssl_hf.verdict_config import VerdictConfig, VerdictRunConfig
-from tpssl_hf.verdict_data import Questions, Weights, choose_questions, find_weights, remarks
+from tpssl_hf.verdict_data import ANOTHER_BASE, Questions, Weights, choose_questions, find_weights, remarks
 
 GROUPS: list[type] = [VerdictConfig, DataConfig, VerdictRunConfig]
 ADAPTED_DIGITS = Path("outputs/digits_byol")  # where the default target pretraining leaves its run
@@ -77,12 +78,13 @@ def main() -> int:
         source, store = open_split(settings, data.split, accelerator, run)
         questions = choose_questions(config, store, source, seed=settings["seed"])
         print(f"{len(questions.indices):,} of {len(store):,} pictures; {questions.chosen}")
-        rows = scored_rows(base, adapted, store, questions, settings, accelerator)
+        rows, origins = scored_rows(base, adapted, store, questions, settings, accelerator)
         verdict = judge(rows, overlap=questions.overlap, seed=settings["seed"])
         if verdict.recommendation == "statistics":
             save_new_statistics(run.path / NEW_STATISTICS, base, store, settings, accelerator)
-        notes = remarks(base, adapted, {row.name: row.width for row in rows}, data.image_size)
-        print(leave_results(run, verdict, questions, store, settings, notes, time.perf_counter() - began))
+        widths = {row.name: row.width for row in rows}
+        notes = remarks(base, adapted, origins, widths, settings["seed"], data.image_size)
+        print(leave_results(run, verdict, questions, store, settings, notes, origins, time.perf_counter() - began))
     return 0
 
 
@@ -114,9 +116,13 @@ def scored_rows(
     questions: Questions,
     settings: dict[str, Any],
     accelerator: Accelerator,
-) -> list[Row]:
-    """Extract or read the features of all weights, one after the other, and score them on the same questions."""
-    start, rows = None, []
+) -> tuple[list[Row], dict[str, Origin]]:
+    """Extract or read the features of all weights, one after the other, and score them on the same questions.
+
+    Returns:
+        The scores, and where each of the weights was loaded from, by name.
+    """
+    start, rows, origins = None, [], {}
     for name, weights in ((BASE, base), (STATISTICS, base), *((weights.name, weights) for weights in adapted)):
         began = time.perf_counter()
         found = features_of(
@@ -130,6 +136,7 @@ def scored_rows(
             seed=settings["seed"],
             cache_dir=Path(settings["feature_dir"]) if settings["feature_dir"] else None,
         )
+        origins[name] = found.origin
         if start is not None and name == STATISTICS and (found.values == start).all():
             print(f"  {name}: no BatchNorm in this backbone, so nothing to tell apart from the base")
             continue
@@ -139,7 +146,7 @@ def scored_rows(
         print(
             f"  {name}: {found.origin.kind} weights ({found.origin.name}), {time.perf_counter() - began:.1f} s{kept}"
         )
-    return rows
+    return rows, origins
 
 
 def save_new_statistics(
@@ -167,6 +174,7 @@ def leave_results(
     store: PictureStore,
     settings: dict[str, Any],
     notes: list[str],
+    origins: dict[str, Origin],
     seconds: float,
 ) -> str:
     """Write verdict.json, verdict.png, verdict.md and results.json; returns the summary for people."""
@@ -179,6 +187,7 @@ def leave_results(
         reason=verdict.reason,
         sentence=said,
         notes=notes,
+        weights={name: origin.as_dict() for name, origin in origins.items()},
         dataset=dataset,
         questions={
             "chosen": questions.chosen,
@@ -207,6 +216,9 @@ def leave_results(
         files.append(run.path / PICTURE)
     if verdict.recommendation == "statistics":
         notes = [*notes, f"The base's weights with new statistics are in {run.path / NEW_STATISTICS}."]
+    warnings = [note for note in notes if note.startswith(ANOTHER_BASE)]  # beside the sentence that they qualify
+    notes = [note for note in notes if note not in warnings]
+    said = "\n\n".join([said, *warnings])
     notes = [ranking(verdict), *notes] if ranking(verdict) else notes
     (run.path / REPORT).write_text(report(verdict, said, questions, dataset, notes), encoding="utf-8")
     run.write_json(RESULTS, facts)
