@@ -179,7 +179,8 @@ def leave_results(
 ) -> str:
     """Write verdict.json, verdict.png, verdict.md and results.json; returns the summary for people."""
     labels = len(questions.trials[0].bank) if questions.trials else 0
-    said = sentence(verdict, labels=labels, shared=questions.shared)
+    warnings = [note for note in notes if note.startswith(ANOTHER_BASE)]  # beside the sentence that they qualify
+    said = "\n\n".join([sentence(verdict, labels=labels, shared=questions.shared), *warnings])
     dataset = {"name": store.source_name, "fingerprint": store.fingerprint, "images": len(store)}
     facts = run_facts(
         recipe="verdict",
@@ -216,9 +217,7 @@ def leave_results(
         files.append(run.path / PICTURE)
     if verdict.recommendation == "statistics":
         notes = [*notes, f"The base's weights with new statistics are in {run.path / NEW_STATISTICS}."]
-    warnings = [note for note in notes if note.startswith(ANOTHER_BASE)]  # beside the sentence that they qualify
     notes = [note for note in notes if note not in warnings]
-    said = "\n\n".join([said, *warnings])
     notes = [ranking(verdict), *notes] if ranking(verdict) else notes
     (run.path / REPORT).write_text(report(verdict, said, questions, dataset, notes), encoding="utf-8")
     run.write_json(RESULTS, facts)

@@ -12,8 +12,8 @@ class VerdictConfig:
 
     base: str = key(
         "timm",
-        "What was adapted: timm (those of timm that the run began from) | random | a timm weight tag | a folder | a file "
-        "| a Hub id.",
+        "What was adapted: timm (those of timm that the run began from) | random | a timm weight tag | a folder | "
+        "a file | a Hub id.",
     )
     adapted: str = key(
         "", "Adapted weights: a run's folder, its model/, a file or a Hub id; several with commas are ranked."
