@@ -162,7 +162,7 @@ def remarks(
     """
     found = [
         f"{ANOTHER_BASE} {weights.name} was adapted from {weights.start['kind']} weights ({weights.start['name']}), "
-        f"and this base is {origins[BASE].kind} weights ({origins[BASE].name}): the difference is not what adapting did."
+        f"this base is {origins[BASE].kind} weights ({origins[BASE].name}): the difference is not what adapting did."
         for weights in adapted
         if same_start(weights.start, origins[BASE], seed) is False
     ]

@@ -158,6 +158,8 @@ def _from_timm(tagged: str, architecture: str, image_size: int | None) -> tuple[
     if not timm.is_model_pretrained(name):
         raise InputError(f"timm has no pretrained weights for {name!r}; use init random, a folder or a Hub id.")
     size = {} if image_size is None else size_arguments(name, image_size)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        built(name, image_size)  # an image size is refused as such, not as a download that failed
     try:
         model: nn.Module = timm.create_model(tagged, pretrained=True, num_classes=0, **size)
     except (OSError, RuntimeError) as error:

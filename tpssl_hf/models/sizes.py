@@ -106,15 +106,18 @@ def _refusal(name: str, image_size: int, error: Exception) -> str:
 
 
 def _nearest(name: str, image_size: int) -> list[int]:
-    """Return the nearest side below that networks of this name take, and the nearest above; made by trying."""
+    """Return the nearest side below that networks of this name take, and the nearest above.
+
+    It is found by trying, on tensors that hold no numbers.
+    """
     own = int(timm.get_pretrained_cfg(name).input_size[1])
     found = []
     for candidates in (_candidates(image_size, own, -1), _candidates(image_size, own, 1)):
         for size in candidates:
-            with torch.random.fork_rng(devices=[]):  # trying must not change what the seed means
+            # trying must not change what the seed means
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 try:
-                    arguments = size_arguments(name, size)
-                    model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+                    model = timm.create_model(name, pretrained=False, num_classes=0, **size_arguments(name, size))
                 except _TOO_SMALL_OR_ODD:
                     continue
                 taken = _refused(model, size) is None
