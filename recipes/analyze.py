@@ -84,7 +84,8 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
     if not given and (DIGITS_RUN / "model").is_dir():
         given, defaults = [str(DIGITS_RUN)], {"adapted": str(DIGITS_RUN)}
     if given:
-        config = Path(given[0]).expanduser() / CONFIG
+        folder = Path(given[0]).expanduser()
+        config = (folder.parent if folder.name == "model" else folder) / CONFIG
         former = read_config_file(config) if config.is_file() else {}
         defaults |= {name: former[name] for name in (*FROM_RUN, "backbone", "seed") if name in former}
         defaults |= {"base": former["init"]} if "init" in former else {}

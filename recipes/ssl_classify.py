@@ -166,7 +166,7 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
     save_timm_folder(
         cast(nn.Module, job.method.deployed),
         run.path / "model",
-        preprocessing=Preprocessing(job.views.image_size, job.views.mean, job.views.std),
+        preprocessing=Preprocessing.of(job.views),
         provenance={**{key: results[key] for key in kept}, "paper": PAPER},
         licence=job.origin.licence,
         label_names=list(data.labelled.class_names),

@@ -146,7 +146,7 @@ def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> st
     save_timm_folder(
         backbone,
         run.path / "model",
-        preprocessing=Preprocessing(job.views.image_size, job.views.mean, job.views.std),
+        preprocessing=Preprocessing.of(job.views),
         provenance={**provenance, "paper": PAPER},
         licence=job.origin.licence,
     )

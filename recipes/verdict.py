@@ -40,10 +40,11 @@ from tpssl_hf.evaluation import recalibrated, sample_for_statistics
 from tpssl_hf.facts import run_facts
 from tpssl_hf.features import features_of, open_backbone
 from tpssl_hf.launch import describe, make_accelerator
+from tpssl_hf.models.backbone import Origin
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 from tpssl_hf.rundir import RESULTS, RunDir
 from tpssl_hf.verdict_config import VerdictConfig, VerdictRunConfig
-from tpssl_hf.verdict_data import Questions, Weights, choose_questions, find_weights, remarks
+from tpssl_hf.verdict_data import ANOTHER_BASE, Questions, Weights, choose_questions, find_weights, remarks
 
 GROUPS: list[type] = [VerdictConfig, DataConfig, VerdictRunConfig]
 ADAPTED_DIGITS = Path("outputs/digits_byol")  # where the default target pretraining leaves its run
@@ -79,13 +80,14 @@ def main() -> int:
         print(f"{len(questions.indices):,} of {len(store):,} pictures; {questions.chosen}")
         for note in questions.notes:
             print(f"  {note}")
-        rows = scored_rows(base, adapted, store, questions, settings, accelerator)
+        rows, origins = scored_rows(base, adapted, store, questions, settings, accelerator)
         verdict = judge(rows, overlap=questions.overlap, seed=settings["seed"])
         if verdict.recommendation == "statistics":
             save_new_statistics(run.path / NEW_STATISTICS, base, store, settings, accelerator)
-        notes = remarks(base, adapted, {row.name: row.width for row in rows}, data.image_size)
+        widths = {row.name: row.width for row in rows}
+        notes = remarks(base, adapted, origins, widths, settings["seed"], data.image_size)
         notes += questions.notes
-        print(leave_results(run, verdict, questions, store, settings, notes, time.perf_counter() - began))
+        print(leave_results(run, verdict, questions, store, settings, notes, origins, time.perf_counter() - began))
     return 0
 
 
@@ -117,9 +119,13 @@ def scored_rows(
     questions: Questions,
     settings: dict[str, Any],
     accelerator: Accelerator,
-) -> list[Row]:
-    """Extract or read the features of all weights, one after the other, and score them on the same questions."""
-    start, rows = None, []
+) -> tuple[list[Row], dict[str, Origin]]:
+    """Extract or read the features of all weights, one after the other, and score them on the same questions.
+
+    Returns:
+        The scores, and where each of the weights was loaded from, by name.
+    """
+    start, rows, origins = None, [], {}
     for name, weights in ((BASE, base), (STATISTICS, base), *((weights.name, weights) for weights in adapted)):
         began = time.perf_counter()
         found = features_of(
@@ -133,6 +139,7 @@ def scored_rows(
             seed=settings["seed"],
             cache_dir=Path(settings["feature_dir"]) if settings["feature_dir"] else None,
         )
+        origins[name] = found.origin
         if start is not None and name == STATISTICS and (found.values == start).all():
             print(f"  {name}: no BatchNorm in this backbone, so nothing to tell apart from the base")
             continue
@@ -142,7 +149,7 @@ def scored_rows(
         print(
             f"  {name}: {found.origin.kind} weights ({found.origin.name}), {time.perf_counter() - began:.1f} s{kept}"
         )
-    return rows
+    return rows, origins
 
 
 def save_new_statistics(
@@ -157,7 +164,7 @@ def save_new_statistics(
     save_timm_folder(
         network,
         folder,
-        preprocessing=Preprocessing(views.image_size, views.mean, views.std),
+        preprocessing=Preprocessing.of(views),
         provenance=run_facts(recipe="verdict", method="BatchNorm statistics measured anew", init=origin.as_dict()),
         licence=origin.licence,
     )
@@ -170,11 +177,13 @@ def leave_results(
     store: PictureStore,
     settings: dict[str, Any],
     notes: list[str],
+    origins: dict[str, Origin],
     seconds: float,
 ) -> str:
     """Write verdict.json, verdict.png, verdict.md and results.json; returns the summary for people."""
     labels = len(questions.trials[0].bank) if questions.trials else 0
-    said = sentence(verdict, labels=labels, shared=questions.shared)
+    warnings = [note for note in notes if note.startswith(ANOTHER_BASE)]  # beside the sentence that they qualify
+    said = "\n\n".join([sentence(verdict, labels=labels, shared=questions.shared), *warnings])
     dataset = {"name": store.source_name, "fingerprint": store.fingerprint, "images": len(store)}
     facts = run_facts(
         recipe="verdict",
@@ -182,6 +191,7 @@ def leave_results(
         reason=verdict.reason,
         sentence=said,
         notes=notes,
+        weights={name: origin.as_dict() for name, origin in origins.items()},
         dataset=dataset,
         questions={
             "chosen": questions.chosen,
@@ -210,6 +220,7 @@ def leave_results(
         files.append(run.path / PICTURE)
     if verdict.recommendation == "statistics":
         notes = [*notes, f"The base's weights with new statistics are in {run.path / NEW_STATISTICS}."]
+    notes = [note for note in notes if note not in warnings]
     notes = [ranking(verdict), *notes] if ranking(verdict) else notes
     (run.path / REPORT).write_text(report(verdict, said, questions, dataset, notes), encoding="utf-8")
     run.write_json(RESULTS, facts)

@@ -22,6 +22,7 @@ from tpssl_hf.features import features_of, open_backbone
 from tpssl_hf.launch import store_of
 from tpssl_hf.models.backbone import WEIGHTS_FILE, Origin, stored_config
 from tpssl_hf.rundir import RunDir
+from tpssl_hf.starts import timm_start
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Weights:
     backbone: str
 
     @property
+    def architecture(self) -> str:
+        """The timm model without the tag of any weights: which weights they are is no part of it."""
+        return self.backbone.partition(".")[0]
+
+    @property
     def title(self) -> str:
         """For people: key and name."""
         path = Path(self.init)
@@ -81,7 +87,9 @@ def weights_of(options: AnalyzeConfig) -> list[Weights]:
             "adapted names no weights to compare with base; give --adapted FOLDER of a target pretraining "
             "(`accelerate launch recipes/target_pretrain.py` leaves one in outputs/digits_byol)."
         )
-    base = located(options.base, options.backbone)
+    adapted_places = [located(init, options.backbone)[0] for init in named]
+    tagged = timm_start(adapted_places, options.backbone) if options.base == "timm" else None
+    base = located(options.base, tagged or options.backbone)
     keys = ["adapted"] if len(named) == 1 else [f"adapted_{number}" for number in range(1, len(named) + 1)]
     adapted = [Weights(key, *located(init, options.backbone)) for key, init in zip(keys, named, strict=True)]
     return [Weights("base", *base), Weights("base_statistics", *base), *adapted]

@@ -110,21 +110,21 @@ def drift(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Fo
     everything = weights_of(options)
     network, views, _ = network_of(everything[0], settings, device)
     some = np.sort(np.random.default_rng(options.seed).permutation(len(store))[:PICTURES])
-    images = eval_view(store.gather(some, epoch=0).to(device), views)
+    pictures = store.gather(some, epoch=0).to(device)
     stages, start = stage_names(network), dict(network.named_parameters())
-    before = stage_features(network, images, stages)
+    before = stage_features(network, eval_view(pictures, views), stages)
     table: list[dict[str, Any]] = []
     for weights in everything[1:]:
-        if weights.backbone != everything[0].backbone:
+        if weights.architecture != everything[0].architecture:
             raise InputError(
                 f"{weights.title} is a {weights.backbone} and the base a {everything[0].backbone}; drift is between "
                 "weights of one architecture."
             )
-        other, _, _ = network_of(weights, settings, device)
+        other, own_views, _ = network_of(weights, settings, device)
         if weights.key == "base_statistics":
             other = recalibrated(other, sample_for_statistics(store), views, device)
         moved = {n: (_squared(p - start[n]), _squared(start[n])) for n, p in other.named_parameters()}
-        after = stage_features(other, images, stages)
+        after = stage_features(other, eval_view(pictures, own_views), stages)
         shared = {"model": weights.key, "title": weights.title, "pictures": len(some), "seed": options.seed}
         for stage, value in stage_distances(moved, stages).items():
             table.append({**shared, "measure": "drift", "stage": stage, "value": value})

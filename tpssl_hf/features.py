@@ -3,9 +3,8 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -17,9 +16,10 @@ from torch import nn
 from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.evaluation import extract_features, recalibrated, sample_for_statistics
-from tpssl_hf.models.backbone import Origin, load_backbone
+from tpssl_hf.models.backbone import Origin, load_backbone, weights_digest
+from tpssl_hf.models.layout import Preprocessing, preprocessing_of
 
-FORMAT = 1  # of the files; another whenever the same key would mean other numbers
+FORMAT = 2  # of the files; another whenever the same key would mean other numbers
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ def open_backbone(
     """
     set_seed(seed)
     network, origin = load_backbone(backbone, init=init, image_size=image_size)
-    facts: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    views = ViewSettings(image_size, facts["mean"], facts["std"], seed, horizontal_flip=False)
+    views = preprocessing_of(network).views(seed, horizontal_flip=False)
     return network.to(device).to(memory_format=torch.channels_last).eval(), views, origin
 
 
@@ -90,8 +89,9 @@ def features_of(
     """
     network, views, origin = open_backbone(backbone, init=init, image_size=image_size, device=device, seed=seed)
     measured_on = None if statistics is None else statistics.fingerprint
-    key = [FORMAT, timm.__version__, backbone, _digest(network), store.fingerprint, image_size, measured_on]
-    name = hashlib.sha256(json.dumps([*key, views.mean, views.std]).encode() + indices.tobytes()).hexdigest()[:32]
+    weights, shown = weights_digest(network.state_dict()), astuple(Preprocessing.of(views))
+    key = [FORMAT, timm.__version__, backbone, weights, store.fingerprint, shown, measured_on]
+    name = hashlib.sha256(json.dumps(key).encode() + indices.tobytes()).hexdigest()[:32]
     folder = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "features"
     path = folder / f"{name}.npy"
     if path.exists():
@@ -105,11 +105,3 @@ def features_of(
         np.save(file, values)
     partial.replace(path)
     return Features(values, origin, cached=False)
-
-
-def _digest(network: nn.Module) -> str:
-    """Digest of all weights and statistics, wherever they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -27,6 +27,7 @@ from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
 from tpssl_hf.models.backbone import Origin
 from tpssl_hf.models.classifier import load_classifier
+from tpssl_hf.models.layout import preprocessing_of
 from tpssl_hf.optim import build_optimizer, cosine_7_16, four_steps
 from tpssl_hf.rundir import RunDir, StopSignals
 from tpssl_hf.ssl_config import ClassifyConfig, FinetuneConfig
@@ -109,18 +110,19 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
 
 
 def _view_settings(settings: dict[str, Any], data: FinetuningData, classifier: nn.Module) -> ViewSettings:
-    """Views at the pictures' own size where they are small, normalised as the weights expect."""
+    """Views at the pictures' own size where they are small, resized and normalised as the weights expect.
+
+    Whole pictures are evaluated, whatever crop the weights came with: whole pictures are what is learnt from.
+    """
     choice, options = take(ClassifyConfig, settings), take(DataConfig, settings)
-    normalisation: dict[str, Any] = classifier.pretrained_cfg  # type: ignore[assignment]
     own = int(np.median(data.unlabelled.shorter_sides))
-    return ViewSettings(
-        options.image_size,
-        normalisation["mean"],
-        normalisation["std"],
+    return preprocessing_of(classifier).views(
         settings["seed"],
-        data.source.flip_is_safe if options.horizontal_flip is None else options.horizontal_flip,
+        horizontal_flip=data.source.flip_is_safe if options.horizontal_flip is None else options.horizontal_flip,
         work_size=choice.work_size or min(own, options.image_size),
         crop=choice.crop,
+        crop_pct=1.0,
+        crop_mode="center",
     )
 
 

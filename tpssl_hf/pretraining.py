@@ -30,6 +30,7 @@ from tpssl_hf.methods.base import Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import Origin, load_backbone
+from tpssl_hf.models.layout import preprocessing_of
 from tpssl_hf.optim import build_optimizer, warmup_cosine
 from tpssl_hf.rundir import RunDir, StopSignals
 
@@ -72,9 +73,8 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     epoch_steps = batches_per_epoch and max(1, batches_per_epoch // optim.gradient_accumulation_steps)
     set_seed(options.seed)
     backbone, origin = load_backbone(model.backbone, init=model.init, image_size=data.image_size)
-    normalisation: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     flip = source.flip_is_safe if data.horizontal_flip is None else data.horizontal_flip
-    views = ViewSettings(data.image_size, normalisation["mean"], normalisation["std"], options.seed, flip)
+    views = preprocessing_of(backbone).views(options.seed, horizontal_flip=flip)
     spec = PRETRAIN[choice.method]
     spec.check(backbone, method_config, data.image_size, optim.batch_size)
     max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)

@@ -211,7 +211,7 @@ def save_snapshots(
         save_timm_folder(
             recalibrated(one, sample_for_statistics(store), views, device),
             target,
-            preprocessing=Preprocessing(views.image_size, views.mean, views.std),
+            preprocessing=Preprocessing.of(views),
             provenance={"recipe": "analyze", "snapshot_of": folder.name, "method": config["method"], "step": step},
         )
         snapshots[step] = Weights(f"step_{step}", str(target), config["backbone"])

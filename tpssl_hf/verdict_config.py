@@ -10,7 +10,11 @@ from tpssl_hf.config import key
 class VerdictConfig:
     """Verdict: did adapting help."""
 
-    base: str = key("timm", "What was adapted: timm | random | a timm weight tag | a folder | a file | a Hub id.")
+    base: str = key(
+        "timm",
+        "What was adapted: timm (those of timm that the run began from) | random | a timm weight tag | a folder | "
+        "a file | a Hub id.",
+    )
     adapted: str = key(
         "",
         "Adapted weights: a run's folder, its model/, a file or a Hub id; several with commas are ranked.",

@@ -15,10 +15,12 @@ from tpssl_hf.data.scan import UNLABELLED
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.backbone import WEIGHTS_FILE, stored_config
+from tpssl_hf.models.backbone import WEIGHTS_FILE, Origin, stored_config
+from tpssl_hf.starts import recorded_start, same_start, timm_start
 from tpssl_hf.verdict_config import VerdictConfig
 
 LEAST_DRAWS = 5
+ANOTHER_BASE = "ANOTHER BASE:"  # begins the remark that the base is not what was adapted
 FINETUNING = ("ssl_classify", "ssl_segment")  # recipes that train with labels
 SEEDS_APART = 1000  # between the seeds of draws of two seeds of the run
 
@@ -38,6 +40,11 @@ class Weights:
     init: str
     architecture: str
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """What they were adapted from, see :func:`tpssl_hf.starts.recorded_start`."""
+        return recorded_start(self.init)
 
     @property
     def file(self) -> Path | None:
@@ -91,11 +98,14 @@ def find_weights(config: VerdictConfig) -> tuple[Weights, list[Weights]]:
                 f"adapted {place} was made by {recipe}, with labels, and a verdict asks about labelled pictures that "
                 "it may have been trained on; give the model/ of a target pretraining."
             )
+    named_by_run = timm_start(places, config.backbone) if config.base == "timm" else None
     base_place = config.base if config.base in ("random", "timm") else _place(config.base, "base")
     base_facts = stored_config(base_place)
     found = [str(known["architecture"]) for known in facts if "architecture" in known]
     own = config.base if is_model(config.base.partition(".")[0]) and not Path(config.base).exists() else None
-    architecture = config.backbone or base_facts.get("architecture") or own or (found or ["resnet18"])[0]
+    architecture = (
+        named_by_run or config.backbone or base_facts.get("architecture") or own or (found or ["resnet18"])[0]
+    )
     base = Weights(BASE, base_place, str(architecture), base_facts)
     other = config.adapted_backbone or base.architecture.partition(".")[0]
     names = _names(places)
@@ -140,33 +150,37 @@ def _names(places: list[str]) -> list[str]:
     return names
 
 
-def remarks(base: Weights, adapted: list[Weights], widths: dict[str, int], image_size: int) -> list[str]:
-    """What a reader must know about the weights: other widths, sizes or starts than expected; a sentence each.
+def remarks(
+    base: Weights, adapted: list[Weights], origins: dict[str, Origin], widths: dict[str, int], seed: int, size: int
+) -> list[str]:
+    """What a reader must know about the weights: other starts, widths or sizes than expected; a sentence each.
 
     Args:
         base: the base.
         adapted: what is held against it.
+        origins: where each was really loaded from, by name.
         widths: features of each by name.
-        image_size: side of the images looked at, in pixels.
+        seed: of random weights.
+        size: side of the images looked at, in pixels.
     """
-    found = []
+    found = [
+        f"{ANOTHER_BASE} {weights.name} was adapted from {weights.start['kind']} weights ({weights.start['name']}), "
+        f"this base is {origins[BASE].kind} weights ({origins[BASE].name}): the difference is not what adapting did."
+        for weights in adapted
+        if same_start(weights.start, origins[BASE], seed) is False
+    ]
     for weights in adapted:
         if widths[weights.name] != widths[BASE]:
             found.append(
                 f"{weights.name} ({weights.architecture}) has {widths[weights.name]} features, the base "
                 f"({base.architecture}) {widths[BASE]}: part of any difference may be the architecture's."
             )
-        size = (weights.facts.get("pretrained_cfg", {}).get("input_size") or [0, image_size])[1]
-        if size != image_size:
-            found.append(f"{weights.name} was adapted at {size} px and is asked at {image_size}: see --image_size.")
-        start = weights.facts.get("tpssl_hf", {}).get("init", {})
-        own = {"random": "random", "timm": "timm"}.get(base.init, Path(base.init).name)
-        kinds = {start.get("kind"), str(start.get("name")).rpartition("/")[2], start.get("name")}
-        if start and not kinds & {own, base.init, "model"}:
-            found.append(
-                f"{weights.name} was adapted from {start.get('kind')} weights ({start.get('name')}), which may not be "
-                f"this base ({own})."
-            )
+        own = (weights.facts.get("pretrained_cfg", {}).get("input_size") or [0, size])[1]
+        if own != size:
+            found.append(f"{weights.name} was adapted at {own} px and is asked at {size}: see --image_size.")
+        if same_start(weights.start, origins[BASE], seed) is None:
+            known = f" ({weights.start['kind']} weights: {weights.start['name']})" if weights.start else ""
+            found.append(f"{weights.name} does not tell whether it was adapted from this base{known}.")
     if base.init == "random":
         found.append("The random base is one draw of random weights; another --seed gives another.")
     return found

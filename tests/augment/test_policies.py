@@ -142,7 +142,7 @@ def test_byol_policies_are_the_papers():
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_eval_view_is_the_resized_centre(make_pictures, interpolation):
     pictures = make_pictures([(40, 60), (64, 64)])
-    result = eval_view(pictures, ViewSettings(32, (0, 0, 0), (1, 1, 1), seed=0), interpolation) * 255
+    result = eval_view(pictures, ViewSettings(32, (0, 0, 0), (1, 1, 1), seed=0, interpolation=interpolation)) * 255
     method = getattr(Image.Resampling, interpolation.upper())
     for row, (size, box) in enumerate([((40, 60), (10, 0, 50, 40)), ((64, 64), (0, 0, 64, 64))]):
         picture = Image.fromarray(pictures.pixels[row, : size[0], : size[1]].numpy())

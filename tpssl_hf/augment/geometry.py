@@ -47,11 +47,15 @@ def random_resized_crop_boxes(
     return torch.cat((left, top, left + box_width, top + box_height), dim=1).long()
 
 
-def central_boxes(sizes: Tensor) -> Tensor:
-    """Return the largest central square of each picture of ``sizes`` (B, 2) as boxes (B, 4) like those above."""
-    side = sizes.amin(dim=1, keepdim=True)
-    top_left = ((sizes - side) // 2).flip(1)
-    return torch.cat((top_left, top_left + side), dim=1)
+def central_boxes(sizes: Tensor, fraction: float = 1.0, *, squash: bool = False) -> Tensor:
+    """Return the central square of each picture of ``sizes`` (B, 2) as boxes (B, 4) like those above.
+
+    Its side is ``fraction`` of the shorter side; with ``squash`` the box has the shape of the picture.
+    """
+    sides = sizes if squash else sizes.amin(dim=1, keepdim=True).expand(-1, 2)
+    sides = (sides * fraction).round().long().clamp_min(1)
+    top_left = ((sizes - sides) // 2).flip(1)
+    return torch.cat((top_left, top_left + sides.flip(1)), dim=1)
 
 
 def normalised_boxes(boxes: Tensor, flip: Tensor, sizes: Tensor) -> Tensor:

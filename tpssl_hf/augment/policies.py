@@ -76,6 +76,9 @@ class ViewSettings:
             ``image_size``; ``image_size`` if None.
         crop: how these two are cropped, ``"pad"``: padded by an eighth of the side, reflected, and cropped, or
             ``"rrc"``: a box of random area and shape.
+        interpolation: how undistorted pictures are resized, ``"bicubic"`` or ``"bilinear"``.
+        crop_pct: side of the central square that is shown of them, as a fraction of the shorter side.
+        crop_mode: ``"center"``; or ``"squash"``, where the fraction is of either side and the shape is lost.
     """
 
     image_size: int
@@ -85,6 +88,9 @@ class ViewSettings:
     horizontal_flip: bool = True
     work_size: int | None = None
     crop: str = "pad"
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -95,6 +101,8 @@ class ViewSettings:
             raise InputError(f"work_size is {self.work_size}; give at least 1 pixel, or nothing for image_size.")
         if self.crop not in ("pad", "rrc"):
             raise InputError(f"crop is {self.crop!r}; use 'pad' or 'rrc'.")
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"crop_pct is {self.crop_pct}; give a fraction above 0, or 1 for the whole picture.")
 
 
 # Which pictures to change (B,), how, and with which parameters (B, ...) besides the images.
@@ -199,7 +207,8 @@ def two_affine_views(
     return views
 
 
-def eval_view(pictures: Pictures, settings: ViewSettings, interpolation: str = "bicubic") -> Tensor:
-    """Return the largest central square of every picture, resized and normalised: (B, 3, S, S) as ``make_view``'s."""
+def eval_view(pictures: Pictures, settings: ViewSettings) -> Tensor:
+    """Return the central square of every picture, resized and normalised: (B, 3, S, S) as ``make_view``'s."""
     flip = torch.zeros_like(pictures.index, dtype=torch.bool)
-    return _render(pictures, central_boxes(pictures.sizes), flip, settings, interpolation, [])
+    boxes = central_boxes(pictures.sizes, settings.crop_pct, squash=settings.crop_mode == "squash")
+    return _render(pictures, boxes, flip, settings, settings.interpolation, [])

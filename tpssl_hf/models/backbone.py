@@ -1,18 +1,23 @@
 """Load Φ: a timm backbone from random weights, timm's own, a folder, a file or the Hub."""
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
+from timm.data import resolve_data_config
 from timm.models import is_model
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.sizes import built, check_image_size, size_arguments
+from tpssl_hf.models.tensors import load_backbone_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -24,10 +29,12 @@ class Origin:
 
     Attributes:
         kind: random | timm | folder | file | hub.
-        name: the architecture, weight tag, folder name or Hub id; never a private absolute path.
+        name: the architecture, its name with the weight tag, a folder's name or Hub id; never a private absolute path.
         revision: commit of a Hub repository, if one was read.
         licence: licence of the weights as far as their source states it.
         sha256: digest of the weight file, for folders, files and the Hub.
+        weights: digest of the loaded tensors, the same wherever they were read from; none for random ones.
+        image_size: side of the images the weights are meant for, as far as their source states it.
     """
 
     kind: str
@@ -35,6 +42,14 @@ class Origin:
     revision: str | None = None
     licence: str | None = None
     sha256: str | None = None
+    weights: str | None = None
+    image_size: int | None = None
+
+    def size_note(self, image_size: int) -> str:
+        """Say in a line that the weights are meant for another size than ``image_size``; empty if they are not."""
+        if self.image_size in (None, image_size):
+            return ""
+        return f"the weights ({self.name}) are meant for {self.image_size} px, this run shows them {image_size} px"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON types."""
@@ -44,35 +59,73 @@ class Origin:
 def load_backbone(architecture: str, *, init: str, image_size: int | None = None) -> tuple[nn.Module, Origin]:
     """Build Φ without a classifier, images (B, 3, H, W) to features (B, D); only this function may download weights.
 
+    Its ``pretrained_cfg`` is that of the weights, not of the architecture: their own mean, standard deviation,
+    interpolation and crop, with ``image_size`` for their own size where it is given
+    (:func:`tpssl_hf.models.layout.preprocessing_of` reads it).
+
     Args:
         architecture: a timm model name, with or without a weight tag (``resnet18``, ``resnet18.tv_in1k``).
         init: ``random`` (timm's own initialisation), ``timm`` (its pretrained weights for ``architecture``), a timm
             weight tag, a folder in the layout of :func:`tpssl_hf.models.layout.save_timm_folder`, a ``.safetensors``
-            file, or a Hub id with an optional ``@revision``.
-        image_size: side of the images, for models built for one size (a ViT); their position embedding is resampled.
+            file, or a Hub id with an optional ``@revision``. A file's preprocessing is in the ``config.json`` beside
+            it, else that of the tag in ``architecture``.
+        image_size: side of the images; a network built for one size (a ViT) is built for it, its position embedding
+            resampled, and one that cannot take it is refused.
 
     Raises:
-        InputError: for an unknown architecture, weights that cannot be had, and missing or unexpected backbone keys.
+        InputError: for an unknown architecture or tag, weights that cannot be had, missing or unexpected backbone
+            keys, and an image size that the network does not take.
     """
     name, _, tag = architecture.partition(".")
     if not is_model(name):
         raise InputError(f"backbone {architecture!r} is no timm model; {_near(name)}")
-    fixed = image_size is not None and getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
-    model_arguments = {"img_size": image_size} if fixed else {}
+    if tag and tag not in (tags := _tags(name)):
+        raise InputError(f"backbone {architecture!r}: timm has no tag {tag!r} of {name}; it has {', '.join(tags)}.")
+    model, origin = _load(architecture, init, image_size)
+    facts: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    if origin.kind == "random":  # weights that have seen nothing are shown whole images
+        facts |= {"crop_pct": 1.0, "crop_mode": "center"}
+    else:
+        origin = replace(origin, weights=weights_digest(model.state_dict(), any_size=True))
+    if image_size is not None:
+        if tuple(facts["input_size"][1:]) != (image_size, image_size):
+            facts |= {"input_size": (3, image_size, image_size), "pool_size": None}
+        check_image_size(model, name, image_size)
+    model.pretrained_cfg = facts  # type: ignore[assignment]
+    return model, origin
+
+
+def _load(architecture: str, init: str, image_size: int | None) -> tuple[nn.Module, Origin]:
+    """Find out what ``init`` is, and load it."""
+    name = architecture.partition(".")[0]
     if init == "random":
-        return _build(name, model_arguments), Origin("random", name)
+        return built(architecture, image_size), Origin("random", name)
     if init == "timm" or (is_model(init.partition(".")[0]) and "/" not in init and not Path(init).exists()):
-        return _from_timm(architecture if init == "timm" else init, name, model_arguments)
+        return _from_timm(architecture if init == "timm" else init, architecture, image_size)
     path = Path(init).expanduser()
     if path.is_dir():
-        return _from_folder(path, Origin("folder", _public_name(path)), name, model_arguments)
+        return _from_folder(path, Origin("folder", _public_name(path)), architecture, image_size)
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise InputError(f"init {init!r} is not a .safetensors file; pickled weights are not read, convert them.")
-        return _from_file(path, Origin("file", path.name), name, model_arguments)
+            raise InputError(
+                f"init {init!r} is not a .safetensors file, and pickled weights are not read here; `python "
+                f"recipes/convert.py {init} --backbone {name} --output_dir FOLDER` makes a folder of it."
+            )
+        facts = _read_config(path.with_name(CONFIG_FILE), name)
+        return _from_file(path, Origin("file", path.name), architecture, image_size, facts)
     if init.count("/") == 1 and not init.startswith((".", "/", "~")):
-        return _from_hub(init, name, model_arguments)
+        return _from_hub(init, architecture, image_size)
     raise InputError(f"init {init!r} is not random, timm, a timm weight tag, an existing folder or file, or a Hub id.")
+
+
+def weights_digest(tensors: Mapping[str, Tensor], *, any_size: bool = False) -> str:
+    """SHA-256 of named tensors; with ``any_size`` of those only that do not depend on the size of the images."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if not (any_size and any(part in name for part in ("pos_embed", "rel_pos", "relative_position", "attn_mask"))):
+            data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(name.encode() + data.tobytes())
+    return digest.hexdigest()
 
 
 def stored_config(place: str) -> dict[str, Any]:
@@ -91,63 +144,86 @@ def _near(name: str) -> str:
     return f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` names them."
 
 
-def _build(name: str, model_arguments: dict[str, Any]) -> nn.Module:
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **model_arguments)
-    return model
+def _tags(name: str) -> list[str]:
+    """Return the weight tags that timm has of a model."""
+    return [found.partition(".")[2] for found in timm.list_models(f"{name}.*", include_tags=True)]
 
 
-def _from_timm(tagged: str, name: str, model_arguments: dict[str, Any]) -> tuple[nn.Module, Origin]:
+def _from_timm(tagged: str, architecture: str, image_size: int | None) -> tuple[nn.Module, Origin]:
+    name, _, tag = architecture.partition(".")
     if tagged.partition(".")[0] != name:
         raise InputError(f"init {tagged!r} holds weights of another architecture than backbone {name!r}.")
+    if tag and tagged != architecture:
+        raise InputError(f"init {tagged!r} and backbone {architecture!r} name different weights; leave one tag out.")
     if not timm.is_model_pretrained(name):
         raise InputError(f"timm has no pretrained weights for {name!r}; use init random, a folder or a Hub id.")
+    size = {} if image_size is None else size_arguments(name, image_size)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        built(name, image_size)  # an image size is refused as such, not as a download that failed
     try:
-        model: nn.Module = timm.create_model(tagged, pretrained=True, num_classes=0, **model_arguments)
+        model: nn.Module = timm.create_model(tagged, pretrained=True, num_classes=0, **size)
     except (OSError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
             f"timm's weights {tagged!r} could not be loaded, offline or unknown tag ({reason})."
         ) from error
     facts: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return model, Origin("timm", f"{name}.{facts.get('tag') or 'default'}", licence=facts.get("license"))
+    tagged = f"{name}.{facts.get('tag') or 'default'}"
+    return model, Origin("timm", tagged, licence=facts.get("license"), image_size=facts["input_size"][-1])
 
 
-def _from_folder(folder: Path, origin: Origin, name: str, model_arguments: dict[str, Any]) -> tuple[nn.Module, Origin]:
-    weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
+def _from_folder(folder: Path, origin: Origin, architecture: str, image_size: int | None) -> tuple[nn.Module, Origin]:
+    weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         hint = f"; did you mean {folder / 'model'}?" if (folder / "model" / WEIGHTS_FILE).is_file() else ""
         raise InputError(f"init folder {folder} holds no {WEIGHTS_FILE}{hint or '; give a folder that does.'}")
-    licence = None
-    if config.is_file():
-        try:
-            facts = json.loads(config.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise InputError(
-                f"{config} is not readable JSON ({error}); the folder is damaged, copy it again."
-            ) from error
-        stored = facts.get("architecture", name)
-        if stored != name:
-            raise InputError(f"init folder {folder} holds a {stored}, not a {name}; say --backbone {stored}.")
-        licence = facts.get("pretrained_cfg", {}).get("license")
-    origin = Origin(origin.kind, origin.name, origin.revision, licence)
-    return _from_file(weights, origin, name, model_arguments)
+    facts = _read_config(folder / CONFIG_FILE, architecture.partition(".")[0])
+    return _from_file(weights, origin, architecture, image_size, facts)
 
 
-def _from_file(path: Path, origin: Origin, name: str, model_arguments: dict[str, Any]) -> tuple[nn.Module, Origin]:
-    import hashlib
+def _read_config(path: Path, name: str) -> dict[str, Any]:
+    """Return what a ``config.json`` says of the weights beside it, under ``pretrained_cfg`` or at the top as of old.
 
+    It is empty where there is no file, or one that says nothing of preprocessing.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); the folder is damaged, copy it again.") from error
+    own = facts.get("pretrained_cfg", facts) if isinstance(facts, dict) else None
+    if not isinstance(own, dict):
+        raise InputError(f"{path} is no description of a timm model; the folder is damaged, copy it again.")
+    stored = facts.get("architecture", name)
+    if stored != name:
+        raise InputError(f"init folder {path.parent} holds a {stored}, not a {name}; say --backbone {stored}.")
+    for key, length in (("mean", 3), ("std", 3), ("input_size", 3)):
+        if key in own and (not isinstance(own[key], list) or len(own[key]) != length):
+            raise InputError(f"{path} has {key} {own[key]!r}, where a list of {length} numbers belongs; correct it.")
+    return own
+
+
+def _from_file(
+    path: Path, origin: Origin, architecture: str, image_size: int | None, facts: dict[str, Any]
+) -> tuple[nn.Module, Origin]:
+    """Load a file; ``facts`` are those of the weights, empty where nothing is known of them."""
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); copy or download it again.") from error
-    model = _build(name, model_arguments)
-    load_backbone_tensors(model, tensors, str(path))
+    model = built(architecture, image_size)
+    load_backbone_tensors(model, tensors, path)
+    if any(key in facts for key in ("mean", "std", "input_size")):
+        # as plain timm reads them: what is missing is timm's general default, not the architecture's
+        model.pretrained_cfg = {**model.pretrained_cfg, **resolve_data_config(pretrained_cfg=facts)}  # type: ignore[assignment, dict-item]
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return model, Origin(origin.kind, origin.name, origin.revision, origin.licence, digest)
+    own_size = facts["input_size"][-1] if "input_size" in facts else None
+    return model, replace(origin, licence=facts.get("license"), sha256=digest, image_size=own_size)
 
 
-def _from_hub(repository: str, name: str, model_arguments: dict[str, Any]) -> tuple[nn.Module, Origin]:
+def _from_hub(repository: str, architecture: str, image_size: int | None) -> tuple[nn.Module, Origin]:
     from huggingface_hub import snapshot_download
 
     repo_id, _, revision = repository.partition("@")
@@ -160,41 +236,9 @@ def _from_hub(repository: str, name: str, model_arguments: dict[str, Any]) -> tu
         raise InputError(
             f"init {repository!r}: no such folder here, and the Hub did not deliver it ({reason})."
         ) from error
-    return _from_folder(folder, Origin("hub", repo_id, folder.name), name, model_arguments)
+    return _from_folder(folder, Origin("hub", repo_id, folder.name), architecture, image_size)
 
 
 def _public_name(folder: Path) -> str:
     folder = folder.resolve()
     return f"{folder.parent.name}/{folder.name}" if folder.name == "model" else folder.name
-
-
-def load_backbone_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Copy ``tensors`` into ``model``; a classifier among them is left out, anything else must match exactly.
-
-    Raises:
-        InputError: naming missing, unexpected or differently shaped keys.
-    """
-    facts: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    classifiers = facts.get("classifier") or ()
-    heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    own = model.state_dict()
-    if "pos_embed" in own and "pos_embed" in tensors and own["pos_embed"].shape != tensors["pos_embed"].shape:
-        grid: list[int] = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
-        prefix = int(getattr(model, "num_prefix_tokens", 0))
-        tensors = {
-            **tensors,
-            "pos_embed": resample_abs_pos_embed(tensors["pos_embed"], grid, num_prefix_tokens=prefix),
-        }
-    tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(tuple(f"{head}." for head in heads))}
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    differing = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
-    problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
-        if keys
-    ]
-    if problems:
-        raise InputError(
-            f"{where} does not fit this backbone: keys {'; '.join(problems)}. Is it another architecture?"
-        )
-    model.load_state_dict(tensors)

@@ -5,32 +5,64 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import resolve_data_config
 from timm.models import save_for_hf
 from torch import nn
 
+from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a picture goes through before the network: shorter side to ``image_size``, centre crop, normalisation.
+    """What a picture goes through before the network: a central square of it, resized to ``image_size``, normalised.
 
     Attributes:
         image_size: side of the square input in pixels.
         mean: RGB mean, of values in [0, 1].
         std: RGB standard deviation.
         interpolation: ``bilinear`` or ``bicubic``.
+        crop_pct: side of the square as a fraction of the picture's shorter side.
+        crop_mode: ``center``; or ``squash``, where the fraction is of either side and the picture loses its shape.
     """
 
     image_size: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    def views(self, seed: int, **settings: Any) -> ViewSettings:
+        """Return settings of views that show pictures this way; ``settings`` are what else they hold."""
+        return ViewSettings(seed=seed, **{**asdict(self), **settings})
+
+    @classmethod
+    def of(cls, views: ViewSettings) -> "Preprocessing":
+        """Return how ``views`` show a picture for evaluation, to be saved with a network that was evaluated so."""
+        return cls(**{item.name: getattr(views, item.name) for item in fields(cls)})
+
+
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """Return how the weights of ``model`` want pictures shown: the one answer, for whatever loads weights.
+
+    :func:`tpssl_hf.models.backbone.load_backbone` has put what belongs to the weights into ``pretrained_cfg``; what is
+    missing there is timm's default. Resizing is bilinear for weights that say so, else bicubic.
+    """
+    facts = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
+    return Preprocessing(
+        image_size=int(facts["input_size"][-1]),
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        interpolation="bilinear" if facts["interpolation"] == "bilinear" else "bicubic",
+        crop_pct=min(1.0, float(facts["crop_pct"])),
+        crop_mode="squash" if facts["crop_mode"] == "squash" else "center",
+    )
 
 
 def save_timm_folder(
@@ -69,7 +101,8 @@ def save_timm_folder(
                 "input_size": (3, size, size),
                 "mean": preprocessing.mean,
                 "std": preprocessing.std,
-                "crop_pct": 1.0,
+                "crop_pct": preprocessing.crop_pct,
+                "crop_mode": preprocessing.crop_mode,
                 "interpolation": preprocessing.interpolation,
             },
         )

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, Origin, load_backbone
 from tpssl_hf.models.decoder import RATES, DeepLabDecoder
+from tpssl_hf.models.layout import preprocessing_of
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
 
 LOW_STRIDE = 4
@@ -198,15 +199,15 @@ def build_segmenter(
     if palette is not None and len(palette) != len(class_names):
         raise InputError(f"the palette has {len(palette)} colours for {len(class_names)} classes; give one for each.")
     loaded, origin = load_backbone(architecture, init=init)
-    facts: dict[str, Any] = loaded.pretrained_cfg  # type: ignore[assignment]
+    shown = preprocessing_of(loaded)
     config = TpsslSegmenterConfig(
         backbone=architecture.partition(".")[0],
         output_stride=output_stride,
         decoder_width=decoder_width,
         low_level_width=low_level_width or max(1, decoder_width * 48 // 256),
         palette=palette,
-        image_mean=facts["mean"],
-        image_std=facts["std"],
+        image_mean=shown.mean,
+        image_std=shown.std,
         provenance={"backbone": origin.as_dict()},
         id2label=dict(enumerate(class_names)),
         label2id={name: index for index, name in enumerate(class_names)},

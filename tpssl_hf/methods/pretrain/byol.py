@@ -16,6 +16,7 @@ from tpssl_hf.losses.contrastive import negative_cosine, normalised_std
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy
 from tpssl_hf.models.heads import mlp_head
+from tpssl_hf.models.sizes import feature_width
 
 
 @dataclass
@@ -35,7 +36,7 @@ class BYOL(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.projector = mlp_head(backbone.num_features, config.hidden_features, config.projection_features)  # type: ignore[arg-type]
+        self.projector = mlp_head(feature_width(backbone), config.hidden_features, config.projection_features)
         self.predictor = mlp_head(config.projection_features, config.hidden_features, config.projection_features)
         self.target_backbone = frozen_copy(backbone)
         self.target_projector = frozen_copy(self.projector)

@@ -17,6 +17,7 @@ from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.ema import ema_update, frozen_copy
 from tpssl_hf.models.heads import plain_head
 from tpssl_hf.models.queue import KeyQueue, check_queue
+from tpssl_hf.models.sizes import feature_width
 
 
 @dataclass
@@ -36,7 +37,7 @@ class MoCo(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        width: int = backbone.num_features  # type: ignore[assignment]
+        width = feature_width(backbone)
         self.projector = plain_head(width, width, config.projection_features)
         self.key_backbone = frozen_copy(backbone)
         self.key_projector = frozen_copy(self.projector)

@@ -15,6 +15,7 @@ from tpssl_hf.losses.contrastive import normalised_std, nt_xent
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.heads import simclr_head
 from tpssl_hf.models.queue import gather_rows, own_rows
+from tpssl_hf.models.sizes import feature_width
 
 
 @dataclass
@@ -32,7 +33,7 @@ class SimCLR(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        width: int = backbone.num_features  # type: ignore[assignment]
+        width = feature_width(backbone)
         self.projector = simclr_head(width, width, config.projection_features)
 
     def forward(self, batch: Batch, progress: float) -> Losses:
