@@ -26,7 +26,7 @@ MakeTable = Callable[..., datasets.Dataset]
 
 
 def opened(source: Source, tmp_path: Path, **changes: Any) -> tuple[PictureStore, ScanReport]:
-    options = {"image_size": 32, "cache_budget": 2**30, "num_workers": 2, "progress": False}
+    options = {"image_size": 32, "cache_scale": 1.15, "cache_budget": 2**30, "num_workers": 2, "progress": False}
     return open_store(source, cache_dir=tmp_path / "stores", **{**options, **changes})
 
 

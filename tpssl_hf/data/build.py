@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tpssl_hf.data import scan
 from tpssl_hf.data.conversion import SIXTEEN_BITS, Range
 from tpssl_hf.data.decode import Decoded, decode_row, place
-from tpssl_hf.data.findings import Gathered
+from tpssl_hf.data.gathered import Gathered
 from tpssl_hf.data.masks import refuse_masks_without_classes, share_of_pixels
 from tpssl_hf.data.reading import UnreadablePicture
 from tpssl_hf.data.scan import ScanReport
