@@ -14,6 +14,7 @@ from torch import nn
 from tpssl_hf.analyze_config import AnalyzeConfig
 from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.config import DataConfig, take
+from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.scan import UNLABELLED
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.data.store import PictureStore
@@ -96,7 +97,12 @@ def weights_of(options: AnalyzeConfig) -> list[Weights]:
 
 
 def open_split(
-    settings: dict[str, Any], split: str, accelerator: Accelerator, run: RunDir | None = None
+    settings: dict[str, Any],
+    split: str,
+    accelerator: Accelerator,
+    run: RunDir | None = None,
+    *,
+    wide_range: Range | None = None,
 ) -> tuple[Source, PictureStore]:
     """Open the pictures of one split; their number is limited by ``limit_images``, whichever split it is.
 
@@ -115,7 +121,7 @@ def open_split(
         image_column=data.image_column,
         label_column=data.label_column,
     )
-    return source, store_of(source, data, accelerator, run)
+    return source, store_of(source, data, accelerator, run, wide_range=wide_range)
 
 
 def open_splits(settings: dict[str, Any], accelerator: Accelerator) -> dict[str, tuple[Source, PictureStore]]:
@@ -123,7 +129,8 @@ def open_splits(settings: dict[str, Any], accelerator: Accelerator) -> dict[str,
     found = {"train": open_split(settings, settings["split"], accelerator)}
     if settings["test_split"] != "none":
         try:
-            found["test"] = open_split(settings, settings["test_split"], accelerator)
+            wide_range = found["train"][1].wide_range
+            found["test"] = open_split(settings, settings["test_split"], accelerator, wide_range=wide_range)
         except InputError as error:
             raise InputError(f"the test pictures: {error} Say --test_split none to go without.") from error
     return found

@@ -44,6 +44,9 @@ class DataConfig:
     )
     num_workers: int = key(2, "Threads that decode pictures.")
     cache_budget: float = key(16.0, "Largest decoded cache on disk, in GiB; above it pictures are decoded on demand.")
+    cache_scale: float = key(
+        2.5, "Images are stored with the shorter side at most so many times image_size: what small crops are cut from."
+    )
     cache_dir: str | None = key(None, "Folder of the decoded cache; below HF_HOME when not given.")
 
 

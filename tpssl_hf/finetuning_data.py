@@ -11,7 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.augment.weak_strong import CROP_SCALE
 from tpssl_hf.config import DataConfig, take
+from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.folder_layout import MissingSplit
 from tpssl_hf.data.labels import Labelled, choose_labels, hold_out, hold_out_share, refuse_test_pictures, write_labels
 from tpssl_hf.data.scan import UNLABELLED
@@ -82,15 +84,18 @@ def open_data(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | 
         image_column=data.image_column,
         label_column=data.label_column,
     )
-    store = store_of(source, data, accelerator, run)
+    crop_scale = CROP_SCALE if choice.crop == "rrc" else None
+    store = store_of(source, data, accelerator, run, crop_scale=crop_scale)
     labelled = choose_labels(str(choice.labels), store, source, mode=choice.label_mode, seed=choice.label_seed)
-    test = _open_test(choice, data, labelled.class_names, accelerator, run)
+    test = _open_test(choice, data, labelled.class_names, store.wide_range, accelerator, run)
     if test:
         refuse_test_pictures(store, labelled.indices, test.store)
     unlabelled, truth = store, _known_truth(store, source, labelled)
     if choice.unlabelled_dataset:
         other = load_source(choice.unlabelled_dataset, split=choice.unlabelled_split)
-        unlabelled = store_of(other, data, accelerator, run, part="unlabelled")
+        unlabelled = store_of(
+            other, data, accelerator, run, part="unlabelled", crop_scale=crop_scale, wide_range=store.wide_range
+        )
         truth = _known_truth(unlabelled, other, labelled)
     if run:
         write_labels(run.path / "labels.json", labelled, store, source)
@@ -148,7 +153,12 @@ def _known_truth(store: PictureStore, source: Source, labelled: Labelled) -> Ten
 
 
 def _open_test(
-    choice: ClassifyConfig, data: DataConfig, names: tuple[str, ...], accelerator: Accelerator, run: RunDir | None
+    choice: ClassifyConfig,
+    data: DataConfig,
+    names: tuple[str, ...],
+    wide_range: Range | None,
+    accelerator: Accelerator,
+    run: RunDir | None,
 ) -> Split | None:
     """Open the pictures the score is taken on and number their classes as the training labels do.
 
@@ -172,7 +182,8 @@ def _open_test(
             f"the test pictures could not be opened: {error} Name them with --test_dataset and --test_split, or say "
             "--test_split none to go without a score."
         ) from error
-    store = store_of(source, replace(data, limit_images=choice.limit_test_images), accelerator, run, part="test")
+    limited = replace(data, limit_images=choice.limit_test_images)
+    store = store_of(source, limited, accelerator, run, part="test", wide_range=wide_range)
     if store.labels is None or (store.labels == UNLABELLED).any():
         raise InputError(
             f"the test pictures ({source.name!r}, split {split!r}) need a label each, and not all have "

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from tqdm import tqdm
 
 from tpssl_hf.checkpoint import Checkpoint, load_latest, pack_optimizer, save_checkpoint, unpack_optimizer
 from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, ModelConfig, RunConfig
+from tpssl_hf.data.conversion import Range
+from tpssl_hf.data.findings import enlarged_share
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.store import PictureStore, open_store
-from tpssl_hf.data.streams import PictureStream, StreamingPictures
 from tpssl_hf.engine import LoopSettings, train
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch
@@ -92,38 +94,6 @@ def share_of_batch(batch_size: int, processes: int, accumulation_steps: int) -> 
     return batch_size // parts
 
 
-def open_pictures(
-    source: Source, data: DataConfig, share: int, seed: int, accelerator: Accelerator, run: RunDir | None
-) -> tuple[PictureStore | None, PictureStream | StreamingPictures]:
-    """Scan and store the pictures once, or stream them; the main process says what was found and writes scan.json.
-
-    Args:
-        source: what :func:`tpssl_hf.data.sources.load_source` found.
-        data: configuration.
-        share: pictures of one batch of this process.
-        seed: of the order.
-        accelerator: which process of how many this is.
-        run: the run's folder, on the main process.
-
-    Returns:
-        The store, or None when streaming, and the endless stream over it.
-    """
-    place_in_world = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    if data.streaming and data.limit_images:
-        raise InputError("limit_images needs the whole data set at hand; with streaming give --max_steps instead.")
-    if data.streaming:
-        return None, StreamingPictures(
-            source,
-            image_size=data.image_size,
-            batch_size=share,
-            seed=seed,
-            num_workers=data.num_workers,
-            **place_in_world,
-        )
-    store = store_of(source, data, accelerator, run)
-    return store, PictureStream(store, batch_size=share, seed=seed, **place_in_world)
-
-
 def claim_folder(
     stack: ExitStack, settings: Mapping[str, Any], accelerator: Accelerator, say: Callable[..., None]
 ) -> tuple[RunDir | None, bool]:
@@ -154,17 +124,22 @@ def store_of(
     *,
     part: str = "",
     shorter_side: int | None = None,
+    crop_scale: tuple[float, float] | None = None,
+    wide_range: Range | None = None,
 ) -> PictureStore:
     """Scan and store the pictures once; the main process says what was found and writes ``scan.json``.
 
     ``part`` says which pictures of the run these are where it has several, and tells their reports apart.
-    ``shorter_side`` is that of :func:`tpssl_hf.data.store.open_store`.
+    ``shorter_side`` and ``wide_range`` are those of :func:`tpssl_hf.data.store.open_store`. ``crop_scale`` is the area
+    of the crops that training takes at random, as shares of the picture's; None where it takes none.
     """
     with accelerator.local_main_process_first():
         store, report = open_store(
             source,
             image_size=data.image_size,
+            cache_scale=data.cache_scale,
             shorter_side=shorter_side,
+            wide_range=wide_range,
             cache_budget=int(data.cache_budget * 2**30),
             cache_dir=Path(data.cache_dir) if data.cache_dir else None,
             limit_images=data.limit_images,
@@ -172,6 +147,11 @@ def store_of(
             progress=accelerator.is_main_process,
             allow_unlabelled=True,
         )
+    if crop_scale is not None:
+        stored, full = (
+            enlarged_share(sizes, data.image_size, crop_scale) for sizes in (store.sizes, store.full_sizes)
+        )
+        report = replace(report, enlarged_crops=stored, enlarged_crops_at_full_size=full)
     if run:
         report.write(run.path / (f"scan_{part}.json" if part else "scan.json"))
         sys.stdout.write(f"{f'{part} pictures of ' if part else ''}{report.summary()}\n")

@@ -25,13 +25,14 @@ from tpssl_hf.data.streams import PictureStream
 from tpssl_hf.engine import LoopSettings, Stream, batches_on_device
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation import RECALIBRATION_PICTURES, extract_features, recalibrated, sample_for_statistics
-from tpssl_hf.launch import Keeper, open_pictures, place, share_of_batch, start_tracker, train_behind_bar
+from tpssl_hf.launch import Keeper, place, share_of_batch, start_tracker, train_behind_bar
 from tpssl_hf.methods.base import Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import Origin, load_backbone
 from tpssl_hf.models.layout import preprocessing_of
 from tpssl_hf.optim import build_optimizer, warmup_cosine
+from tpssl_hf.pretraining_data import open_pictures
 from tpssl_hf.rundir import RunDir, StopSignals
 
 
@@ -68,14 +69,14 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         streaming=data.streaming,
     )
     share = share_of_batch(optim.batch_size, accelerator.num_processes, optim.gradient_accumulation_steps)
-    store, stream = open_pictures(source, data, share, options.seed, accelerator, run)
+    spec = PRETRAIN[choice.method]
+    store, stream = open_pictures(source, data, share, options.seed, accelerator, run, spec.crop_scale)
     batches_per_epoch = stream.steps_per_epoch if isinstance(stream, PictureStream) else None
     epoch_steps = batches_per_epoch and max(1, batches_per_epoch // optim.gradient_accumulation_steps)
     set_seed(options.seed)
     backbone, origin = load_backbone(model.backbone, init=model.init, image_size=data.image_size)
     flip = source.flip_is_safe if data.horizontal_flip is None else data.horizontal_flip
     views = preprocessing_of(backbone).views(options.seed, horizontal_flip=flip)
-    spec = PRETRAIN[choice.method]
     spec.check(backbone, method_config, data.image_size, optim.batch_size)
     max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
     if max_steps < 1:

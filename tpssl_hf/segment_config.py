@@ -19,6 +19,9 @@ class MaskDataConfig:
     image_column: str | None = key(None, "Column or folder of the pictures; found when not given.")
     mask_column: str | None = key(None, "Column or folder of the masks; found when not given.")
     mask_threshold: int | None = key(None, "For black and white masks: values from this on are class 1, others 0.")
+    mask_orientation: Literal["image", "stored"] | None = key(
+        None, "Masks beside images turned by EXIF were drawn on the image as it is shown, or on its stored pixels."
+    )
     limit_images: int | None = key(None, "Use only so many pictures, a fixed random subset.")
     shorter_side: int = key(
         512, "Pictures and masks are learnt and scored with the shorter side at most so many pixels; none is enlarged."

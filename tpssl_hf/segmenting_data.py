@@ -8,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from tpssl_hf.config import DataConfig, take
+from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.labels import refuse_test_pictures
 from tpssl_hf.data.mask_labels import ChosenMasks, choose_masks, write_masks
 from tpssl_hf.data.mask_sources import load_mask_source
@@ -70,7 +71,7 @@ def open_masks(settings: dict[str, Any], accelerator: Accelerator, run: RunDir |
     unlabelled = np.arange(len(store))
     if choice.exclude_labelled:
         unlabelled = np.setdiff1d(unlabelled, labelled.indices)
-    test = _open_test(choice, data, store.class_names, accelerator, run)
+    test = _open_test(choice, data, store, accelerator, run)
     if test:
         refuse_test_pictures(store, labelled.indices, test.store)
     if run:
@@ -95,6 +96,7 @@ def _source_of(data: MaskDataConfig, dataset: str, split: str) -> Source:
         image_column=data.image_column,
         mask_column=data.mask_column,
         mask_threshold=data.mask_threshold,
+        mask_orientation=data.mask_orientation,
     )
 
 
@@ -106,17 +108,19 @@ def _store_of(
     run: RunDir | None,
     *,
     part: str = "",
+    wide_range: Range | None = None,
 ) -> PictureStore:
     how = DataConfig(
         limit_images=limit, num_workers=data.num_workers, cache_budget=data.cache_budget, cache_dir=data.cache_dir
     )
-    return store_of(source, how, accelerator, run, part=part, shorter_side=data.shorter_side)
+    return store_of(source, how, accelerator, run, part=part, shorter_side=data.shorter_side, wide_range=wide_range)
 
 
 def _open_test(
-    choice: SegmentConfig, data: MaskDataConfig, names: tuple[str, ...], accelerator: Accelerator, run: RunDir | None
+    choice: SegmentConfig, data: MaskDataConfig, training: PictureStore, accelerator: Accelerator, run: RunDir | None
 ) -> ScoredPictures | None:
     """Open the pictures the score is taken on, whose classes must be those of the training masks."""
+    names = training.class_names or ()
     if choice.test_split == "none":
         return None
     try:
@@ -126,7 +130,8 @@ def _open_test(
             f"the test pictures could not be opened: {error} Name them with --test_dataset and --test_split, or say "
             "--test_split none to go without a score."
         ) from error
-    store = _store_of(source, data, choice.limit_test_images, accelerator, run, part="test")
+    limit, wide_range = choice.limit_test_images, training.wide_range
+    store = _store_of(source, data, limit, accelerator, run, part="test", wide_range=wide_range)
     found = store.class_names or ()
     if found != names and (source.class_names is not None or not set(found) <= set(names)):
         strange = next((name for name in found if name not in names), None)

@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 import pytest
 
+from tpssl_hf.data.reading import decode_picture
 from tpssl_hf.data.registry import DATASETS
-from tpssl_hf.data.scan import decode_picture
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.errors import InputError
 

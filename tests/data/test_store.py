@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.data import build, scan
+from tpssl_hf.data import build, reading
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.data.store import PictureStore, open_store
@@ -26,7 +26,7 @@ MakeTable = Callable[..., datasets.Dataset]
 
 
 def opened(source: Source, tmp_path: Path, **changes: Any) -> tuple[PictureStore, ScanReport]:
-    options = {"image_size": 32, "cache_budget": 2**30, "num_workers": 2, "progress": False}
+    options = {"image_size": 32, "cache_scale": 1.15, "cache_budget": 2**30, "num_workers": 2, "progress": False}
     return open_store(source, cache_dir=tmp_path / "stores", **{**options, **changes})
 
 
@@ -79,7 +79,7 @@ def test_second_opening_decodes_nothing(
     source = load_source(str(picture_folder(30)))
     _, first = opened(source, tmp_path)
     _, small = opened(source, tmp_path / "small", cache_budget=0)
-    monkeypatch.setattr(scan, "decode_reduced", fail)
+    monkeypatch.setattr(reading, "decode_reduced", fail)
     store, second = opened(source, tmp_path)
     assert second == first and len(store.gather(np.arange(30), 0)) == 30
     _, again = opened(source, tmp_path / "small", cache_budget=0)
@@ -163,7 +163,7 @@ def test_illegal_label_is_found_before_decoding(
     (tmp_path / "set").mkdir()
     pictures = table(5).cast_column("label", datasets.Value("float32"))
     pictures.to_parquet(tmp_path / "set" / "train.parquet")
-    monkeypatch.setattr(scan, "decode_reduced", fail)
+    monkeypatch.setattr(reading, "decode_reduced", fail)
     with pytest.raises(InputError, match="label of row 0 is 0.0"):
         opened(load_source(str(tmp_path / "set"), label_column="label"), tmp_path)
 
@@ -262,7 +262,7 @@ def _open_and_report(folder: str, stores: Path, results: Any) -> None:
         return real(*args, **options)
 
     decoded: list[int] = []
-    real, scan.decode_reduced = scan.decode_reduced, counted
+    real, reading.decode_reduced = reading.decode_reduced, counted
     store, _ = opened(load_source(folder), stores)
     results.put((len(decoded), store.gather(np.arange(len(store)), 0).pixels.numpy().tobytes()))
 

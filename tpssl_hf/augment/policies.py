@@ -22,6 +22,7 @@ from tpssl_hf.errors import InputError
 
 # On a CPU as many pictures are distorted at a time as stay in its cache from one operation to the next.
 _CHUNK_BYTES = 1_000_000
+_GPU_CHUNK_BYTES = 512 * 2**20  # of pictures in float32: one large picture makes the whole padded batch as large
 _DRAWS = CROP_DRAWS + 1 + 13  # the crop, the flip, and what _distortions takes
 
 
@@ -137,6 +138,11 @@ def normalise(images: Tensor, settings: ViewSettings, result: Tensor) -> None:
         torch.add(offset, images[:, channel], alpha=1 / (255 * std), out=result[:, channel])
 
 
+def gpu_chunk(pixels: Tensor) -> int:
+    """Return how many of ``pixels`` (B, H, W, 3) to distort at a time on a GPU: all, unless they are large."""
+    return _GPU_CHUNK_BYTES // (4 * pixels[0].numel())
+
+
 def _render(
     pictures: Pictures,
     boxes: Tensor,
@@ -145,11 +151,11 @@ def _render(
     interpolation: str,
     distortions: list[_Distortion],
 ) -> Tensor:
-    """Crop, distort and normalise: a cache's worth of pictures at a time, on a GPU all at once."""
+    """Crop, distort and normalise: a cache's worth of pictures at a time, on a GPU all that fit."""
     size, pixels = settings.image_size, pictures.pixels
     shape = len(pictures), 3, size, size
     result = torch.empty(shape, device=pixels.device, memory_format=torch.channels_last)
-    step = max(1, len(pictures) if pixels.is_cuda else _CHUNK_BYTES // (12 * size * size))
+    step = max(1, gpu_chunk(pixels) if pixels.is_cuda else _CHUNK_BYTES // (12 * size * size))
     # Half precision under a surrounding autocast would be coarser than the 256 levels of the picture.
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         for start in range(0, len(pictures), step):

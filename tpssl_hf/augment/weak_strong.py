@@ -8,12 +8,12 @@ from tpssl_hf.augment.colour import host_can_look
 from tpssl_hf.augment.draws import uniform
 from tpssl_hf.augment.geometry import CROP_DRAWS, central_boxes, random_resized_crop_boxes, resized_crop
 from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import ViewSettings, normalise
+from tpssl_hf.augment.policies import ViewSettings, gpu_chunk, normalise
 from tpssl_hf.augment.randaugment import CUTOUT_DRAWS, FIXMATCH_STRONG, RandAugmentPolicy, cutout, rand_augment
 
 STRONG_VIEWS = 1 << 17  # added to the number of a strong view, so that it shares no draw with the weak one
 WEAK_DRAWS = CROP_DRAWS + 1  # the crop and the flip
-_CROP_SCALE, _CROP_RATIO = (0.2, 1.0), (3 / 4, 4 / 3)  # of crop="rrc"
+CROP_SCALE, _CROP_RATIO = (0.2, 1.0), (3 / 4, 4 / 3)  # of crop="rrc"
 # On a CPU as many pictures are distorted at a time as stay in its outer cache: more than elsewhere, for only one in
 # thirty takes part in each call of an operation.
 _CHUNK_BYTES = 4_000_000
@@ -36,7 +36,7 @@ def _weakly_distorted(pictures: Pictures, numbers: Tensor, settings: ViewSetting
     size = settings.work_size or settings.image_size
     crop, flip = numbers[:, :CROP_DRAWS], numbers[:, CROP_DRAWS] < (0.5 if settings.horizontal_flip else 0.0)
     if settings.crop == "rrc":
-        boxes = random_resized_crop_boxes(crop, pictures.sizes, _CROP_SCALE, _CROP_RATIO)
+        boxes = random_resized_crop_boxes(crop, pictures.sizes, CROP_SCALE, _CROP_RATIO)
         return resized_crop(pictures.pixels, boxes, flip, size, "bicubic")
     images = resized_crop(pictures.pixels, central_boxes(pictures.sizes), flip, size, "bicubic")
     return _padded_crop(images, crop[:, :2])
@@ -55,13 +55,13 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 def _render(pictures: Pictures, settings: ViewSettings, view: int, policy: RandAugmentPolicy | None) -> Tensor:
-    """Distort, resize and normalise: a cache's worth of pictures at a time, on a GPU all at once."""
+    """Distort, resize and normalise: a cache's worth of pictures at a time, on a GPU all that fit."""
     draws = WEAK_DRAWS + (policy.draws if policy is not None else 0)
     numbers = uniform(settings.seed, pictures.index, pictures.epoch, view, draws)
     pixels, size = pictures.pixels, settings.image_size
     result = torch.empty((len(pictures), 3, size, size), device=pixels.device, memory_format=torch.channels_last)
     widest = max(size, settings.work_size or size)
-    step = max(1, len(pictures) if pixels.is_cuda else _CHUNK_BYTES // (12 * widest * widest))
+    step = max(1, gpu_chunk(pixels) if pixels.is_cuda else _CHUNK_BYTES // (12 * widest * widest))
     # Half precision under a surrounding autocast would be coarser than the 256 levels of the picture.
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         for start in range(0, len(pictures), step):

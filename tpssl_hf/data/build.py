@@ -1,7 +1,6 @@
 """The one pass over a data set that decodes every picture, scans it and writes what ``PictureStore`` reads."""
 
 import errno
-import hashlib
 import json
 import mmap
 import os
@@ -12,7 +11,7 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from tpssl_hf.data import scan
+from tpssl_hf.data.conversion import SIXTEEN_BITS, Range
 from tpssl_hf.data.decode import Decoded, decode_row, place
+from tpssl_hf.data.gathered import Gathered
 from tpssl_hf.data.masks import refuse_masks_without_classes, share_of_pixels
-from tpssl_hf.data.scan import ScanReport, UnreadablePicture
+from tpssl_hf.data.reading import UnreadablePicture
+from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
 
@@ -65,31 +67,6 @@ def _mapped_bytes() -> int:
     return int(MEMORY_STATUS.read_text().split()[2]) * mmap.PAGESIZE
 
 
-@dataclass
-class _Gathered:
-    """What the pass has found so far; lists are in the order of the rows that can be used."""
-
-    rows: list[int] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    heights: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    bad: list[dict[str, str]] = field(default_factory=list)
-    hashes: set[bytes] = field(default_factory=set)
-    has_mask: list[bool] = field(default_factory=list)
-    mask_pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
-
-    def add(self, row: int, picture: Decoded) -> None:
-        size = picture.pixels.shape[:2]
-        self.rows.append(row)
-        self.sizes.append(size)
-        self.heights.append(picture.height)
-        self.widths.append(picture.width)
-        self.hashes.add(hashlib.blake2b(picture.pixels.data, digest_size=16, person=b"%dx%d" % size).digest())
-        self.has_mask.append(picture.mask is not None)
-        if picture.mask is not None:
-            self.mask_pixels += np.bincount(picture.mask.ravel(), minlength=256)
-
-
 class _PixelFile:
     """The flat file of decoded pixels, given up for good when it would outgrow the budget.
 
@@ -126,26 +103,37 @@ def build_store(
     rows: np.ndarray,
     *,
     shorter_side: int,
+    wide_range: Range | None,
     cache_budget: int,
     num_workers: int,
     progress: bool,
 ) -> None:
     """Decode ``rows`` (N,) of ``source`` once; write index, report and, within ``cache_budget`` bytes, pixels.
 
+    Where gray values of more than eight bits turn out not to fill 16 bits and no ``wide_range`` is given, everything
+    is decoded a second time, with the range that was found. Data sets without such values cost one pass.
+
     Everything is written to a temporary neighbour that takes the place of ``folder`` at the end, so that ``folder``
     is complete or absent at any time. The caller holds the lock, and thus owns what an ended process left behind.
 
     Raises:
-        InputError: if more than 5 % of the pictures or their masks cannot be read, a label or mask is illegal or the
-            disk is full.
+        InputError: if more than 5 % of the pictures or their masks cannot be read, a label or mask is illegal, nobody
+            said what masks of turned pictures were drawn on, or the disk is full.
     """
     labels = _read_labels(source, rows)
     temporary = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    start = time.perf_counter()
     pixel_file = _PixelFile(temporary / "pixels.bin", cache_budget)
     try:
-        _write_store(temporary, source, rows, labels, shorter_side, pixel_file, num_workers, progress)
+        used = wide_range or SIXTEEN_BITS
+        found = _scan(source, rows, shorter_side, used, pixel_file, num_workers, progress)
+        own = found.wide_range()
+        if wide_range is None and own is not None and own != used:
+            used, pixel_file = own, _PixelFile(temporary / "pixels.bin", cache_budget)
+            found = _scan(source, rows, shorter_side, used, pixel_file, num_workers, progress)
+        _write_store(temporary, source, rows, labels, found, used, pixel_file, time.perf_counter() - start)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except BaseException as error:
@@ -160,29 +148,42 @@ def build_store(
         raise
 
 
-def _write_store(
-    folder: Path,
+def _scan(
     source: Source,
     rows: np.ndarray,
-    labels: np.ndarray | None,
     shorter_side: int,
+    wide_range: Range,
     pixel_file: _PixelFile,
     num_workers: int,
     progress: bool,
-) -> None:
-    start = time.perf_counter()
-    found = _Gathered()
+) -> Gathered:
+    """Go through all pictures once, keep their pixels and return what was found."""
+    found = Gathered()
     with (
         closing(pixel_file),
-        closing(_decoded(source, rows, shorter_side, num_workers)) as pictures,
+        closing(_decoded(source, rows, shorter_side, wide_range, num_workers)) as pictures,
     ):
         for row, where, picture in tqdm(pictures, "scanning pictures", len(rows), unit="", disable=not progress):
             if isinstance(picture, UnreadablePicture):
                 found.bad.append({"where": where, "reason": str(picture)})
                 continue
-            pixel_file.append(picture.pixels, picture.mask)
+            pixel_file.append(picture.image.pixels, picture.mask)
             found.add(row, picture)
     scan.refuse_if_many_are_bad(found.bad, len(rows), source.name)
+    found.refuse_ambiguous_masks(source.name)
+    return found
+
+
+def _write_store(
+    folder: Path,
+    source: Source,
+    rows: np.ndarray,
+    labels: np.ndarray | None,
+    found: Gathered,
+    wide_range: Range,
+    pixel_file: _PixelFile,
+    seconds: float,
+) -> None:
     kept = np.array(found.rows, dtype=np.int64)
     if labels is not None:
         labels = labels[np.searchsorted(rows, kept)]
@@ -195,17 +196,21 @@ def _write_store(
         np.save(folder / "mask_pixels.npy", found.mask_pixels)
     np.save(folder / "rows.npy", kept)
     np.save(folder / "sizes.npy", np.array(found.sizes, dtype=np.int64))
+    np.save(folder / "full_sizes.npy", np.array(found.full_sizes, dtype=np.int64))
+    heights, widths = zip(*found.full_sizes, strict=True)
     report = ScanReport(
         dataset=source.name,
         pictures=len(kept),
         bad=found.bad,
-        heights=scan.least_median_greatest(found.heights),
-        widths=scan.least_median_greatest(found.widths),
+        heights=scan.least_median_greatest(list(heights)),
+        widths=scan.least_median_greatest(list(widths)),
         labels=scan.count_labels(labels, source.class_names),
         duplicates=len(kept) - len(found.hashes),
-        seconds=round(time.perf_counter() - start, 3),
+        seconds=round(seconds, 3),
         masks=None if source.masks is None else sum(found.has_mask),
         pixel_shares={} if source.masks is None else share_of_pixels(found.mask_pixels, source.class_names),
+        pixel_bytes=pixel_file.bytes,
+        **found.findings(wide_range),
     )
     meta = {"pixel_bytes": pixel_file.bytes, "has_pixels": pixel_file.is_kept, "report": asdict(report)}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -224,7 +229,7 @@ def _read_labels(source: Source, rows: np.ndarray) -> np.ndarray | None:
 
 
 def _decoded(
-    source: Source, rows: np.ndarray, shorter_side: int, num_workers: int
+    source: Source, rows: np.ndarray, shorter_side: int, wide_range: Range, num_workers: int
 ) -> Generator[tuple[int, str, Decoded | UnreadablePicture], None, None]:
     """Yield row, place, and decoded picture or ``UnreadablePicture`` in the order of ``rows``, a little ahead."""
     encoded = EncodedPictures(source)
@@ -239,7 +244,8 @@ def _decoded(
                 values = encoded.read(chunk)
                 masks = [None] * len(chunk) if encoded_masks is None else encoded_masks.read(chunk)
                 size = sum(len(value["bytes"] or b"") for value in [*values, *masks] if value is not None)
-                pending.append((pool.submit(_decode_chunk, source, chunk, values, masks, shorter_side), size))
+                future = pool.submit(_decode_chunk, source, chunk, values, masks, shorter_side, wide_range)
+                pending.append((future, size))
                 in_flight += size
                 while pending and (len(pending) > 2 * workers or in_flight > BYTES_IN_FLIGHT):
                     future, size = pending.popleft()
@@ -252,9 +258,9 @@ def _decoded(
 
 
 def _decode_chunk(
-    source: Source, rows: list[int], values: list[Any], masks: list[Any], shorter_side: int
+    source: Source, rows: list[int], values: list[Any], masks: list[Any], shorter_side: int, wide_range: Range
 ) -> list[tuple[int, str, Decoded | UnreadablePicture]]:
     return [
-        (row, place(source, row, value), decode_row(source, row, value, mask, shorter_side))
+        (row, place(source, row, value), decode_row(source, row, value, mask, shorter_side, wide_range))
         for row, value, mask in zip(rows, values, masks, strict=True)
     ]

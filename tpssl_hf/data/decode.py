@@ -5,12 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from tpssl_hf.data import scan
+from tpssl_hf.data import reading
+from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.masks import decode_mask, shrink_mask
-from tpssl_hf.data.scan import UnreadablePicture
+from tpssl_hf.data.reading import UPRIGHT, Reduced, UnreadablePicture
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
+
+SWAPPING = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+# What brings stored pixels of each EXIF orientation upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+AMBIGUOUS = "ambiguous"
 
 
 @dataclass(frozen=True)
@@ -18,20 +33,24 @@ class Decoded:
     """A decoded picture.
 
     Attributes:
-        pixels: (h, w, 3) uint8 as it is stored.
-        height: before shrinking.
-        width: before shrinking.
+        image: the picture.
         mask: (h, w) uint8 class numbers, 255 for pixels to ignore; or None for a picture without a mask.
+        drawn_on: for a mask without an EXIF orientation beside a picture that is turned by one: ``image`` (as it is
+            shown) or ``stored pixels``, with ``, by size`` where that decided it; or ``ambiguous``.
     """
 
-    pixels: np.ndarray
-    height: int
-    width: int
-    mask: np.ndarray | None
+    image: Reduced
+    mask: np.ndarray | None = None
+    drawn_on: str | None = None
 
 
 def decode_row(
-    source: Source, row: int, value: dict[str, Any] | None, mask_value: dict[str, Any] | None, shorter_side: int
+    source: Source,
+    row: int,
+    value: dict[str, Any] | None,
+    mask_value: dict[str, Any] | None,
+    shorter_side: int,
+    wide_range: Range | None,
 ) -> Decoded | UnreadablePicture:
     """Decode the picture of a row and its mask, or tell which of the two cannot be read.
 
@@ -41,34 +60,51 @@ def decode_row(
         value: the encoded picture.
         mask_value: the encoded mask; empty for a picture without one.
         shorter_side: to which both are shrunk, the mask by the nearest pixel.
+        wide_range: see :func:`tpssl_hf.data.reading.decode_picture`.
 
     Raises:
         InputError: if the mask does not suit the classes or the picture.
     """
-    picture = decode_or_reason(value, shorter_side)
-    if isinstance(picture, UnreadablePicture):
-        return picture
-    pixels, (height, width) = picture
+    image = decode_or_reason(value, shorter_side, wide_range)
+    if isinstance(image, UnreadablePicture):
+        return image
     if source.masks is None or mask_value is None or mask_value == {"bytes": None, "path": None}:
-        return Decoded(pixels, height, width, None)
+        return Decoded(image)
     where = place(source, row, mask_value)
     try:
         mask = decode_mask(mask_value, source.masks, where)
+        drawn_on = None
+        if image.orientation != UPRIGHT and _orientation_of(mask_value) == UPRIGHT:
+            drawn_on = _drawn_on(mask, image, source.masks.orientation)
     except UnreadablePicture as reason:
         return UnreadablePicture(f"its mask {where}: {reason}")
-    if mask.shape != (height, width):
+    if drawn_on is not None and drawn_on.startswith("stored"):
+        mask = np.array(Image.fromarray(mask).transpose(TURNS[image.orientation]))
+    if mask.shape != (image.height, image.width):
         raise InputError(
             f"Mask {where} is {mask.shape[1]} x {mask.shape[0]} pixels and its picture {place(source, row, value)} "
-            f"{width} x {height}; both must be of the same size: resize the mask by nearest neighbour, or pair the "
-            "files rightly."
+            f"{image.width} x {image.height}; both must be of the same size: resize the mask by nearest neighbour, or "
+            "pair the files rightly."
         )
-    return Decoded(pixels, height, width, shrink_mask(mask, pixels.shape[:2]))
+    return Decoded(image, shrink_mask(mask, image.pixels.shape[:2]), drawn_on)
 
 
-def decode_or_reason(value: Any, shorter_side: int) -> tuple[np.ndarray, tuple[int, int]] | UnreadablePicture:
-    """Return what ``scan.decode_reduced`` returns, or the reason why it does not."""
+def _orientation_of(value: dict[str, Any]) -> int:
+    with reading.opened_picture(value, reading.PIXEL_LIMIT) as picture:
+        return reading.orientation_of(picture)
+
+
+def _drawn_on(mask: np.ndarray, image: Reduced, asked: str | None) -> str:
+    """Return what a mask (H, W) was drawn on, see ``Decoded.drawn_on``: by its size, else as ``asked``."""
+    if image.orientation in SWAPPING and image.height != image.width:
+        return "stored pixels, by size" if mask.shape == (image.width, image.height) else "image, by size"
+    return AMBIGUOUS if asked is None else {"stored": "stored pixels", "image": "image"}[asked]
+
+
+def decode_or_reason(value: Any, shorter_side: int, wide_range: Range | None) -> Reduced | UnreadablePicture:
+    """Return what ``reading.decode_reduced`` returns, or the reason why it does not."""
     try:
-        return scan.decode_reduced(value, shorter_side)
+        return reading.decode_reduced(value, shorter_side, wide_range=wide_range)
     except UnreadablePicture as reason:
         return reason
 

@@ -1,6 +1,7 @@
 """From what the user wrote after ``--dataset`` to pictures with masks, both still encoded."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def load_mask_source(
     image_column: str | None = None,
     mask_column: str | None = None,
     mask_threshold: int | None = None,
+    mask_orientation: str | None = None,
 ) -> Source:
     """Find the pictures of ``dataset`` and their masks without decoding any.
 
@@ -48,6 +50,7 @@ def load_mask_source(
         mask_column: column, or folder, with the masks, where an empty cell stands for none; found by its type and
             name, or ``masks``, if None. Either of the two names given, no official layout is looked for.
         mask_threshold: 1..255, for black and white masks: values from this on are class 1, smaller ones class 0.
+        mask_orientation: ``image`` or ``stored``, see :class:`tpssl_hf.data.masks.Masks`.
 
     Raises:
         InputError: if there is no such data set, split, configuration or column, or nothing in it is a mask.
@@ -64,7 +67,7 @@ def load_mask_source(
         loaded, fingerprint, folder, image_column, mask_column = _load_columns(
             dataset, split, dataset_config, image_column, mask_column
         )
-    masks = _find_masks(dataset, folder, pairs, mask_threshold)
+    masks = replace(_find_masks(dataset, folder, pairs, mask_threshold), orientation=mask_orientation)
     spec = DATASETS.get(dataset)
     for column in (image_column, mask_column):
         loaded = loaded.cast_column(column, datasets.Image(decode=False))

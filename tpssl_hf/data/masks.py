@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from tpssl_hf.data.scan import PIXEL_LIMIT, one_at_a_time, opened_picture
+from tpssl_hf.data.reading import PIXEL_LIMIT, one_at_a_time, opened_picture
 from tpssl_hf.errors import InputError
 
 IGNORED = 255
@@ -31,12 +31,15 @@ class Masks:
         lookup: class number of each of the 256 values of a mask: 255 for pixels to ignore, -1 for values that no mask
             may hold.
         colours: class numbers by colour, for masks that are stored in colours; empty where none are known.
+        orientation: what masks beside pictures turned by EXIF were drawn on, where sizes do not tell: the ``image`` as
+            it is shown, or its ``stored`` pixels; None if nobody said.
     """
 
     class_names: tuple[str, ...] | None
     palette: tuple[Colour, ...]
     lookup: tuple[int, ...]
     colours: tuple[tuple[Colour, int], ...] = ()
+    orientation: str | None = None
 
 
 def numbered_masks(
@@ -83,7 +86,7 @@ def decode_mask(value: Any, masks: Masks, where: str, *, pixel_limit: int = PIXE
     """Decode a mask to (H, W) uint8 class numbers in its full size, 255 for pixels to ignore.
 
     Args:
-        value: as for :func:`tpssl_hf.data.scan.decode_picture`.
+        value: as for :func:`tpssl_hf.data.reading.decode_picture`.
         masks: how to read it.
         where: where it stands, for the error message.
         pixel_limit: most pixels a mask may claim to have.

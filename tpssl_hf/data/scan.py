@@ -1,176 +1,24 @@
-"""One look at every picture and label before training: decoding that is safe and right, and the report of what it met.
+"""One look at every picture and label before training: the report of what it met.
 
-Everything is decoded by Pillow, because a damaged PNG ends the process in torchvision's decoder. Pictures that cannot
-be decoded are quarantined with a reason; none is ever repaired or replaced by a neighbour.
+Pictures that cannot be decoded are quarantined with a reason; none is ever repaired or replaced by a neighbour.
 """
 
 import json
-import stat
 import statistics
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from pathlib import Path
-from threading import Lock
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tpssl_hf.data.findings import Findings
+from tpssl_hf.data.reading import UnreadablePicture as UnreadablePicture
+from tpssl_hf.data.reading import decode_picture as decode_picture
 from tpssl_hf.errors import InputError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-Image.init()  # now: threads that open their first picture together would find the list of formats half-filled
-PIXEL_LIMIT = 100_000_000
-LARGE_PICTURE = 16_000_000  # pixels; larger ones are decoded one at a time
 MAX_BAD_SHARE = 0.05
 UNLABELLED = -1
-GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-
-_large_picture = Lock()
-
-
-class UnreadablePicture(Exception):
-    """A picture that is quarantined; the message is the reason."""
-
-
-def decode_picture(value: Any, *, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
-    """Decode a picture to (H, W, 3) uint8 RGB, upright, in its full size.
-
-    The first frame stands for an animation. Transparency is laid over white. 16-bit grey is scaled by 255 / 65535;
-    of other wide grey values those within 0..255 are kept (floats within 0..1 are multiplied by 255), whole numbers
-    within 0..65535 are taken as 16-bit, and anything else is stretched from its minimum to its maximum.
-
-    Args:
-        value: path, bytes of a file, ``{"bytes": ..., "path": ...}`` or a Pillow picture.
-        pixel_limit: most pixels a picture may claim to have; checked before any is decoded.
-
-    Raises:
-        UnreadablePicture: if it is not exactly a picture: damaged, cut short, too large, missing.
-    """
-    return decode_reduced(value, None, pixel_limit=pixel_limit)[0]
-
-
-def decode_reduced(
-    value: Any, shorter_side: int | None, *, pixel_limit: int = PIXEL_LIMIT
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode as ``decode_picture`` does and shrink to ``reduced_size``.
-
-    Returns:
-        The (h, w, 3) uint8 pixels, and the height and width before shrinking.
-    """
-    with opened_picture(value, pixel_limit) as picture:
-        return _decode(picture, shorter_side)
-
-
-def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """Return the size with shorter side at most ``shorter_side`` and longer at most twice that, never enlarged."""
-    scale = min(1.0, shorter_side / min(height, width), 2 * shorter_side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-@contextmanager
-def opened_picture(value: Any, pixel_limit: int) -> Iterator[Image.Image]:
-    """Open a picture, still undecoded; whatever goes wrong then or inside the block is an ``UnreadablePicture``."""
-    try:
-        with _opened(value, pixel_limit) as picture:
-            yield picture
-    except (UnreadablePicture, MemoryError):
-        raise
-    except UnidentifiedImageError as error:  # its own message holds a memory address
-        raise UnreadablePicture(f"not a picture in a format that is read here ({', '.join(FORMATS)})") from error
-    except OSError as error:
-        raise UnreadablePicture(error.strerror or str(error)) from error
-    except Exception as error:  # codecs raise anything at all on damaged files
-        raise UnreadablePicture(f"{type(error).__name__}: {error}") from error
-
-
-def one_at_a_time(picture: Image.Image) -> AbstractContextManager[Any]:
-    """Return what to hold while decoding ``picture``: a lock if it is large, so that threads do not add up."""
-    return _large_picture if picture.width * picture.height > LARGE_PICTURE else nullcontext()
-
-
-@contextmanager
-def _opened(value: Any, pixel_limit: int) -> Iterator[Image.Image]:
-    if isinstance(value, Image.Image):
-        yield value.copy()
-        return
-    with _byte_stream(value) as stream:
-        picture = Image.open(stream, formats=FORMATS)
-        if picture.width * picture.height > pixel_limit:
-            raise UnreadablePicture(f"{picture.width} x {picture.height} pixels, of which {pixel_limit:,} are allowed")
-        if picture.format == "PNG":  # decoding alone accepts some damaged files; verifying compares the checksums
-            picture.verify()
-            stream.seek(0)
-            picture = Image.open(stream, formats=FORMATS)
-        with picture:
-            yield picture
-
-
-def _byte_stream(value: Any) -> IO[bytes]:
-    if isinstance(value, dict):
-        value = value["path"] if value["bytes"] is None else value["bytes"]
-    if value is None:
-        raise UnreadablePicture("empty cell")
-    if isinstance(value, bytes):
-        if not value:
-            raise UnreadablePicture("empty file")
-        return BytesIO(value)
-    status = Path(value).stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise UnreadablePicture("not a regular file")
-    if status.st_size == 0:
-        raise UnreadablePicture("empty file")
-    return Path(value).open("rb")
-
-
-def _decode(picture: Image.Image, shorter_side: int | None) -> tuple[np.ndarray, tuple[int, int]]:
-    width, height = picture.size
-    if shorter_side is not None:
-        reduced = reduced_size(height, width, shorter_side)
-        picture.draft(None, (2 * reduced[1], 2 * reduced[0]))  # JPEG decodes to a half, quarter or eighth much faster
-    with one_at_a_time(picture):
-        picture.load()
-        before = picture.size
-        ImageOps.exif_transpose(picture, in_place=True)
-        if picture.size != before:
-            width, height = height, width
-        colour = _to_rgb(picture)
-        if shorter_side is not None:
-            reduced = reduced_size(height, width, shorter_side)
-            if colour.size != (reduced[1], reduced[0]):
-                colour = colour.resize((reduced[1], reduced[0]), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        return np.array(colour), (height, width)
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in GREY_MODES:
-        return Image.fromarray(_wide_grey_to_bytes(picture)).convert("RGB")
-    if picture.has_transparency_data:
-        covered = Image.new("RGB", picture.size, "white")
-        with_alpha = picture.convert("RGBA")
-        covered.paste(with_alpha, mask=with_alpha.getchannel("A"))
-        return covered
-    return picture.convert("RGB")
-
-
-def _wide_grey_to_bytes(picture: Image.Image) -> np.ndarray:
-    """Scale (H, W) grey values of more than eight bits to uint8, as ``decode_picture`` says."""
-    values = np.asarray(picture).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise UnreadablePicture("holds values that are not finite")
-    low, high = values.min(), values.max()
-    # Pillow hands out 16-bit PGM as 32-bit integers that it has already scaled to 0..65535
-    is_16_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")
-    if is_16_bit or (picture.mode == "I" and low >= 0 and 255 < high <= 65535):
-        values = values * (255 / 65535)
-    elif picture.mode == "F" and low >= 0 and high <= 1:
-        values = values * 255
-    elif low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    return np.round(values).astype(np.uint8)
 
 
 def check_labels(values: list[Any], wheres: list[str], class_names: tuple[str, ...] | None) -> np.ndarray:
@@ -196,8 +44,8 @@ def check_labels(values: list[Any], wheres: list[str], class_names: tuple[str, .
 
 
 @dataclass(frozen=True)
-class ScanReport:
-    """What a look at every picture found.
+class ScanReport(Findings):
+    """What a look at every picture found; of pixels, see :class:`tpssl_hf.data.findings.Findings`.
 
     Attributes:
         dataset: short name of the data set.
@@ -251,6 +99,7 @@ class ScanReport:
             lines.append(f"  {self.masks:,} have a mask; of its pixels {', '.join(shares)}")
         if self.duplicates:
             lines.append(f"  {self.duplicates:,} are exact copies of another picture")
+        lines += self.pixel_lines(self.pictures, self.seconds)
         if self.bad:
             lines.append(f"  {len(self.bad):,} cannot be read and are left out: {_first_few(self.bad)}")
         return "\n".join(lines)

@@ -1,35 +1,31 @@
 """Decoded pictures that are read by number: from one flat file, or decoded on demand where that would be too large."""
 
-import fcntl
-import hashlib
-import json
 import os
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import huggingface_hub.constants
 import numpy as np
-import PIL
 import torch
 
 from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.data.build import CHUNK, EncodedPictures, build_store
+from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.decode import decode_row, place
 from tpssl_hf.data.masks import IGNORED, colour_map, count_classes
-from tpssl_hf.data.scan import UNLABELLED, ScanReport, UnreadablePicture
+from tpssl_hf.data.reading import UnreadablePicture
+from tpssl_hf.data.scan import UNLABELLED, ScanReport
 from tpssl_hf.data.sources import Source
+from tpssl_hf.data.store_folder import choose_rows, is_usable, key_of, locked, read_meta, report_of
 from tpssl_hf.errors import InputError
 
-FORMAT_VERSION = 1
-MASK_FORMAT_VERSION = 1
-STORED_SHARE = 1.15  # of the training size: what random resized crops can still tell from the full size
-SUBSET_SEED = 0
+# Shorter side that is stored, in sides of a view. Crops take 8 to 100 % of the area: of a square picture 10 % of them
+# are enlarged, where 1.15 would leave 85 %; and whole pictures lose next to nothing by being shrunk in two steps. One
+# default for all recipes, so that pretraining, verdict and finetuning on the same pictures share one store.
+CACHE_SCALE = 2.5
 
 
 class PictureStore:
@@ -48,11 +44,25 @@ class PictureStore:
         fingerprint: of the files, the choice of rows and the stored size; equal stores give equal batches.
         source_name: short name of the data set.
         is_cached: whether pixels come from the cache.
+        full_sizes: (N, 2) int64, height and width of each picture before it was shrunk.
+        wide_range: gray values of more than eight bits that are black and white, to be used for other pictures of the
+            run too; None if none of these has such values.
     """
 
-    def __init__(self, folder: Path, source: Source, *, shorter_side: int, is_cached: bool, num_workers: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        *,
+        shorter_side: int,
+        wide_range: Range | None,
+        is_cached: bool,
+        num_workers: int,
+    ) -> None:
         self.rows: np.ndarray = np.load(folder / "rows.npy", allow_pickle=False)
         self._sizes: np.ndarray = np.load(folder / "sizes.npy", allow_pickle=False)
+        self.full_sizes: np.ndarray = np.load(folder / "full_sizes.npy", allow_pickle=False)
+        self.wide_range = wide_range
         self.has_mask: np.ndarray = np.zeros(len(self.rows), dtype=bool)
         self.class_names = source.class_names
         self.palette = None
@@ -79,6 +89,11 @@ class PictureStore:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) int64, height and width of each picture as it is stored."""
+        return self._sizes
 
     @property
     def shorter_sides(self) -> np.ndarray:
@@ -125,21 +140,23 @@ class PictureStore:
             values = self._encoded.read(rows)
             mask_values = self._encoded_masks.read(rows) if self._encoded_masks else [None] * len(rows)
             decoded = self._pool.map(
-                lambda row, value, mask: decode_row(self._source, row, value, mask, self._shorter_side),
+                lambda row, value, mask: decode_row(
+                    self._source, row, value, mask, self._shorter_side, self.wide_range
+                ),
                 *(rows, values, mask_values),
             )
             for position, (row, value, picture) in enumerate(zip(rows, values, decoded, strict=True), start):
                 height, width = sizes[position].tolist()
                 if (
                     isinstance(picture, UnreadablePicture)
-                    or picture.pixels.shape[:2] != (height, width)
+                    or picture.image.pixels.shape[:2] != (height, width)
                     or (picture.mask is not None) != self.has_mask[indices[position]]
                 ):
                     raise InputError(
                         f"{place(self._source, row, value)} of {self.source_name!r} has changed since it was scanned: "
                         "leave the files alone while training, or start again."
                     )
-                pixels[position, :height, :width] = picture.pixels
+                pixels[position, :height, :width] = picture.image.pixels
                 if masks is not None and picture.mask is not None:
                     masks[position, :height, :width] = picture.mask
 
@@ -148,7 +165,9 @@ def open_store(
     source: Source,
     *,
     image_size: int,
+    cache_scale: float = CACHE_SCALE,
     shorter_side: int | None = None,
+    wide_range: Range | None = None,
     cache_budget: int,
     num_workers: int,
     progress: bool,
@@ -165,7 +184,10 @@ def open_store(
     Args:
         source: what to read; not a streaming one.
         image_size: side of the pictures in training.
-        shorter_side: to which pictures are shrunk, none is enlarged; 1.15 times ``image_size`` if None.
+        cache_scale: how many times ``image_size`` the shorter side is stored with, at most.
+        shorter_side: to which pictures are shrunk, none is enlarged; if given, ``cache_scale`` does not count.
+        wide_range: gray values of more than eight bits that become black and white, those beyond are clipped; decided
+            from these pictures if None. Other pictures of a run take that of the training pictures.
         cache_budget: most bytes of pixels and masks to keep on disk; beyond it both are decoded when they are needed.
         num_workers: decoding threads. The result does not depend on it.
         progress: whether to show a progress bar.
@@ -174,53 +196,58 @@ def open_store(
         allow_unlabelled: whether a label may be -1 or None.
 
     Raises:
-        InputError: if more than 5 % of the pictures or their masks cannot be read, a label or mask is illegal or the
-            disk is full.
+        InputError: if more than 5 % of the pictures or their masks cannot be read, a label or mask is illegal, nobody
+            said what masks of turned pictures were drawn on, or the disk is full.
     """
     if isinstance(source.dataset, datasets.IterableDataset):
         raise InputError(f"{source.name!r} is streamed and cannot be stored: turn streaming off.")
-    rows = _choose_rows(len(source.dataset), limit_images, source.name)
+    rows = choose_rows(len(source.dataset), limit_images, source.name)
     if shorter_side is None:
-        shorter_side = round(STORED_SHARE * image_size)
+        shorter_side = stored_side(image_size, cache_scale)
     elif shorter_side < 1:
         raise InputError(f"`shorter_side` is {shorter_side}: give a number of pixels from 1.")
     root = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "pictures"
-    folder = root / _key(source, shorter_side, len(rows) if len(rows) < len(source.dataset) else None)
-    with _locked(folder):
-        if not _is_usable(folder, cache_budget):
+    folder = root / key_of(source, shorter_side, wide_range, len(rows) if len(rows) < len(source.dataset) else None)
+    with locked(folder):
+        if not is_usable(folder, cache_budget):
             build_store(
                 folder,
                 source,
                 rows,
                 shorter_side=shorter_side,
+                wide_range=wide_range,
                 cache_budget=cache_budget,
                 num_workers=num_workers,
                 progress=progress,
             )
-        meta = _read_meta(folder)
+        meta = read_meta(folder)
         is_cached = meta["has_pixels"] and meta["pixel_bytes"] <= cache_budget
-        store = PictureStore(folder, source, shorter_side=shorter_side, is_cached=is_cached, num_workers=num_workers)
+        report = replace(
+            report_of(meta["report"]), cached=is_cached, left_out=list(source.left_out), notes=list(source.notes)
+        )
+        store = PictureStore(
+            folder,
+            source,
+            shorter_side=shorter_side,
+            wide_range=report.wide_range,
+            is_cached=is_cached,
+            num_workers=num_workers,
+        )
     if store.labels is not None and not allow_unlabelled and (store.labels == UNLABELLED).any():
         count = int((store.labels == UNLABELLED).sum())
         raise InputError(f"{count:,} of {len(store):,} pictures of {source.name!r} have no label, and each needs one.")
-    return store, replace(_report(meta["report"]), left_out=list(source.left_out), notes=list(source.notes))
+    return store, report
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a store, which ends with the process even if that is killed; wait for whoever holds it."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise InputError(
-            f"Cannot write to {folder.parent} ({error.strerror}): set `cache_dir` to another folder."
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+def stored_side(image_size: int, cache_scale: float) -> int:
+    """Return to how many pixels the shorter side of larger pictures is shrunk for views of ``image_size``.
+
+    Raises:
+        InputError: if pictures would be stored smaller than the views.
+    """
+    if not cache_scale >= 1:
+        raise InputError(f"`cache_scale` is {cache_scale:g}: give a number from 1, 2.5 is usual.")
+    return round(cache_scale * image_size)
 
 
 def as_pictures(
@@ -230,43 +257,3 @@ def as_pictures(
     numbers = [torch.tensor(values, dtype=torch.int64) for values in (sizes, index, epoch)]
     classes = None if masks is None else torch.from_numpy(masks)
     return Pictures(torch.from_numpy(pixels), numbers[0], numbers[1], numbers[2], classes)
-
-
-def _choose_rows(total: int, limit: int | None, name: str) -> np.ndarray:
-    """Return the rows (N,) to use, in ascending order: all, or a random subset, so that sorted classes all remain."""
-    if total == 0:
-        raise InputError(f"{name!r} holds no pictures.")
-    if limit is not None and limit < 1:
-        raise InputError(f"`limit_images` is {limit}: give a number from 1, or leave it out for all pictures.")
-    if limit is None or limit >= total:
-        return np.arange(total)
-    return np.sort(np.random.Generator(np.random.Philox(SUBSET_SEED)).permutation(total)[:limit])
-
-
-def _key(source: Source, shorter_side: int, limit: int | None) -> str:
-    """Return a name that is different whenever the stored numbers might be."""
-    parts = [FORMAT_VERSION, PIL.__version__, source.fingerprint, source.image_column, source.label_column]
-    parts += [source.class_names, shorter_side, limit]
-    if source.masks is not None:
-        parts += [MASK_FORMAT_VERSION, source.mask_column, asdict(source.masks)]
-    parts_text = json.dumps(parts)
-    return hashlib.sha256(parts_text.encode()).hexdigest()[:32]
-
-
-def _is_usable(folder: Path, cache_budget: int) -> bool:
-    """Return whether ``folder`` is a complete store that holds the pixels or could not within the budget."""
-    if not (folder / "meta.json").exists():
-        return False
-    meta = _read_meta(folder)
-    if meta["has_pixels"]:
-        return (folder / "pixels.bin").stat().st_size == int(meta["pixel_bytes"])
-    return bool(meta["pixel_bytes"] > cache_budget)
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    return meta
-
-
-def _report(stored: dict[str, Any]) -> ScanReport:
-    return ScanReport(**stored | {"heights": tuple(stored["heights"]), "widths": tuple(stored["widths"])})

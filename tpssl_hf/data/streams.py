@@ -17,10 +17,12 @@ import numpy as np
 from datasets.distributed import split_dataset_by_node
 
 from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.data.conversion import SIXTEEN_BITS
 from tpssl_hf.data.decode import decode_or_reason, place
-from tpssl_hf.data.scan import UnreadablePicture, refuse_if_many_are_bad
+from tpssl_hf.data.reading import Reduced, UnreadablePicture
+from tpssl_hf.data.scan import refuse_if_many_are_bad
 from tpssl_hf.data.sources import Source
-from tpssl_hf.data.store import STORED_SHARE, PictureStore, as_pictures
+from tpssl_hf.data.store import CACHE_SCALE, PictureStore, as_pictures, stored_side
 from tpssl_hf.errors import InputError
 
 T = TypeVar("T")
@@ -174,13 +176,14 @@ class StreamingPictures:
         process_index: int = 0,
         num_processes: int = 1,
         buffer_size: int = 1000,
+        cache_scale: float = CACHE_SCALE,
     ) -> None:
         if not isinstance(source.dataset, datasets.IterableDataset):
             raise InputError(f"{source.name!r} is not streamed: turn streaming on.")
         shuffled = source.dataset.select_columns([source.image_column]).shuffle(seed=seed, buffer_size=buffer_size)
         self._dataset = split_dataset_by_node(shuffled, rank=process_index, world_size=num_processes)
         self._source = source
-        self._shorter_side = round(STORED_SHARE * image_size)
+        self._shorter_side = stored_side(image_size, cache_scale)
         self._batch_size = batch_size
         self._process_index = process_index
         self._num_processes = num_processes
@@ -213,15 +216,25 @@ class StreamingPictures:
         with ThreadPoolExecutor(max(1, self._num_workers), "tpssl-decode") as pool:
             while True:
                 values, epochs = zip(*islice(encoded, self._batch_size), strict=True)
-                decoded = pool.map(decode_or_reason, values, [self._shorter_side] * len(values))
+                decoded = pool.map(self._decode, values)
                 for value, epoch, picture in zip(values, epochs, decoded, strict=True):
                     if isinstance(picture, UnreadablePicture):
                         self.bad.append({"where": place(self._source, self.seen, value), "reason": str(picture)})
                     else:
-                        yield picture[0], epoch
+                        yield picture.pixels, epoch
                     self.seen += 1
                 if self.seen >= SEEN_BEFORE_REFUSING:
                     refuse_if_many_are_bad(self.bad, self.seen, self._source.name)
+
+    def _decode(self, value: Any) -> Reduced | UnreadablePicture:
+        """Decode a picture, 16-bit gray by the range of its type, for a scan of the actual range is not to be had."""
+        picture = decode_or_reason(value, self._shorter_side, SIXTEEN_BITS)
+        if isinstance(picture, Reduced) and picture.extent is not None and not picture.mode.startswith("I;16"):
+            return UnreadablePicture(
+                f"has gray values of more than 8 bits (Pillow's mode {picture.mode}), whose range only a scan tells: "
+                "turn streaming off"
+            )
+        return picture
 
     def _encoded(self) -> Iterator[tuple[Any, int]]:
         """Yield every encoded picture of this process, and its epoch."""

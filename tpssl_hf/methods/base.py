@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.augment.policies import ViewPolicy, ViewSettings
 
 Batch = Mapping[str, Mapping[str, Tensor]]  # stream name -> field name -> tensor
 Losses = dict[str, Tensor]  # "loss" carries the gradient; every other entry is a detached scalar for the log
@@ -39,6 +39,7 @@ class MethodSpec:
         defaults: values of shared configuration keys that the method's source prescribes.
         check: (backbone, config, image size, pictures per optimizer step) -> nothing, or an ``InputError`` that says
             what does not fit, before the first step.
+        crop_scale: least and greatest area of the views' crops, as shares of the picture's.
     """
 
     config: type
@@ -46,6 +47,7 @@ class MethodSpec:
     views: Callable[[ViewSettings, Any], Views]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[nn.Module, Any, int, int], None] = lambda backbone, config, image_size, batch_size: None
+    crop_scale: tuple[float, float] = ViewPolicy.crop_scale
 
 
 @dataclass(frozen=True)

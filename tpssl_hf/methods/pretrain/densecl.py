@@ -123,4 +123,11 @@ def check(backbone: nn.Module, config: DenseCLConfig, image_size: int, batch_siz
     check_queue(config.queue_size, batch_size)
 
 
-SPEC = MethodSpec(config=DenseCLConfig, build=DenseCL, views=views, defaults=moco.SPEC.defaults, check=check)
+SPEC = MethodSpec(
+    config=DenseCLConfig,
+    build=DenseCL,
+    views=views,
+    defaults=moco.SPEC.defaults,
+    check=check,
+    crop_scale=MOCO_VIEW.crop_scale,
+)

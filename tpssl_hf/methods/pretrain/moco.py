@@ -92,4 +92,5 @@ SPEC = MethodSpec(
         "warmup_epochs": 0.0,
     },
     check=check,
+    crop_scale=MOCO_VIEW.crop_scale,
 )

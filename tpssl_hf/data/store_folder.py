@@ -1,0 +1,83 @@
+"""The folder of a store: its name, its lock, which rows of the data set it holds, and its record."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from tpssl_hf.data.conversion import Range
+from tpssl_hf.data.scan import ScanReport
+from tpssl_hf.data.sources import Source
+from tpssl_hf.errors import InputError
+
+FORMAT_VERSION = 2
+MASK_FORMAT_VERSION = 1
+SUBSET_SEED = 0
+PAIRS = ("heights", "widths", "wide_range", "wide_extent")  # tuples of the report, which are lists in JSON
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a store, which ends with the process even if that is killed; wait for whoever holds it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write to {folder.parent} ({error.strerror}): set `cache_dir` to another folder."
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def choose_rows(total: int, limit: int | None, name: str) -> np.ndarray:
+    """Return the rows (N,) to use, in ascending order: all, or a random subset, so that sorted classes all remain."""
+    if total == 0:
+        raise InputError(f"{name!r} holds no pictures.")
+    if limit is not None and limit < 1:
+        raise InputError(f"`limit_images` is {limit}: give a number from 1, or leave it out for all pictures.")
+    if limit is None or limit >= total:
+        return np.arange(total)
+    return np.sort(np.random.Generator(np.random.Philox(SUBSET_SEED)).permutation(total)[:limit])
+
+
+def key_of(source: Source, shorter_side: int, wide_range: Range | None, limit: int | None) -> str:
+    """Return a name that is different whenever the stored numbers might be."""
+    parts = [FORMAT_VERSION, PIL.__version__, source.fingerprint, source.image_column, source.label_column]
+    parts += [source.class_names, shorter_side, wide_range, limit]
+    if source.masks is not None:
+        parts += [MASK_FORMAT_VERSION, source.mask_column, asdict(source.masks)]
+    parts_text = json.dumps(parts)
+    return hashlib.sha256(parts_text.encode()).hexdigest()[:32]
+
+
+def is_usable(folder: Path, cache_budget: int) -> bool:
+    """Return whether ``folder`` is a complete store that holds the pixels or could not within the budget."""
+    if not (folder / "meta.json").exists():
+        return False
+    meta = read_meta(folder)
+    if meta["has_pixels"]:
+        return (folder / "pixels.bin").stat().st_size == int(meta["pixel_bytes"])
+    return bool(meta["pixel_bytes"] > cache_budget)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return the record of a complete store."""
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return meta
+
+
+def report_of(stored: dict[str, Any]) -> ScanReport:
+    """Return the report as it was before it became JSON."""
+    return ScanReport(**stored | {key: tuple(stored[key]) for key in PAIRS if stored[key] is not None})
