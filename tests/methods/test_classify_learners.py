@@ -190,12 +190,12 @@ def test_flexmatch_stores_the_last_confident_label_of_a_picture_that_comes_twice
 
 
 def test_freematch_follows_a_slow_reference() -> None:
-    m = 0.7
-    method = FreeMatch(Given(), FreeMatchConfig(statistics_momentum=m, fairness_weight=0.5), 20)
+    method = FreeMatch(Given(), FreeMatchConfig(statistics_momentum=0.7, fairness_weight=0.5), 20)
     tau, mean, histogram = 1 / CLASSES, [1 / CLASSES] * CLASSES, [1 / CLASSES] * CLASSES
     seen = set()
-    for weak, strong, index in some_batches():
-        losses = method(given(weak, strong, index), 0.0)
+    for k, (weak, strong, index) in enumerate(some_batches()):
+        losses, m = method(given(weak, strong, index), 0.0), min(0.7, (1 + k) / (10 + k))
+        method.after_step(0.0)
         rows = weak.softmax(1).tolist()
         labels = [row.index(max(row)) for row in rows]
         tau = m * tau + (1 - m) * sum(map(max, rows)) / 8
@@ -218,11 +218,12 @@ def test_freematch_follows_a_slow_reference() -> None:
 
 
 def test_softmatch_follows_a_slow_reference() -> None:
-    m, n = 0.7, 2.0
-    method = SoftMatch(Given(), SoftMatchConfig(statistics_momentum=m), 20)
+    n = 2.0
+    method = SoftMatch(Given(), SoftMatchConfig(statistics_momentum=0.7), 20)
     mu, variance, mean = 1 / CLASSES, 1.0, [1 / CLASSES] * CLASSES
-    for weak, strong, index in some_batches():
-        losses = method(given(weak, strong, index), 0.0)
+    for k, (weak, strong, index) in enumerate(some_batches()):
+        losses, m = method(given(weak, strong, index), 0.0), min(0.7, (1 + k) / (10 + k))
+        method.after_step(0.0)
         rows = weak.softmax(1).tolist()
         labels, tops = [row.index(max(row)) for row in rows], [max(row) for row in rows]
         average = sum(tops) / 8
@@ -237,6 +238,20 @@ def test_softmatch_follows_a_slow_reference() -> None:
         assert method.pseudo_labels is not None and method.pseudo_labels.labels.tolist() == labels
         assert method.pseudo_labels.weights.tolist() == pytest.approx(weights, rel=1e-4)
         assert losses["loss_unlabeled"].item() == pytest.approx(reference_loss(strong, labels, weights), rel=1e-4)
+
+
+@pytest.mark.parametrize(("learner", "config"), [(FreeMatch, FreeMatchConfig()), (SoftMatch, SoftMatchConfig())])
+def test_statistics_of_a_short_run_are_those_of_its_predictions_not_of_their_start(learner: Any, config: Any) -> None:
+    """By 0.999 alone, all of 30 steps' pictures are accepted: the mean confidence is still about 1 / classes."""
+    method = learner(Given(), config, 20)
+    for k in range(30):
+        weak, strong, index = some_batches()[k % 3]
+        method(given(weak, strong, index), 0.0)
+        method.after_step(0.0)
+    found = method.mean_confidence if learner is FreeMatch else method.confidence_mean
+    tops = torch.cat([weak.softmax(1).amax(1) for weak, _, _ in some_batches()])
+    assert found == pytest.approx(tops.mean().item(), abs=0.05)
+    assert method.pseudo_labels.weights.min() < 0.9
 
 
 def test_mean_teacher_by_hand_and_its_ramp() -> None:

@@ -137,17 +137,19 @@ def test_cutmix_pulls_the_student_and_leaves_the_teacher_alone(segmenter: Any) -
     assert all(p.grad is None for p in method.teacher.parameters())
 
 
-def test_cutmix_teacher_averages_every_number_also_statistics(segmenter: Any) -> None:
+@pytest.mark.parametrize("updates", [0, 150, 890, 40_000])
+def test_cutmix_teacher_averages_every_number_also_statistics(segmenter: Any, updates: int) -> None:
     method = CutMix(segmenter, CutMixConfig(), 4).train()
     with torch.no_grad():
         for tensor in [*segmenter.parameters(), segmenter.decoder.low_level[1].running_mean]:
             tensor.add_(1.0)
     method(real_batch("images"), 0.0)
     before = {key: value.clone() for key, value in method.teacher.network.state_dict().items()}
+    method.teacher.updates.fill_(updates)
     method.after_step(0.0)
-    student = segmenter.state_dict()
+    student, share = segmenter.state_dict(), max(0.01, 9 / (10 + updates))
     for key, value in method.teacher.network.state_dict().items():
-        wanted = 0.99 * before[key] + 0.01 * student[key] if value.is_floating_point() else student[key]
+        wanted = (1 - share) * before[key] + share * student[key] if value.is_floating_point() else student[key]
         torch.testing.assert_close(value, wanted, msg=key)
     assert before["decoder.low_level.1.num_batches_tracked"] == 2, "it gathers its own from two passes in each step"
 

@@ -38,11 +38,6 @@ def mean_share(updates: Tensor) -> Tensor:
     return 1.0 / (1.0 + updates)
 
 
-def constant_share(updates: Tensor) -> Tensor:
-    """No larger share in early updates than in late ones."""
-    return torch.zeros_like(updates, dtype=torch.float32)
-
-
 class EMATeacher(nn.Module):
     """A frozen average ``network`` of a student, for evaluation or as a teacher (Tarvainen & Valpola, 2017, §2).
 
@@ -101,7 +96,11 @@ class EMATeacher(nn.Module):
 
 
 @torch.no_grad()
-def average_into(average: Tensor, value: Tensor, momentum: float) -> None:
-    """Move a statistic: average ← momentum·average + (1 − momentum)·value, unless ``value`` is not all finite."""
-    moved = average.lerp(value.to(average.dtype), 1.0 - momentum)
+def average_into(average: Tensor, value: Tensor, momentum: float, updates: Tensor) -> None:
+    """Move a statistic: average ← m·average + (1 − m)·value, unless ``value`` is not all finite.
+
+    m is min(``momentum``, (1 + k) / (10 + k)) after k = ``updates`` (0-d) earlier ones, as of an :class:`EMATeacher`:
+    with 0.999 alone a statistic would be mostly what it was initialised to for a thousand steps.
+    """
+    moved = average.lerp(value.to(average.dtype), tensorflow_share(updates).clamp_min(1.0 - momentum))
     average.copy_(torch.where(torch.isfinite(value).all(), moved, average))

@@ -2,7 +2,7 @@
 
 Deviations: mean and variance of the confidence are those of the predictions as they are, where the authors' code
 takes the aligned ones; the average prediction starts uniform, where that code starts it at the first batch's; the
-evaluated average is as in our FixMatch.
+momentum of the statistics is smaller in the first updates, like that of the evaluated average of our FixMatch.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,9 @@ from tpssl_hf.models.queue import gather_rows
 class SoftMatchConfig:
     """SoftMatch; defaults are the original's (Chen et al., 2023)."""
 
-    statistics_momentum: float = key(0.999, "EMA momentum of the confidence's statistics (Chen et al., 2023, App.).")
+    statistics_momentum: float = key(
+        0.999, "EMA momentum of the confidence's statistics in the long run, less early (Chen et al., 2023, App.)."
+    )
     deviations: float = key(
         2.0, "Standard deviations of confidence per width of the weight (Chen et al., 2023, code)."
     )
@@ -74,10 +76,11 @@ class SoftMatch(nn.Module):
     def observe(self, probabilities: Tensor) -> None:
         """Move the running statistics toward the predictions (U, K) of all processes; before they are used."""
         rows = gather_rows(probabilities, with_gradient=False)
-        confidence, momentum = rows.amax(dim=1), self.config.statistics_momentum
-        average_into(self.confidence_mean, confidence.mean(), momentum)
-        average_into(self.confidence_variance, confidence.var(correction=min(1, len(rows) - 1)), momentum)
-        average_into(self.mean_probabilities, rows.mean(dim=0), momentum)
+        confidence = rows.amax(dim=1)
+        momentum, updates = self.config.statistics_momentum, self.teacher.updates  # one of both per step
+        average_into(self.confidence_mean, confidence.mean(), momentum, updates)
+        average_into(self.confidence_variance, confidence.var(correction=min(1, len(rows) - 1)), momentum, updates)
+        average_into(self.mean_probabilities, rows.mean(dim=0), momentum, updates)
 
     def weights(self, probabilities: Tensor) -> Tensor:
         """Return exp(−min(c − μ, 0)² / (2σ²/n²)), (U,), for the aligned confidence c of predictions (U, K)."""

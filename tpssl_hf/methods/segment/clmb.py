@@ -5,7 +5,8 @@ labelled ones, each in two augmentations, where the original has half as many; w
 and not for a batch; colours are distorted before pictures are mixed; labelled and unlabelled pictures share BatchNorm
 statistics; the contrast takes up to ``pixels_per_class`` random pixels of a class instead of all; heads work on whole
 maps; there are no class weights (the original has them for Cityscapes); and weights are never taken back to those with
-the best validation score. Two slips of the official code are left out unless ``ref_quirks`` asks for them.
+the best validation score; the teacher's momentum is at most (1 + k) / (10 + k) in its k-th update, where the original
+caps it for the first 20 alone, so that pseudo-labels of short runs are not made by its start. Two slips of the official code are left out unless ``ref_quirks`` asks for them.
 """
 
 import math
@@ -48,7 +49,7 @@ ZOOM_RANGE = (0.75, 1.75)
 class CLMBConfig:
     """CLMB; defaults are those of its authors' code for VOC (Alonso et al., 2021)."""
 
-    ema_momentum: float = key(0.995, "EMA momentum of the teacher at the start; rises to 1 (Alonso et al., 2021).")
+    ema_momentum: float = key(0.995, "EMA momentum of the teacher, rises to 1; less early (Alonso et al., 2021).")
     confidence_power: float = key(6.0, "Power of the confidence that weighs a pseudo-label (Alonso et al., 2021).")
     entropy_weight: float = key(0.01, "Weight of the unlabelled entropy (Alonso et al., 2021, code).")
     contrast_weight: float = key(0.1, "Weight of each of the two contrasts (Alonso et al., 2021, code).")
@@ -92,7 +93,7 @@ class CLMB(nn.Module):
         self.bank = ClassBank(classes, config.bank_size, features)
         # parameters only; both stay in training mode and gather BatchNorm statistics of their own
         self.teacher, self.teacher_projector = (
-            EMATeacher(module, config.ema_momentum, early_share=early_share, buffers="keep")
+            EMATeacher(module, config.ema_momentum, buffers="keep")
             for module in (segmenter, self.projector)
         )
         self._new_rows: list[tuple[Tensor, Tensor]] = []  # between forward and after_step of one step only
@@ -195,11 +196,6 @@ class CLMB(nn.Module):
     def deployed(self) -> nn.Module:
         """The student, as in the original."""
         return self.student
-
-
-def early_share(updates: Tensor) -> Tensor:
-    """Share of the student in an early update: 1 / (10·k + 1) (Alonso et al., 2021, official code)."""
-    return 1.0 / (10.0 * updates + 1.0)
 
 
 def pseudo_ramp(progress: float, end: float) -> float:
