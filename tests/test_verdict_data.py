@@ -70,3 +70,34 @@ def test_the_architecture_is_that_of_the_weights(tmp_path: Path) -> None:
     assert [one.name for one in named] == ["run", "run (2)"]
     hub = find_weights(VerdictConfig(base="random", adapted="somebody/something"))[1][0]
     assert hub.file is None and hub.architecture == "resnet18"
+
+
+def test_a_class_that_no_draw_shows_is_not_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    source = load_source("digits")
+    store, _ = open_store(
+        source, image_size=32, cache_budget=1 << 30, num_workers=1, progress=False, cache_dir=tmp_path / "cache"
+    )
+    assert store.labels is not None
+    nines = np.flatnonzero(store.labels == 9)
+    store.labels = store.labels.copy()
+    store.labels[nines[1:]] = 8  # one picture alone is a nine, and it is asked about
+    config = VerdictConfig(labels=20, label_mode="proportional")
+    asked = choose_questions(config, store, source, seed=0)
+    for trial in asked.trials:
+        assert set(trial.query_labels) <= set(trial.bank_labels)
+    assert "not asked about, as no label is left to learn them from: 9" in asked.chosen
+
+
+def test_words_for_no_label_are_counted_in_the_labels_of_a_verdict(tmp_path: Path) -> None:
+    source = load_source("digits")
+    store, _ = open_store(
+        source, image_size=32, cache_budget=1 << 30, num_workers=1, progress=False, cache_dir=tmp_path / "cache"
+    )
+    assert store.labels is not None
+    lines = [f"{row},{label if row < 60 else 'n/a'}" for row, label in enumerate(store.labels[:70].tolist())]
+    (tmp_path / "mine.csv").write_text("\n".join(["row,label", *lines]))
+    asked = choose_questions(VerdictConfig(labels=str(tmp_path / "mine.csv")), store, source, seed=0)
+    assert asked.trials and asked.notes[0].endswith("unlabeled 1,437")
+    assert any("10 entries say 'n/a'" in note for note in asked.notes)
+    assert any("60 labels of mine.csv name rows and nothing else" in note for note in asked.notes)

@@ -286,3 +286,33 @@ def test_a_rate_that_would_undo_pretrained_weights_is_noted(
     note = classify.rate_note(settings, start)
     assert (note is not None) == noted
     assert not noted or "0.03 for 64 it would be 0.0037" in note
+
+
+def test_a_data_set_without_test_split_runs_and_says_why_there_is_no_score(
+    learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "pets", {"a": 15, "b": 12})
+    (tmp_path / "few.csv").write_text("file,label\na/000.png,cat\nb/000.png,dog\nb/001.png,NA\n")
+    own = {"dataset": folder, "limit_images": None, "limit_test_images": None, "max_steps": 1, "method": "supervised"}
+    assert learn(**own, labels=tmp_path / "few.csv") == 0
+    said = capsys.readouterr().out
+    assert "labels: cat 1, dog 1, unlabeled 25" in said and "1 entries say 'NA', which means unlabeled" in said
+    assert "'pets' has no test split, so there is no score; all labels are trained on, and none held out" in said
+    many = {"labels": "all", "label_column": "folder"}
+    assert learn(**own, **many, output_dir=tmp_path / "many") == 0
+    assert "5 of 27 labels, a fifth of each class, are held out" in capsys.readouterr().out
+    found = results(tmp_path / "many")
+    assert (
+        found["test"] is None and found["labels"]["count"] == 22 and 0 <= found["metrics"]["validation_accuracy"] <= 1
+    )
+    assert learn(**own, **many, output_dir=tmp_path / "all", validation_labels=0) == 0
+    assert results(tmp_path / "all")["labels"]["count"] == 27
+    for named in ({"test_split": "test"}, {"test_dataset": folder}):
+        with pytest.raises(InputError, match="test pictures could not be opened"):
+            learn(**own, **many, output_dir=tmp_path / "named", **named)
+
+
+def test_a_list_of_draws_in_a_file_is_taken(learn: Learn, tmp_path: Path) -> None:
+    (tmp_path / "draws.yaml").write_text("label_seeds: [1, 2]\n")
+    assert learn(config=tmp_path / "draws.yaml", max_steps=1, method="supervised") == 0
+    assert results(tmp_path / "run")["label_seeds"] == [1, 2]
