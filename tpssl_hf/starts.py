@@ -52,10 +52,12 @@ def same_start(start: dict[str, Any], base: Origin, seed: int) -> bool | None:
             return bool(start[digest] == own)
     if not start:
         return None
-    if "random" in (start["kind"], base.kind):
-        known = start.get("seed") is None or start["seed"] == seed
-        return (start["kind"], start["name"]) == (base.kind, base.name) and known
-    if (start["kind"], base.kind) == ("timm", "timm"):
+    kinds = start["kind"], base.kind
+    if kinds == ("random", "random"):
+        return bool(start["name"] == base.name and start.get("seed") in (None, seed))
+    if kinds == ("timm", "timm"):
         return bool(start["name"] == base.name)
+    if base.kind == "random" or kinds in (("random", "timm"), ("random", "hub")):
+        return False
     ends = [str(name).rpartition("/")[2] for name in (start["name"], base.name)]
     return True if ends[0] == ends[1] != "model" else None

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -121,3 +122,51 @@ def test_a_vit_takes_the_size_of_the_images_from_random_weights_and_from_a_folde
     small, _ = load_backbone("test_vit", init=str(folder), image_size=64)
     assert small.eval()(torch.ones(1, 3, 64, 64)).shape == (1, 64)
     assert torch.equal(small.blocks[0].attn.qkv.weight, large.blocks[0].attn.qkv.weight)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.encoder_q.", "state_dict.model."])
+def test_a_prefix_is_named_with_the_command_that_takes_it_off(folder: Path, prefix: str) -> None:
+    file = folder / "model.safetensors"
+    tensors = {f"{prefix}{key}": value for key, value in load_file(file).items()}
+    save_file({**tensors, "queue": torch.zeros(3)}, file)
+    with pytest.raises(InputError) as refused:
+        load_backbone("test_resnet", init=str(file))
+    command = f"recipes/convert.py {file} --backbone test_resnet --output_dir"
+    assert f"behind the prefix {prefix!r}" in str(refused.value) and command in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "sentence"),
+    [
+        ("test_vit2", 50, "patches of 16 pixels do not divide it.*--image_size 48 or 64"),
+        ("test_vit", 50, "--image_size 48 or 64"),
+        ("swin_tiny_patch4_window7_224", 50, "patches of 4 pixels do not divide it.*--image_size 48 or 56"),
+        ("densenet121", 16, "too small.*--image_size 2[0-9]|--image_size 32"),
+        ("efficientformer_l1", 64, "--image_size 224"),
+    ],
+)
+def test_a_size_that_does_not_fit_is_refused_with_the_nearest_ones(
+    architecture: str, size: int, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda model, **_: None)
+    for init in ("random", "timm"):
+        with pytest.raises(InputError, match=f"image_size {size} does not suit.*{sentence}"):
+            load_backbone(architecture, init=init, image_size=size)
+
+
+def test_looking_for_sizes_does_not_move_the_random_stream() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(InputError):
+        load_backbone("test_vit2", init="random", image_size=50)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    timm.create_model("test_vit2", num_classes=0, img_size=50)
+    assert torch.equal(after, torch.rand(1))
+
+
+def test_what_depends_on_the_size_and_cannot_be_resampled_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    large, _ = load_backbone("levit_128s", init="random", image_size=96)
+    folder = save_timm_folder(large, tmp_path / "model", preprocessing=Preprocessing(96), provenance={})
+    with pytest.raises(InputError, match="give the --image_size that the weights were made for"):
+        load_backbone("levit_128s", init=str(folder), image_size=64)

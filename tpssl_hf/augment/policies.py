@@ -1,5 +1,6 @@
 """What a view is: which distortions, how strong, how often, in which order."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -216,5 +217,7 @@ def two_affine_views(
 def eval_view(pictures: Pictures, settings: ViewSettings) -> Tensor:
     """Return the central square of every picture, resized and normalised: (B, 3, S, S) as ``make_view``'s."""
     flip = torch.zeros_like(pictures.index, dtype=torch.bool)
-    boxes = central_boxes(pictures.sizes, settings.crop_pct, squash=settings.crop_mode == "squash")
+    # timm resizes to a whole number of pixels first, and then cuts
+    fraction = settings.image_size / math.floor(settings.image_size / settings.crop_pct)
+    boxes = central_boxes(pictures.sizes, fraction, squash=settings.crop_mode == "squash")
     return _render(pictures, boxes, flip, settings, settings.interpolation, [])

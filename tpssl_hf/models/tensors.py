@@ -37,6 +37,11 @@ def load_backbone_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Pa
         )
         if keys
     ]
+    if problems and not missing and not unexpected and facts.get("fixed_input_size"):
+        raise InputError(
+            f"{path} does not fit this backbone: keys {'; '.join(problems)}. Its shapes depend on the image size and "
+            "cannot be resampled: give the --image_size that the weights were made for."
+        )
     if problems:
         raise InputError(
             f"{path} does not fit this backbone: keys {'; '.join(problems)}. "
