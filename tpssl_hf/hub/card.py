@@ -196,7 +196,8 @@ def _difference(verdict: dict[str, Any], name: str, against: str) -> str:
 def _origin(evidence: Evidence) -> str:
     results, base = evidence.results, evidence.base
     if base.hub_id is None:
-        start = f"{base.note.rstrip('.')} (published nowhere)" if base.note else "random weights"
+        nowhere = "" if base.converted else " (published nowhere)"
+        start = f"{base.note.rstrip('.')}{nowhere}" if base.note else "random weights"
     else:
         at = f" at commit `{base.revision}`" if base.revision else ""
         start = f"[{base.hub_id}](https://huggingface.co/{base.hub_id}){at}"

@@ -30,6 +30,7 @@ class Base:
         licence: of the weights, as far as their source states it.
         steps: what was done between them and this run, first thing first.
         note: what they are, in its maker's words, where they are published nowhere.
+        converted: the note is what recipes/convert.py recorded of a file from elsewhere instead.
     """
 
     hub_id: str | None
@@ -37,6 +38,7 @@ class Base:
     licence: str | None = None
     steps: tuple[str, ...] = ()
     note: str | None = None
+    converted: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ def _base(results: dict[str, Any], choices: PublishConfig) -> Base:
     if given is not None and note is not None:
         raise InputError("base_note is for weights that are published nowhere; give it or `--base_model`, not both.")
     found, steps = _traced(results)
+    if found is not None and found.converted and (given is not None or note is not None):
+        found = None  # where the file was published is the user's to say
     if found is None and given is None and note is None:
         raise InputError(
             f"the base weights are not known: this run started from {results['init'].get('name')!r}, which only you "
@@ -210,7 +214,14 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
         if kind == "timm" and not name.endswith(".default"):
             return Base(f"timm/{name}", None, licence, steps), steps
         earlier = _provenance(Path(place) / MODEL_CONFIG) if kind == "folder" and place else {}
-        if not isinstance(earlier.get("init"), dict) or not _same(Path(place) / WEIGHTS, init.get("sha256")):
+        if not earlier or not _same(Path(place) / WEIGHTS, init.get("sha256")):
+            return None, steps
+        if earlier.get("recipe") == "convert":
+            source = earlier["source"]
+            file = f"{source['file']}, SHA-256 `{source['sha256']}`, converted"
+            family = f" ({source['family']})" if source["family"] else ""
+            return Base(None, None, licence, steps, file + family, converted=True), steps
+        if not isinstance(earlier.get("init"), dict):
             return None, steps
         pictures = (earlier.get("dataset") or {}).get("name", "pictures")
         steps = (f"{earlier.get('method', '?')} on {pictures} ({earlier.get('recipe', '?')})", *steps)
