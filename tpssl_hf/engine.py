@@ -16,6 +16,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch, Views
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.queue import KeyQueue
+from tpssl_hf.models.recomputing import backward_pass
 
 Stream = PictureStream | EndlessStream | WithoutMasks | StreamingPictures
 BAD_STEPS_IN_A_ROW = 3
@@ -92,7 +93,8 @@ def train(
             last = part == settings.accumulation_steps - 1
             with nullcontext() if last else accelerator.no_sync(method):
                 losses = method(batch, progress)
-                accelerator.backward(losses["loss"] / settings.accumulation_steps)
+                with backward_pass(inner):
+                    accelerator.backward(losses["loss"] / settings.accumulation_steps)
             meter.add(losses)
         optimizer.found_inf = guard.check(meter.sums["loss"])  # type: ignore[attr-defined]
         optimizer.step()

@@ -28,6 +28,7 @@ from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classific
 from tpssl_hf.models.backbone import Origin
 from tpssl_hf.models.classifier import load_classifier
 from tpssl_hf.models.layout import preprocessing_of
+from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.optim import build_optimizer, cosine_7_16, four_steps
 from tpssl_hf.rundir import RunDir, StopSignals
 from tpssl_hf.ssl_config import ClassifyConfig, FinetuneConfig
@@ -73,7 +74,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         model.backbone, init=model.init, classes=len(data.labelled.class_names), image_size=settings["image_size"]
     )
     if model.gradient_checkpointing:
-        classifier.set_grad_checkpointing(True)  # type: ignore[operator]
+        recompute_activations(classifier)
     views = _view_settings(settings, data, classifier)
     heads = list(classifier.get_classifier().parameters())  # type: ignore[operator]
     method = place(spec.build(classifier, method_config, len(data.unlabelled)), model, accelerator)

@@ -31,6 +31,7 @@ from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import Origin, load_backbone
 from tpssl_hf.models.layout import preprocessing_of
+from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.optim import build_optimizer, warmup_cosine
 from tpssl_hf.pretraining_data import open_pictures
 from tpssl_hf.rundir import RunDir, StopSignals
@@ -89,7 +90,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     )
     beside = (lambda progress: rate(round(progress * max_steps))) if choice.l2_mode == "decoupled" else None
     if model.gradient_checkpointing:
-        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+        recompute_activations(backbone)
     inner = spec.build(backbone, method_config)
     method = place(Anchor(inner, choice.l2_weight or 0.0, decoupled_rate=beside), model, accelerator)
     optimizer = build_optimizer(

@@ -29,6 +29,7 @@ from tpssl_hf.metrics.tpssl_segmentation.confusion import ConfusionMatrix
 from tpssl_hf.metrics.tpssl_segmentation.tpssl_segmentation import lesion_scores, segmentation_scores
 from tpssl_hf.models.backbone import Origin
 from tpssl_hf.models.predict import predict_masks
+from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.segmenter import build_segmenter
 from tpssl_hf.optim import build_optimizer, poly
 from tpssl_hf.rundir import RunDir, StopSignals
@@ -89,7 +90,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         decoder_width=choice.decoder_width,
     )
     if model.gradient_checkpointing:
-        segmenter.backbone.set_grad_checkpointing(True)
+        recompute_activations(segmenter.backbone)
     asked = choice.freeze_backbone_statistics
     frozen = origin.kind != "random" if asked is None else asked
     if frozen:

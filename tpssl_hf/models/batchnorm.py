@@ -103,14 +103,20 @@ def _converted(layer: nn.Module) -> SyncedBatchNorm:
 def keep_statistics(module: nn.Module) -> Iterator[None]:
     """Leave the running statistics of all BatchNorm layers in ``module`` as they are while inside.
 
-    Layers in training mode still normalise by the statistics of their batch. The layers are told not to track
-    instead of being put back afterwards, because a backward pass must find the buffers unchanged.
+    Layers in training mode still normalise by the statistics of their batch, and move copies of the running ones.
+    Nothing is put back afterwards, because a backward pass must find the buffers unchanged; and nothing is left out,
+    because a pass that gradient checkpointing repeats must save what it saved at first, in here or not.
     """
-    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
+    kept = [
+        (layer, name, buffer)
+        for layer in module.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
+        for name, buffer in layer.named_buffers(recurse=False)
+    ]
+    for layer, name, buffer in kept:
+        setattr(layer, name, buffer.clone())
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)
