@@ -1,5 +1,6 @@
 """Cards: what they say, and when they are refused."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -78,6 +79,22 @@ def test_base_weights_that_are_published_nowhere_are_told_in_words(runs: dict[st
         card_of(runs["adapted"], base_note="ours")
     with pytest.raises(InputError, match="not both"):
         card_of(run, base_note="ours", base_model="none")
+
+
+def test_converted_base_weights_are_named_by_their_file(runs: dict[str, Path], tmp_path: Path) -> None:
+    start = shutil.copytree(runs["adapted"] / "model", tmp_path / "moco")
+    source = {"file": "moco_v2.pth.tar", "sha256": "f" * 64, "family": "MoCo"}
+    config = json.loads((start / "config.json").read_text()) | {"tpssl_hf": {"recipe": "convert", "source": source}}
+    (start / "config.json").write_text(json.dumps(config))
+    results = json.loads((runs["adapted"] / "results.json").read_text())
+    digest = hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
+    init = {"kind": "folder", "name": "moco", "sha256": digest, "licence": "cc-by-nc-4.0"}
+    run = changed(runs["adapted"], tmp_path / "run", init=init, config=results["config"] | {"init": str(start)})
+    card = ModelCard(card_of(run))
+    assert f"- **Base weights**: moco_v2.pth.tar, SHA-256 `{'f' * 64}`, converted (MoCo)" in card.text
+    assert card.data.license == "cc-by-nc-4.0" and "random weights" not in card.text
+    assert "published nowhere" not in card.text
+    assert ModelCard(card_of(run, base_model="facebook/moco")).data.base_model == "facebook/moco"
 
 
 @pytest.mark.parametrize(

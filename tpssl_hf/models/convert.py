@@ -5,7 +5,6 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from tpssl_hf.convert_config import ConvertConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.facts import run_facts
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, stored_config
-from tpssl_hf.models.convert_families import IMAGENET_MEAN, IMAGENET_STD, PLAIN, family_of
+from tpssl_hf.models.convert_families import family_of
+from tpssl_hf.models.convert_images import preprocessing_of, stated
 from tpssl_hf.models.convert_match import (
     OPTIONAL,
     POSITIONS,
@@ -33,10 +33,10 @@ from tpssl_hf.models.convert_match import (
 )
 from tpssl_hf.models.convert_proof import prove
 from tpssl_hf.models.convert_read import WeightFile, read_weights
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.layout import save_timm_folder
 
 RECIPE = "convert"
-MOST_LISTED = 8
+MOST_LISTED, SMALLEST = 8, 8
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,14 @@ def convert(options: ConvertConfig) -> Converted:
     """
     name, folder = _checked(options)
     file = read_weights(Path(options.weights).expanduser())
-    facts: dict[str, Any] = timm.get_pretrained_cfg(name).to_dict()
-    fixed = options.image_size if facts.get("fixed_input_size") else None
+    fixed = options.image_size if stated(name).get("fixed_input_size") else None
     model = _outline(name, fixed)
     match = _found(name, model, file, options)
     classifier = classifier_of(match, model, file)
     if options.keep_classifier and not classifier:
         raise InputError(f"keep_classifier: {file.name} holds no classifier of {name}'s features; leave it out.")
     kept = classifier if options.keep_classifier else {}
-    preprocessing, why = _preprocessing(options, match, file, bool(classifier))
+    preprocessing, why = preprocessing_of(options, match, file, classified=bool(classifier))
     network, remarks = _filled(name, fixed, file, match, kept)
     left_out = _left_out(file, match, kept)
     family = family_of(file.tensors, file.keys)
@@ -125,8 +124,11 @@ def _checked(options: ConvertConfig) -> tuple[str, Path]:
             f"backbone {options.backbone!r} is no timm model; give the one that the file holds"
             + (f", e.g. {', '.join(near)}." if near else "; `timm.list_models()` names them.")
         )
-    if options.backbone != name and timm.get_pretrained_cfg(options.backbone, allow_unregistered=False) is None:
-        raise InputError(f"backbone {options.backbone!r}: timm knows {name}, but no such tag; leave the tag out.")
+    stated(options.backbone)
+    if options.image_size is not None and options.image_size < SMALLEST:
+        raise InputError(
+            f"image_size {options.image_size} is smaller than any network can use; give the side in pixels."
+        )
     if not options.output_dir:
         raise InputError("no folder is given; add `--output_dir FOLDER`.")
     folder = Path(options.output_dir).expanduser().resolve()
@@ -174,55 +176,6 @@ def _found(name: str, model: nn.Module, file: WeightFile, options: ConvertConfig
         mend = "try another --backbone, or --by_order if all names differ but the order may not"
     below = f" below {match.prefix!r}" if match.prefix else ""
     raise InputError(f"{file.name} does not hold {name}{below}: tensors {'; '.join(problems)}; {mend}.")
-
-
-def _preprocessing(
-    options: ConvertConfig, match: Match, file: WeightFile, classified: bool
-) -> tuple[Preprocessing, str]:
-    """Return how images were prepared for these weights, and why that is thought."""
-    name = options.backbone.partition(".")[0]
-    facts: dict[str, Any] = timm.get_pretrained_cfg(options.backbone).to_dict()
-    family = family_of(file.tensors, file.keys)
-    # Plain names with a classifier, of a network that torchvision has not: timm's, whose images its record knows.
-    timms = options.backbone != name or match.naming in ("by order", "transformers ViT", "transformers ResNet")
-    timms |= match.naming == PLAIN.title and family is None and classified and name not in _torchvision_names()
-    mean, std = (facts["mean"], facts["std"]) if timms else (IMAGENET_MEAN, IMAGENET_STD)
-    why = f"timm's for {options.backbone}" if timms else f"ImageNet's, as usual for {family or match.naming}"
-    if options.mean is not None or options.std is not None:
-        why = "as given" if options.mean is not None and options.std is not None else f"as given, the other {why}"
-    mean, std = _three("mean", options.mean, mean), _three("std", options.std, std)
-    size = options.image_size or int(facts["input_size"][-1])
-    if size < 8:
-        raise InputError(f"image_size {size} is smaller than any network can use; give the side in pixels.")
-    interpolation = (
-        facts["interpolation"] if timms and facts["interpolation"] in ("bilinear", "bicubic") else "bilinear"
-    )
-    done = Preprocessing(size, mean, std, interpolation)
-    return done, f"mean {mean}, std {std} ({why}; --mean and --std change it), {size} px, {interpolation}"
-
-
-def _torchvision_names() -> list[str]:
-    from torchvision.models import list_models  # type: ignore[import-untyped]
-
-    return list(list_models())
-
-
-def _three(key: str, given: Any, default: Sequence[float]) -> tuple[float, float, float]:
-    values: Any = default if given is None else given
-    if isinstance(values, str):
-        values = values.strip("[]() ").split(",")
-    try:
-        numbers = [float(v) for v in values] if isinstance(values, list | tuple) else [float(values)]
-    except ValueError:
-        numbers = []
-    numbers = numbers * 3 if len(numbers) == 1 else numbers
-    low = 0.0 if key == "mean" else 1e-6
-    if len(numbers) != 3 or not all(math.isfinite(n) and low <= n <= 1 for n in numbers):
-        raise InputError(
-            f"{key} {given!r} is not one number or three of images in [0, 1]; give e.g. `0.5` or `0.485,0.456,0.406` "
-            "(of images in [0, 255], divide by 255)."
-        )
-    return numbers[0], numbers[1], numbers[2]
 
 
 def _filled(
