@@ -137,7 +137,9 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
     save_segmenter(
         cast(TpsslForSemanticSegmentation, job.method.deployed),
         run.path / "model",
+        shorter_side=settings["shorter_side"],
         image_size=job.views.crop_size if settings["test_mode"] == "resize" else None,
+        window=job.views.crop_size if settings["test_mode"] == "slide" else None,
         provenance={**{key: results[key] for key in kept}, "paper": PAPER, "licence": job.origin.licence},
     )
     run.write_json(RESULTS, results)

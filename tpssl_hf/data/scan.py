@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tpssl_hf.augment.shrinking import reduced_size, shrunk
 from tpssl_hf.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -63,12 +64,6 @@ def decode_reduced(
     """
     with opened_picture(value, pixel_limit) as picture:
         return _decode(picture, shorter_side)
-
-
-def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """Return the size with shorter side at most ``shorter_side`` and longer at most twice that, never enlarged."""
-    scale = min(1.0, shorter_side / min(height, width), 2 * shorter_side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 @contextmanager
@@ -139,9 +134,7 @@ def _decode(picture: Image.Image, shorter_side: int | None) -> tuple[np.ndarray,
             width, height = height, width
         colour = _to_rgb(picture)
         if shorter_side is not None:
-            reduced = reduced_size(height, width, shorter_side)
-            if colour.size != (reduced[1], reduced[0]):
-                colour = colour.resize((reduced[1], reduced[0]), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            colour = shrunk(colour, reduced_size(height, width, shorter_side))
         return np.array(colour), (height, width)
 
 
