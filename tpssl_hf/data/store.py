@@ -86,11 +86,11 @@ class PictureStore:
         sides: np.ndarray = self._sizes.min(axis=1)
         return sides
 
-    def encoded(self, indices: np.ndarray) -> list[dict[str, Any]]:
+    def encoded(self, indices: np.ndarray) -> list[dict[str, Any] | None]:
         """Return the files of the pictures ``indices`` (B,) as their data set holds them: ``bytes`` and ``path``."""
         return EncodedPictures(self._source).read(self.rows[indices].tolist())
 
-    def place_of(self, index: int, value: dict[str, Any]) -> str:
+    def place_of(self, index: int, value: dict[str, Any] | None) -> str:
         """Return where the picture ``index``, encoded as ``value``, stands, for people."""
         return place(self._source, int(self.rows[index]), value)
 

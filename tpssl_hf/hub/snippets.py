@@ -18,12 +18,12 @@ maps = timm.create_model("hf-hub:$repo", pretrained=True, features_only=True).ev
 transformers:
 
 ```python
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel
 
 processor = AutoImageProcessor.from_pretrained("$repo")
 model = AutoModel.from_pretrained("$repo").eval()
-pixels = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+pixels = processor(ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB"), return_tensors="pt")["pixel_values"]
 features = model(pixels).pooler_output
 ```
 
@@ -50,11 +50,11 @@ Plain timm:
 
 ```python
 import timm
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("hf-hub:$repo", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))
-logits = model(transform(Image.open("picture.png").convert("RGB"))[None])
+logits = model(transform(ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB"))[None])
 ```
 
 tpssl_hf, its backbone without the classifier:
@@ -80,12 +80,12 @@ The network itself:
 
 ```python
 import tpssl_hf
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 processor = AutoImageProcessor.from_pretrained("$repo")
 model = AutoModelForSemanticSegmentation.from_pretrained("$repo").eval()
-pixels = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+pixels = processor(ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB"), return_tensors="pt")["pixel_values"]
 logits = model(pixels).logits
 ```
 """
@@ -95,12 +95,12 @@ _ONNX = """onnxruntime; `onnx/model.onnx` (opset $opset, float32) takes `pixel_v
 ```python
 import onnxruntime
 from huggingface_hub import hf_hub_download
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 
 processor = AutoImageProcessor.from_pretrained("$repo")
 network = onnxruntime.InferenceSession(hf_hub_download("$repo", "onnx/model.onnx"))
-picture = Image.open("picture.png").convert("RGB")$resized
+picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")$resized
 pixels = processor(picture, return_tensors="pt")["pixel_values"].numpy()
 [$outputs] = network.run(None, {"pixel_values": pixels})
 ```

@@ -277,15 +277,12 @@ def save_segmenter(
         window: height and width of the windows that the model predicts larger images in; None for whole images.
         provenance: JSON facts added to those of the config: data set, method, paper, licence.
     """
-    from tpssl_hf.models.segmenter_processor import TpsslSegmenterImageProcessor
+    from tpssl_hf.models.segmenter_processor import processor_of
 
     model = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
     model.config.provenance = {**model.config.provenance, **(provenance or {})}
-    model.config.window = None if window is None else list(window)
-    sizes = {"do_resize": False} if image_size is None else {"size": {"height": image_size[0], "width": image_size[1]}}
-    processor = TpsslSegmenterImageProcessor(
-        image_mean=model.config.image_mean, image_std=model.config.image_std, shorter_side=shorter_side, **sizes
-    )
+    model.config.window = window
+    processor = processor_of(model.config, shorter_side, image_size)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         model.save_pretrained(temporary)
