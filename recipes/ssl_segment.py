@@ -126,7 +126,8 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
         backbone_statistics_frozen=job.statistics_frozen,
         seed=settings["seed"],
         scored=job.scored,
-        protocol=f"last {job.scored} on the test split, one confusion matrix of all pictures, mean over all classes",
+        protocol=f"last {job.scored} on the test split, images and masks with the shorter side at most "
+        f"{settings['shorter_side']} px, one confusion matrix of all pictures, mean over all classes",
         steps=job.max_steps,
         seconds=state["seconds"],
         machine=describe(job.accelerator, THREADS),

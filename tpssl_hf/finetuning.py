@@ -162,7 +162,8 @@ def published_path(job: Job, folder: Path) -> dict[str, Any]:
     of, split = next((name, split) for name, split in parts.items() if split is not None)
     chosen = replace(split, indices=some_of(split.indices))
     own = probabilities(job, cast(nn.Module, job.method.deployed), chosen)
-    return check_classifier(folder, chosen.store, chosen.indices, own, job.accelerator.device, of)
+    names = list(data.labelled.class_names)
+    return check_classifier(folder, chosen.store, chosen.indices, own, names, job.accelerator.device, of)
 
 
 def evaluations(job: Job, *, test: bool = True) -> dict[str, float]:

@@ -58,26 +58,21 @@ class Agreement:
     failed: dict[str, str] = field(default_factory=dict)
     agree_if_read_as_trained: int = 0
 
-    def warning(self, images: int, allowed: float) -> str | None:
+    def trouble(self, images: int, allowed: float) -> str | None:
         """Say so if the answers differ by more than rounding, ``allowed`` being a median or share of pixels."""
         odd = {**self.failed, **self.differing}
         if "every image" in odd:
-            return f"{self.path} cannot use the folder ({odd['every image']})"
-        difference = self.median_difference or 0.0
-        if not odd and difference <= allowed:
-            return None
+            return f"cannot use the folder ({odd['every image']})"
+        if not odd and (self.median_difference or 0.0) > allowed:
+            return f"{self.median_difference:.3f} off in the median of {images} images"
         if not odd:
-            return f"{self.path} differs from the evaluation by {difference:.3f} in the median of {images} images"
+            return None
         shown = "; ".join(f"{place}: {how}" for place, how in list(odd.items())[:SHOWN])
-        remedy = "they differ also if they are read as in training"
-        if self.agree_if_read_as_trained == len(odd):
-            remedy = "read by tpssl_hf.data.scan.decode_picture, as in training, they agree"
-        elif self.agree_if_read_as_trained:
-            remedy = (
-                f"read by tpssl_hf.data.scan.decode_picture, as in training, {self.agree_if_read_as_trained} of them "
-                "agree"
-            )
-        return f"{self.path} answers {len(odd)} of {images} images otherwise than the evaluation ({shown}); {remedy}"
+        said = f"{len(odd)} of {images} images answered otherwise than in the evaluation ({shown})"
+        if not self.agree_if_read_as_trained:
+            return f"{said}, also if they are read as in training"
+        which = "they" if self.agree_if_read_as_trained == len(odd) else f"{self.agree_if_read_as_trained} of them"
+        return f"{said}; read as in training, by tpssl_hf.data.scan.decode_picture, {which} agree"
 
 
 def some_of(indices: np.ndarray) -> np.ndarray:
@@ -87,7 +82,13 @@ def some_of(indices: np.ndarray) -> np.ndarray:
 
 
 def check_classifier(
-    folder: Path, store: PictureStore, indices: np.ndarray, probabilities: np.ndarray, device: torch.device, of: str
+    folder: Path,
+    store: PictureStore,
+    indices: np.ndarray,
+    probabilities: np.ndarray,
+    names: list[str],
+    device: torch.device,
+    of: str,
 ) -> dict[str, Any]:
     """Compare what transformers' pipeline and timm make of images with ``probabilities`` (N, K) of the evaluation.
 
@@ -96,6 +97,7 @@ def check_classifier(
         store: where the images are from.
         indices: (N,) int64, which of them.
         probabilities: what the evaluation says of them.
+        names: of the K classes.
         device: where to compute.
         of: which images these are, for people.
 
@@ -104,9 +106,10 @@ def check_classifier(
     """
     with _quietly():
         asked = _Asked(store, indices, list(probabilities))
+        difference = partial(_class_difference, names)
         found = [
-            asked.compare("transformers' pipeline", partial(_pipeline_classes, folder, device), _class_difference),
-            asked.compare("timm", partial(_timm_classes, folder, device), _class_difference),
+            asked.compare("transformers' pipeline", partial(_pipeline_classes, folder, device), difference),
+            asked.compare("timm", partial(_timm_classes, folder, device), difference),
         ]
     return _summed_up(found, len(indices), of, MEDIAN_ALLOWED, store)
 
@@ -187,12 +190,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
 
 
-def _class_difference(own: np.ndarray, found: np.ndarray) -> tuple[float, float, str | None]:
+def _class_difference(names: list[str], own: np.ndarray, found: np.ndarray) -> tuple[float, float, str | None]:
     """Return whether the same class comes first, the greatest difference of a probability, and what is notable."""
     moved, first, other = float(np.abs(own - found).max()), int(own.argmax()), int(found.argmax())
     how = None
     if first != other and moved > NOTABLE:
-        how = f"class {other} ({found[other]:.2f}) and not {first} ({own[first]:.2f})"
+        how = f"{names[other]!r} ({found[other]:.2f}) and not {names[first]!r} ({own[first]:.2f})"
     return float(first == other), moved, how
 
 
@@ -203,11 +206,14 @@ def _pixel_difference(own: np.ndarray, found: np.ndarray) -> tuple[float, float,
 
 
 def _summed_up(found: list[Agreement], images: int, of: str, allowed: float, store: PictureStore) -> dict[str, Any]:
-    said = [warning for agreement in found if (warning := agreement.warning(images, allowed))]
+    said: dict[str, list[str]] = {}
+    for agreement in found:
+        if trouble := agreement.trouble(images, allowed):
+            said.setdefault(trouble, []).append(agreement.path)
     return {
         "images": images,
         "of": of,
-        "warning": "; ".join(said) or None,
+        "warning": "; ".join(f"{' and '.join(paths)}: {trouble}" for trouble, paths in said.items()) or None,
         **_range_of(store),
         "paths": [asdict(agreement) for agreement in found],
     }

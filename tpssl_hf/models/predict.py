@@ -1,6 +1,6 @@
 """Class maps of whole images, at the size of the images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -69,7 +69,7 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def slide(
-    logits_of: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int, int], overlap: float = 0.5
+    logits_of: Callable[[Tensor], Tensor], images: Tensor, window: Sequence[int], overlap: float = 0.5
 ) -> Tensor:
     """Return probabilities (B, K, H, W) of images (B, 3, H, W): means over windows.
 

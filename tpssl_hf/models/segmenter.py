@@ -118,8 +118,7 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
     ) -> SemanticSegmenterOutput:
         """Map normalised images (B, 3, H, W) of any size to logits (B, K, H, W).
 
-        Where ``config.window`` is smaller than the images, evaluation gives logarithms of the probabilities that
-        windows of that size have on average, and no ``hidden_states``.
+        In evaluation, images larger than ``config.window`` get the logarithms of mean probabilities over windows.
 
         Args:
             pixel_values: images, normalised with the mean and deviation of the config.
@@ -130,10 +129,10 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         Raises:
             InputError: for labels of another size than the images, and for a batch of one image in training.
         """
-        window, features = self.config.window, None
-        if not self.training and window and any(a < b for a, b in zip(window, pixel_values.shape[2:], strict=True)):
-            probabilities = slide(lambda part: self._of_window(part)[0].float(), pixel_values, tuple(window))
-            logits = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+        (height, width), window, features = pixel_values.shape[2:], self.config.window, None
+        if window and not self.training and (height > window[0] or width > window[1]):
+            found = slide(lambda part: self._of_window(part)[0].float(), pixel_values, window)
+            logits = found.clamp_min(torch.finfo(found.dtype).tiny).log()
         else:
             logits, features = self._of_window(pixel_values)
         return SemanticSegmenterOutput(
@@ -271,13 +270,12 @@ def save_segmenter(
     Args:
         model: the segmenter.
         folder: where to; replaced if it exists.
-        shorter_side: to which the image processor shrinks larger images, as the cache did in training; None keeps
-            their size.
+        shorter_side: to which the image processor shrinks larger images, as the cache of training did; None for never.
         image_size: height and width it then resizes to; None keeps the shape.
-        window: height and width of the windows that the model predicts larger images in; None for whole images.
+        window: as in the config.
         provenance: JSON facts added to those of the config: data set, method, paper, licence.
     """
-    from tpssl_hf.models.segmenter_processor import processor_of
+    from tpssl_hf.models.segmenter_processor import processor_of  # transformers loads it after this module
 
     model = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
     model.config.provenance = {**model.config.provenance, **(provenance or {})}
@@ -287,8 +285,7 @@ def save_segmenter(
     try:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        # safetensors makes it readable by its owner only
-        (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)
+        (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)  # its owner alone could read it
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)

@@ -1,5 +1,6 @@
 """What the ``config.json`` of a segmenter says; apart from the network, so that ``AutoConfig`` alone stays cheap."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
@@ -36,7 +37,7 @@ class TpsslSegmenterConfig(PretrainedConfig):  # type: ignore[misc]
         image_mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         image_std: tuple[float, ...] = (0.229, 0.224, 0.225),
         ignore_index: int = 255,
-        window: tuple[int, int] | None = None,
+        window: Sequence[int] | None = None,
         provenance: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
