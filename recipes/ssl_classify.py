@@ -39,7 +39,7 @@ from tpssl_hf.config import (
     take,
 )
 from tpssl_hf.facts import run_facts
-from tpssl_hf.finetuning import Job, evaluations, finetune, prepare, scores
+from tpssl_hf.finetuning import Job, evaluations, finetune, prepare, published_path, scores
 from tpssl_hf.hub.pushing import push_finished, settle_push
 from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.label_draws import run_each_draw, spread_of
@@ -171,6 +171,7 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
         licence=job.origin.licence,
         label_names=list(data.labelled.class_names),
     )
+    results["published_path"] = published_path(job, run.path / "model")
     run.write_json(RESULTS, results)
     return summary(run.path, results)
 
@@ -197,7 +198,7 @@ def leave_spread(run: RunDir, settings: dict[str, Any], seeds: list[int]) -> str
 
 def summary(folder: Path, results: dict[str, Any]) -> str:
     """Say in a few lines what was made, what it is worth and what to type next."""
-    metrics, lines = results["metrics"], []
+    metrics, lines, warning = results["metrics"], [], results["published_path"]["warning"]
     if "accuracy" in metrics:
         count = results["test"]["images"]
         lines.append(
@@ -213,6 +214,7 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
             f"\nFinetuned {results['backbone']} with {results['method']} on {results['labels']['count']} labels of "
             f"{results['dataset']['name']}: {results['steps']} steps in {results['seconds']:.0f} s",
             *lines,
+            *([f"  warning       {warning}"] if warning else []),
             f"  weights       {folder / 'model'}",
             f"  look at       {folder / 'curves.png'}, {folder / 'pseudo_labels.png'}",
             f"  next          use it anywhere: pipeline('image-classification', model='{folder / 'model'}')",

@@ -39,7 +39,7 @@ from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation, save_segmenter
 from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
 from tpssl_hf.segment_config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
-from tpssl_hf.segmenting import Job, evaluate, predicted, prepare, segment
+from tpssl_hf.segmenting import Job, evaluate, predicted, prepare, published_path, segment
 
 PAPER = "arXiv:2205.03001"
 GROUPS: list[type] = [SegmentConfig, MaskDataConfig, ModelConfig, SegmentOptimConfig, RunConfig, PushConfig]
@@ -126,7 +126,8 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
         backbone_statistics_frozen=job.statistics_frozen,
         seed=settings["seed"],
         scored=job.scored,
-        protocol=f"last {job.scored} on the test split, one confusion matrix of all pictures, mean over all classes",
+        protocol=f"last {job.scored} on the test split, images and masks with the shorter side at most "
+        f"{settings['shorter_side']} px, one confusion matrix of all pictures, mean over all classes",
         steps=job.max_steps,
         seconds=state["seconds"],
         machine=describe(job.accelerator, THREADS),
@@ -137,9 +138,12 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
     save_segmenter(
         cast(TpsslForSemanticSegmentation, job.method.deployed),
         run.path / "model",
+        shorter_side=settings["shorter_side"],
         image_size=job.views.crop_size if settings["test_mode"] == "resize" else None,
+        window=job.views.crop_size if settings["test_mode"] == "slide" else None,
         provenance={**{key: results[key] for key in kept}, "paper": PAPER, "licence": job.origin.licence},
     )
+    results["published_path"] = published_path(job, run.path / "model")
     run.write_json(RESULTS, results)
     return summary(run.path, results)
 
@@ -178,7 +182,7 @@ def leave_spread(run: RunDir, settings: dict[str, Any], seeds: list[int]) -> str
 
 def summary(folder: Path, results: dict[str, Any]) -> str:
     """Say in a few lines what was made, what it is worth and what to type next."""
-    metrics, lines = results["metrics"], []
+    metrics, lines, warning = results["metrics"], [], results["published_path"]["warning"]
     if metrics:
         ranked = sorted(zip(metrics["per_class_iou"], results["class_names"], strict=True))
         lines = [
@@ -193,6 +197,7 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
             f"\nFinetuned {results['backbone']} with {results['method']} on {results['labels']['count']} masks of "
             f"{results['dataset']['name']}: {results['steps']} steps in {results['seconds']:.0f} s",
             *lines,
+            *([f"  warning       {warning}"] if warning else []),
             f"  weights       {folder / 'model'}",
             f"  look at       {', '.join(map(str, pictures))}",
             "  next          use it anywhere: import tpssl_hf; "

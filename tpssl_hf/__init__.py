@@ -14,9 +14,10 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-# Two steps, because AutoConfig may be used alone, and may be loaded while PreTrainedModel is only half loaded.
+# Several steps, because AutoConfig may be used alone, and may be loaded while PreTrainedModel is only half loaded.
 _REGISTERED_AFTER = {
     "transformers.models.auto.configuration_auto": "tpssl_hf.models.segmenter_config",
+    "transformers.models.auto.image_processing_auto": "tpssl_hf.models.segmenter_processor",
     "transformers.models.auto.modeling_auto": "tpssl_hf.models.segmenter",
 }
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from tpssl_hf.models.classifier import load_classifier
 from tpssl_hf.models.layout import preprocessing_of
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.optim import build_optimizer, cosine_7_16, four_steps
+from tpssl_hf.published_path import check_classifier, some_of
 from tpssl_hf.rundir import RunDir, StopSignals
 from tpssl_hf.ssl_config import ClassifyConfig, FinetuneConfig
 
@@ -154,6 +155,18 @@ def probabilities(job: Job, network: nn.Module, split: Split) -> np.ndarray:
 def scores(job: Job, split: Split) -> dict[str, Any]:
     """Score the deployed network, see :func:`classification_scores`."""
     return classification_scores(probabilities(job, cast(nn.Module, job.method.deployed), split), split.labels)
+
+
+def published_path(job: Job, folder: Path) -> dict[str, Any]:
+    """Compare the folder that was saved with the deployed network, see :func:`check_classifier`."""
+    data = job.data
+    parts = {"test": data.test, "validation": data.validation}
+    parts["training"] = Split(data.store, data.labelled.indices, data.labelled.labels)
+    of, split = next((name, split) for name, split in parts.items() if split is not None)
+    chosen = replace(split, indices=some_of(split.indices))
+    own = probabilities(job, cast(nn.Module, job.method.deployed), chosen)
+    names = list(data.labelled.class_names)
+    return check_classifier(folder, chosen.store, chosen.indices, own, names, job.accelerator.device, of)
 
 
 def evaluations(job: Job, *, test: bool = True) -> dict[str, float]:

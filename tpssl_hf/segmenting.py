@@ -32,6 +32,7 @@ from tpssl_hf.models.predict import predict_masks
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.segmenter import build_segmenter
 from tpssl_hf.optim import build_optimizer, poly
+from tpssl_hf.published_path import check_segmenter, some_of
 from tpssl_hf.rundir import RunDir, StopSignals
 from tpssl_hf.segment_config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
 from tpssl_hf.segmenting_data import ScoredPictures, SegmentingData, data_facts, open_masks
@@ -206,6 +207,15 @@ def evaluate(job: Job, test: ScoredPictures) -> dict[str, Any]:
     if job.data.source.masks == ISIC:
         scores |= lesion_scores(torch.cat(counts).cpu().numpy())
     return scores
+
+
+def published_path(job: Job, folder: Path) -> dict[str, Any]:
+    """Compare the folder that was saved with the deployed network, see :func:`check_segmenter`."""
+    data = job.data
+    of, asked = ("test", data.test) if data.test else ("training", ScoredPictures(data.store, data.labelled.indices))
+    chosen = some_of(asked.indices)
+    masks = [mask for _, _, found in predicted(job, asked, chosen) for mask in found.cpu().numpy()]
+    return check_segmenter(folder, asked.store, chosen, masks, job.accelerator.device, of)
 
 
 def segment(

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from tpssl_hf.augment.shrinking import reduced_size, shrunk
 from tpssl_hf.data.conversion import NotFinite, Range, to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -79,12 +80,6 @@ def decode_reduced(
     """Decode as ``decode_picture`` does and shrink to ``reduced_size``."""
     with opened_picture(value, pixel_limit) as picture:
         return _decode(picture, shorter_side, wide_range)
-
-
-def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """Return the size with shorter side at most ``shorter_side`` and longer at most twice that, never enlarged."""
-    scale = min(1.0, shorter_side / min(height, width), 2 * shorter_side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 @contextmanager
@@ -170,8 +165,6 @@ def _decode(picture: Image.Image, shorter_side: int | None, wide_range: Range | 
         converted = to_rgb(picture, wide_range)
         colour = converted.rgb
         if shorter_side is not None:
-            reduced = reduced_size(height, width, shorter_side)
-            if colour.size != (reduced[1], reduced[0]):
-                colour = colour.resize((reduced[1], reduced[0]), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            colour = shrunk(colour, reduced_size(height, width, shorter_side))
         facts = (mode, orientation, has_more_frames, converted.extent, converted.differs)
         return Reduced(np.array(colour), height, width, *facts)

@@ -5,6 +5,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import huggingface_hub.constants
@@ -100,6 +101,14 @@ class PictureStore:
         """(N,) int64, the shorter side of each picture as it is stored."""
         sides: np.ndarray = self._sizes.min(axis=1)
         return sides
+
+    def encoded(self, indices: np.ndarray) -> list[dict[str, Any] | None]:
+        """Return the files of the pictures ``indices`` (B,) as their data set holds them: ``bytes`` and ``path``."""
+        return EncodedPictures(self._source).read(self.rows[indices].tolist())
+
+    def place_of(self, index: int, value: dict[str, Any] | None) -> str:
+        """Return where the picture ``index``, encoded as ``value``, stands, for people."""
+        return place(self._source, int(self.rows[index]), value)
 
     def gather(self, indices: np.ndarray, epoch: np.ndarray | int) -> Pictures:
         """Return the pictures ``indices`` (B,) as a batch that is marked with ``epoch``, a number or (B,)."""

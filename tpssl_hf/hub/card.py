@@ -149,7 +149,20 @@ def _results(evidence: Evidence) -> str:
             f"\n\nOn {results['test']['images']:,} pictures of the split `{results['test']['split']}`; "
             f"{results['protocol']}."
         )
-    return text + _spread(evidence)
+    return text + _spread(evidence) + _published_path(results.get("published_path"))
+
+
+def _published_path(found: dict[str, Any] | None) -> str:
+    """Say whether the ways to use the model give what was scored; runs of before that was checked say nothing."""
+    if found is None:
+        return ""
+    asked = f"{found['images']} {found['of']} images"
+    if found["warning"] is None:
+        return f"\n\nLoaded as below, this model gave {asked} the answers that were scored, but for rounding."
+    return (
+        "\n\n**Warning**: what is above was measured on images read as in training, and loaded as below this model "
+        f"does not give the same. Of {asked}: {found['warning']}."
+    )
 
 
 def _spread(evidence: Evidence) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import resolve_data_config
@@ -94,7 +95,9 @@ def export_onnx(evidence: Evidence) -> Exported:
     else:
         height, width = config["pretrained_cfg"]["input_size"][1:]
     content = _graph(network, (height, width))
-    _compare(content, network, (height, width))
+    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    for given in (images, _as_the_card_says(folder, recipe, (height, width))):
+        _compare(content, network, given)
     return Exported(content, OPSET, network.names, (height, width))
 
 
@@ -137,12 +140,30 @@ def _graph(network: _Outputs, size: tuple[int, int]) -> bytes:
     return content
 
 
+def _as_the_card_says(folder: Path, recipe: str, size: tuple[int, int]) -> Tensor:
+    """Return a wide and a tall image of other sizes as the card's snippet for onnxruntime prepares them."""
+    from transformers import AutoImageProcessor
+
+    processor, pixels = AutoImageProcessor.from_pretrained(folder), []
+    for height, width in ((size[0] // 2 + 1, 3 * size[1]), (2 * size[0] + 1, size[1])):
+        ramp = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
+        picture, options = Image.fromarray(ramp.astype(np.uint8)), {}
+        if recipe == "ssl_segment":
+            picture, options = picture.resize((size[1], size[0])), {"shorter_side": 0}
+        pixels.append(processor(picture, return_tensors="pt", **options)["pixel_values"])
+    if {tuple(part.shape[2:]) for part in pixels} != {size}:
+        raise InputError(
+            f"the image processor of {folder} does not give images of {size[0]} x {size[1]} pixels, which the ONNX "
+            "file takes; publish without `--onnx`."
+        )
+    return torch.cat(pixels)
+
+
 @torch.no_grad()
-def _compare(content: bytes, network: _Outputs, size: tuple[int, int]) -> None:
-    """Refuse an export that does not give what the network gives, on 2 random images."""
+def _compare(content: bytes, network: _Outputs, images: Tensor) -> None:
+    """Refuse an export that does not give what the network gives."""
     import onnxruntime
 
-    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for name, own, found in zip(
         network.names, network(images), session.run(network.names, {INPUT: images.numpy()}), strict=True

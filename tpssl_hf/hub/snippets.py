@@ -18,12 +18,13 @@ maps = timm.create_model("hf-hub:$repo", pretrained=True, features_only=True).ev
 transformers:
 
 ```python
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel
 
 processor = AutoImageProcessor.from_pretrained("$repo")
 model = AutoModel.from_pretrained("$repo").eval()
-pixels = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")
+pixels = processor(picture, return_tensors="pt")["pixel_values"]
 features = model(pixels).pooler_output
 ```
 
@@ -50,11 +51,12 @@ Plain timm:
 
 ```python
 import timm
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("hf-hub:$repo", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))
-logits = model(transform(Image.open("picture.png").convert("RGB"))[None])
+picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")
+logits = model(transform(picture)[None])
 ```
 
 tpssl_hf, its backbone without the classifier:
@@ -80,12 +82,13 @@ The network itself:
 
 ```python
 import tpssl_hf
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 processor = AutoImageProcessor.from_pretrained("$repo")
 model = AutoModelForSemanticSegmentation.from_pretrained("$repo").eval()
-pixels = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")
+pixels = processor(picture, return_tensors="pt")["pixel_values"]
 logits = model(pixels).logits
 ```
 """
@@ -95,13 +98,13 @@ _ONNX = """onnxruntime; `onnx/model.onnx` (opset $opset, float32) takes `pixel_v
 ```python
 import onnxruntime
 from huggingface_hub import hf_hub_download
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 
 processor = AutoImageProcessor.from_pretrained("$repo")
 network = onnxruntime.InferenceSession(hf_hub_download("$repo", "onnx/model.onnx"))
-picture = Image.open("picture.png").convert("RGB")$resized
-pixels = processor(picture, return_tensors="pt")["pixel_values"].numpy()
+picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")$resized
+pixels = processor(picture$unshrunk, return_tensors="pt")["pixel_values"].numpy()
 [$outputs] = network.run(None, {"pixel_values": pixels})
 ```
 
@@ -118,6 +121,16 @@ const { $outputs } = await model(await processor(picture));
 ```
 """
 
+_READ_AS_TRAINED = """Images read as in training, where other readers differ (more than 8 bits, transparency):
+
+```python
+from PIL import Image
+from tpssl_hf.data.scan import decode_picture
+
+picture = Image.fromarray(decode_picture("picture.png"$range))  # 8-bit RGB: hand it over instead of the path
+```
+"""
+
 _BY_RECIPE = {"target_pretrain": _BACKBONE, "ssl_classify": _CLASSIFIER, "ssl_segment": _SEGMENTER}
 
 
@@ -129,7 +142,13 @@ def snippets(results: dict[str, Any], repo: str) -> str:
         repo: Hub id of the model.
     """
     name = results["backbone"].partition(".")[0]
-    return Template(_BY_RECIPE[results["recipe"]]).substitute(repo=repo, backbone=name).strip()
+    text = Template(_BY_RECIPE[results["recipe"]]).substitute(repo=repo, backbone=name).strip()
+    found = results.get("published_path")
+    if found is not None and any(path["agree_if_read_as_trained"] for path in found["paths"]):
+        limits = found.get("wide_range")
+        own = "" if limits is None else f", wide_range=({limits[0]:g}, {limits[1]:g})"
+        text += "\n\n" + Template(_READ_AS_TRAINED).substitute(range=own).strip()
+    return text
 
 
 def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> str:
@@ -140,10 +159,11 @@ def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> s
         repo: Hub id of the model.
         exported: the network as ONNX.
     """
-    (height, width), resized, resized_in_browsers, scored = exported.size, "", "", ""
+    (height, width), resized, resized_in_browsers, scored, unshrunk = exported.size, "", "", "", ""
     if results["recipe"] == "ssl_segment":  # the processor of the others does it
         if results["config"].get("test_mode") != "resize":
             scored = "; the scores above were not taken on pictures resized to this"
+        unshrunk = ", shorter_side=0"
         resized, resized_in_browsers = f".resize(({width}, {height}))", f".then((it) => it.resize({width}, {height}))"
     text = Template(_ONNX).substitute(
         repo=repo,
@@ -154,5 +174,6 @@ def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> s
         resized=resized,
         resized_in_browsers=resized_in_browsers,
         scored=scored,
+        unshrunk=unshrunk,
     )
     return text.strip()

@@ -53,7 +53,7 @@ def preprocessing_of(
 
 
 def _torchvision_names() -> list[str]:
-    from torchvision.models import list_models  # type: ignore[import-untyped]
+    from torchvision.models import list_models
 
     return list(list_models())
 

@@ -54,7 +54,7 @@ def prove(
 
 def _twin(name: str, match: Match, file: WeightFile, image_size: int) -> nn.Module | None:
     """Return torchvision's network without its classifier, filled from the file, or None where that cannot be."""
-    from torchvision.models import get_model, list_models  # type: ignore[import-untyped]
+    from torchvision.models import get_model, list_models
 
     theirs = TORCHVISION.get(name, name)
     if theirs not in list_models() or (name in TORCHVISION and image_size != 224):

@@ -1,5 +1,6 @@
 """Class maps of whole images, at the size of the images."""
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -53,7 +54,7 @@ def predict_masks(
             )
             scores = F.interpolate(_logits(model, inputs), size=images.shape[2:], mode="bilinear", align_corners=False)
         elif mode == "slide":
-            scores = _slide(model, images, _pair(window, "window"), overlap)
+            scores = slide(lambda part: _logits(model, part), images, _pair(window, "window"), overlap)
         else:
             raise InputError(f"mode {mode!r} is not whole, resize or slide; choose one of them.")
     finally:
@@ -67,8 +68,20 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits.float()
 
 
-def _slide(model: nn.Module, images: Tensor, window: tuple[int, int], overlap: float) -> Tensor:
-    """Return probabilities summed over windows: the most probable class of a pixel is that of their mean."""
+def slide(
+    logits_of: Callable[[Tensor], Tensor], images: Tensor, window: Sequence[int], overlap: float = 0.5
+) -> Tensor:
+    """Return probabilities (B, K, H, W) of images (B, 3, H, W): means over windows.
+
+    Args:
+        logits_of: images no larger than the window to logits of the same size.
+        images: of any size.
+        window: height and width; where an image is smaller, the window shrinks to it.
+        overlap: least part of a window that the next one covers again, in [0, 1).
+
+    Raises:
+        InputError: for an overlap that is out of its range.
+    """
     if not 0 <= overlap < 1:
         raise InputError(f"overlap {overlap} is not in [0, 1); 0.5 covers every inner pixel with four windows.")
     height, width = (min(pair) for pair in zip(window, images.shape[2:], strict=True))
@@ -76,12 +89,12 @@ def _slide(model: nn.Module, images: Tensor, window: tuple[int, int], overlap: f
     for top in _starts(images.shape[2], height, overlap):
         for left in _starts(images.shape[3], width, overlap):
             part = slice(top, top + height), slice(left, left + width)
-            probabilities = _logits(model, images[:, :, *part]).softmax(dim=1)
+            probabilities = logits_of(images[:, :, *part]).softmax(dim=1)
             if total is None:
                 total = probabilities.new_zeros(*probabilities.shape[:2], *images.shape[2:])
             total[:, :, *part] += probabilities
     assert total is not None
-    return total
+    return total / total.sum(dim=1, keepdim=True)
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:

@@ -22,6 +22,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, Origin, load_backbone
 from tpssl_hf.models.decoder import RATES, DeepLabDecoder
 from tpssl_hf.models.layout import preprocessing_of
+from tpssl_hf.models.predict import slide
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
 
 LOW_STRIDE = 4
@@ -118,6 +119,8 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
     ) -> SemanticSegmenterOutput:
         """Map normalised images (B, 3, H, W) of any size to logits (B, K, H, W).
 
+        In evaluation, images larger than ``config.window`` get the logarithms of mean probabilities over windows.
+
         Args:
             pixel_values: images, normalised with the mean and deviation of the config.
             labels: classes (B, H, W); with them the output holds ``loss``, the mean cross-entropy over the pixels that
@@ -127,15 +130,25 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         Raises:
             InputError: for labels of another size than the images, and for a batch of one image in training.
         """
+        (height, width), window, features = pixel_values.shape[2:], self.config.window, None
+        if window and not self.training and (height > window[0] or width > window[1]):
+            found = slide(lambda part: self._of_window(part)[0].float(), pixel_values, window)
+            logits = found.clamp_min(torch.finfo(found.dtype).tiny).log()
+        else:
+            logits, features = self._of_window(pixel_values)
+        return SemanticSegmenterOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=(features,) if output_hidden_states and features is not None else None,
+        )
+
+    def _of_window(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits in the size of the images (B, 3, H, W), and the features of :meth:`decode`."""
         height, width = pixel_values.shape[2:]
         coarse, features = self.decode(pixel_values)
         padded = [length * LOW_STRIDE for length in coarse.shape[2:]]
         logits = F.interpolate(coarse, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
-        return SemanticSegmenterOutput(
-            loss=None if labels is None else self._loss(logits, labels),
-            logits=logits,
-            hidden_states=(features,) if output_hidden_states else None,
-        )
+        return logits, features
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if labels.shape != logits[:, 0].shape:
@@ -246,7 +259,9 @@ def save_segmenter(
     model: TpsslForSemanticSegmentation,
     folder: Path,
     *,
+    shorter_side: int | None = None,
     image_size: tuple[int, int] | None = None,
+    window: tuple[int, int] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Path:
     """Write weights, config and image processor, so that the Auto classes and pipelines of transformers load them.
@@ -256,23 +271,22 @@ def save_segmenter(
     Args:
         model: the segmenter.
         folder: where to; replaced if it exists.
-        image_size: height and width the image processor resizes to; None keeps every picture at its own size.
+        shorter_side: to which the image processor shrinks larger images, as the cache of training did; None for never.
+        image_size: height and width it then resizes to; None keeps the shape.
+        window: as in the config.
         provenance: JSON facts added to those of the config: data set, method, paper, licence.
     """
-    from transformers import SegformerImageProcessor
+    from tpssl_hf.models.segmenter_processor import processor_of  # transformers loads it after this module
 
     model = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
     model.config.provenance = {**model.config.provenance, **(provenance or {})}
-    sizes = {"do_resize": False} if image_size is None else {"size": {"height": image_size[0], "width": image_size[1]}}
-    processor = SegformerImageProcessor(
-        image_mean=model.config.image_mean, image_std=model.config.image_std, do_reduce_labels=False, **sizes
-    )
+    model.config.window = window
+    processor = processor_of(model.config, shorter_side, image_size)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        # safetensors makes it readable by its owner only
-        (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)
+        (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)  # its owner alone could read it
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)

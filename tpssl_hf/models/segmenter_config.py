@@ -1,5 +1,6 @@
 """What the ``config.json`` of a segmenter says; apart from the network, so that ``AutoConfig`` alone stays cheap."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
@@ -18,6 +19,8 @@ class TpsslSegmenterConfig(PretrainedConfig):  # type: ignore[misc]
         image_mean: RGB mean of values in [0, 1] that images are normalised with.
         image_std: RGB standard deviation likewise.
         ignore_index: label of pixels that do not count.
+        window: height and width of the windows that larger images are predicted in, overlapping by half, as they were
+            scored; None for whole images.
         provenance: JSON facts: base weights, their licence, data set, method, paper.
         **settings: what every transformers config takes; ``id2label``, ``label2id`` and ``num_labels`` above all.
     """
@@ -34,6 +37,7 @@ class TpsslSegmenterConfig(PretrainedConfig):  # type: ignore[misc]
         image_mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         image_std: tuple[float, ...] = (0.229, 0.224, 0.225),
         ignore_index: int = 255,
+        window: Sequence[int] | None = None,
         provenance: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
@@ -45,6 +49,7 @@ class TpsslSegmenterConfig(PretrainedConfig):  # type: ignore[misc]
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.ignore_index = ignore_index
+        self.window = None if window is None else list(window)
         self.provenance = provenance or {}
         super().__init__(**settings)
 
