@@ -148,7 +148,7 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
         task="image classification",
         dataset=dataset,
         unlabelled_images=len(data.unlabelled) if "unlabeled" in job.transforms else 0,
-        test={"images": len(data.test.indices), "split": settings["test_split"] or "test"} if data.test else None,
+        test={"images": len(data.test.indices), "split": data.test.name} if data.test else None,
         labels=labels,
         notes=list(data.notes),
         class_names=list(data.labelled.class_names),

@@ -36,11 +36,13 @@ class Split:
         store: the pictures.
         indices: (N,) int64, which of them.
         labels: (N,) int64, class numbers.
+        name: of the split they are.
     """
 
     store: PictureStore
     indices: np.ndarray
     labels: np.ndarray
+    name: str = "train"
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,8 @@ def _open_test(
     """
     if choice.test_split == "none":
         return None
-    split = choice.test_split or "test"
     try:
-        source = load_source(
-            choice.test_dataset or data.dataset,
-            split=split,
-            dataset_config=data.dataset_config,
-            image_column=data.image_column,
-            label_column=data.label_column,
-        )
+        source, split = _test_source(choice, data)
     except InputError as error:
         if isinstance(error, MissingSplit) and not choice.test_split and not choice.test_dataset:
             return None
@@ -189,7 +184,19 @@ def _open_test(
             f"the test pictures ({source.name!r}, split {split!r}) need a label each, and not all have "
             "one; name others with --test_dataset and --test_split, or say --test_split none."
         )
-    return Split(store, np.arange(len(store)), _renumbered(store.labels, source, names))
+    return Split(store, np.arange(len(store)), _renumbered(store.labels, source, names), split)
+
+
+def _test_source(choice: ClassifyConfig, data: DataConfig) -> tuple[Source, str]:
+    """Find the test pictures, and the split they are: where none is named, ``test``, or all of one plain folder."""
+    columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
+    named, split = choice.test_dataset or data.dataset, choice.test_split or "test"
+    try:
+        return load_source(named, split=split, dataset_config=data.dataset_config, **columns), split
+    except MissingSplit as error:
+        if not error.has_no_splits or not choice.test_dataset or choice.test_split:
+            raise
+    return load_source(named, split="train", **columns), "all"
 
 
 def _renumbered(labels: np.ndarray, source: Source, names: tuple[str, ...]) -> np.ndarray:

@@ -34,7 +34,9 @@ class ClassifyConfig:
     unlabelled_split: str = key("train", "Split of unlabelled_dataset.")
     test_dataset: str | None = key(None, "Where the test pictures are; in `dataset` when not given.")
     test_split: str | None = key(
-        None, "Split the score is taken on; `none` for no score. When not given: test, or no score if there is none."
+        None,
+        "Split the score is taken on; `none` for no score. When not given: test, or no score if there is none; "
+        "all pictures of a test_dataset that is one folder without splits.",
     )
     limit_test_images: int | None = key(None, "Score on so many test pictures only, a fixed random subset.")
     evaluate_every: float = key(

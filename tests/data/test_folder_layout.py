@@ -112,12 +112,21 @@ def test_one_class_folder_is_one_sentence_that_names_the_level_below(made: Any, 
         (["train/cat/0.png", "test/cat/0.png", "docs/0.png"], "named like splits, and also docs"),
         (["train/cat/0.png", "test/cat/0.png", "0.png"], "1 pictures beside the folders test, train"),
         (["cat/train/0.png", "cat/test/0.png", "dog/train/0.png"], "classes .cat, dog. with splits in them"),
-        (["0.png", "1.png"], "no folders in 'set' whose names could be classes"),
     ],
 )
 def test_folders_that_can_be_understood_in_two_ways_are_refused(names: list[str], sentence: str, made: Any) -> None:
     with pytest.raises(InputError, match=sentence):
         load_source(str(made(*names)), label_column="folder")
+
+
+def test_a_flat_folder_has_no_labels_and_a_table_may_name_its_classes(made: Any, tmp_path: Path) -> None:
+    source = load_source(str(made("0.png", "1.png")), label_column="folder")
+    store, report = scan(source, tmp_path)
+    assert report.labels == {"unlabelled": 2} and source.class_names is None
+    with pytest.raises(InputError, match="none of the 2 pictures .*no folders in 'set' whose names could be classes"):
+        choose_labels("all", store, source)
+    (tmp_path / "mine.csv").write_text("file,label\n0.png,cat\n1.png,dog\n")
+    assert choose_labels(str(tmp_path / "mine.csv"), store, source).class_names == ("cat", "dog")
 
 
 def test_a_class_called_like_a_split_is_a_class(made: Any) -> None:

@@ -307,7 +307,12 @@ def test_a_data_set_without_test_split_runs_and_says_why_there_is_no_score(
     )
     assert learn(**own, **many, output_dir=tmp_path / "all", validation_labels=0) == 0
     assert results(tmp_path / "all")["labels"]["count"] == 27
-    for named in ({"test_split": "test"}, {"test_dataset": folder}):
+    flat = {"labels": tmp_path / "few.csv", "label_column": "folder", "test_dataset": tmp_path / "test"}
+    pictures(tmp_path / "test", {"a": 3, "b": 2}, seed=1)
+    (tmp_path / "few.csv").write_text("file,label\na/000.png,a\nb/000.png,b\n")
+    assert learn(**own, **flat, output_dir=tmp_path / "tested") == 0
+    assert results(tmp_path / "tested")["test"] == {"images": 5, "split": "all"}
+    for named in ({"test_split": "test"}, {"test_dataset": tmp_path / "nowhere"}):
         with pytest.raises(InputError, match="test pictures could not be opened"):
             learn(**own, **many, output_dir=tmp_path / "named", **named)
 

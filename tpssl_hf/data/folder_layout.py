@@ -86,7 +86,13 @@ def split_key(by_split: Mapping[str, Any], split: str, folder: Path) -> str:
 
 
 class MissingSplit(InputError):
-    """A data set that is there has no split of the name that was asked for."""
+    """A data set that is there has no split of the name that was asked for.
+
+    Attributes:
+        has_no_splits: whether it is one folder of pictures, all of which count as ``train``.
+    """
+
+    has_no_splits = False
 
 
 def choose_split(by_split: Mapping[str, Any], split: str, folder: Path) -> Any:
@@ -173,19 +179,21 @@ def find_layout(folder: Path, split: str, *, class_folders: bool) -> Layout:
         by_split = {top: [path for path in pictures if parts[path][0] == top] for top in tops}
         if strays := [own[0] for own in parts.values() if len(own) == 1]:
             notes.append(f"{len(strays):,} pictures beside the folders {few(tops)} are left out: {few(strays, 5)}")
-    key = split_key(by_split, split, folder)
+    try:
+        key = split_key(by_split, split, folder)
+    except MissingSplit as error:
+        error.has_no_splits = not has_splits
+        raise
     if not class_folders:
         return Layout(by_split[key], [], (), left_out, tuple(notes))
     depth, place = (1, f"below the split {key!r}") if has_splits else (0, f"in {folder.name!r}")
     inner = {path: own[depth:] for path, own in parts.items() if len(own) > depth}
     class_of = {path: _class_of(own, parts[path][:depth]) for path, own in inner.items()}
     names = tuple(sorted({name for name in class_of.values() if name is not None}))
-    if not names:
-        raise InputError(
-            f"Folder {folder.name!r} has no folders {place} whose names could be classes: sort the pictures into one "
-            "folder for each class, or give --labels a .csv file."
-        )
     chosen = by_split[key]
+    if not names:
+        notes.append(f"there are no folders {place} whose names could be classes, so all pictures are unlabeled")
+        return Layout(chosen, [None] * len(chosen), (), left_out, tuple(notes))
     notes += _notes_on_classes(names, {path: inner[path] for path in chosen}, place, folder)
     empty = {plain(own[depth]) for path in unread if len(own := path.relative_to(folder).parts) > depth + 1}
     if lost := sorted(empty - set(names)):

@@ -163,7 +163,8 @@ def _load_pictures(folder: Path, split: str, streaming: bool, folder_labels: boo
     features = datasets.Features(image=datasets.Value("string"))
     if folder_labels:
         columns[FOLDER_LABELS] = layout.classes
-        features[FOLDER_LABELS] = datasets.ClassLabel(names=list(layout.class_names))
+        names = list(layout.class_names)
+        features[FOLDER_LABELS] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
     loaded = datasets.Dataset.from_dict(columns, features=features)
     loaded = loaded.cast_column("image", datasets.Image(decode=False))
     fingerprint = fingerprint_files(folder, layout.pictures)

@@ -73,7 +73,7 @@ def choose_labels(
     if (store.labels == UNLABELLED).all():
         raise InputError(
             f"none of the {len(store):,} pictures of {source.name!r} has a label in its column "
-            f"{source.label_column!r}; give --labels a .csv file, or another --label_column."
+            f"{source.label_column!r}; give --labels a .csv file, or another --label_column{_said(source.notes)}."
         )
     names = source.class_names or tuple(str(number) for number in range(int(store.labels.max()) + 1))
     if wanted == "all":
