@@ -151,6 +151,7 @@ def test_streamed_parquet_needs_no_scan(
 def test_some_broken_pictures_are_left_out_and_named(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
     assert adapt(dataset=pictures(40, broken=2)) == 0
     scan = json.loads((tmp_path / "run" / "scan.json").read_text())
+    assert scan["enlarged_crops"] == scan["enlarged_crops_at_full_size"] and scan["read_differently"] == 0
     assert scan["pictures"] == 38 and [entry["where"] for entry in scan["bad"]] == ["000.png", "001.jpg"]
 
 
