@@ -45,7 +45,7 @@ def facts_of(tag: str) -> dict[str, Any]:
 
 
 def folder_like(tag: str, folder: Path, network: nn.Module, layout: str = "new") -> Path:
-    """Write weights with the preprocessing of ``tag``, as others do: beside the tensors, in one of timm's two forms."""
+    """Write weights with the preprocessing of ``tag``, as others do, in one of timm's two forms."""
     save_timm_folder(network, folder, preprocessing=Preprocessing(32), provenance={})
     facts = facts_of(tag)
     described = {"pretrained_cfg": facts} if layout == "new" else facts
@@ -65,9 +65,7 @@ def test_what_is_evaluated_is_what_the_weights_want_and_what_is_saved(
     assert (shown.interpolation, shown.crop_pct) == (wanted["interpolation"], wanted["crop_pct"])
     assert shown.image_size == 48 and origin.image_size == 64
     assert origin.size_note(48).endswith("meant for 64 px, this run shows them 48 px") and not origin.size_note(64)
-    saved = save_timm_folder(
-        model, tmp_path / "saved", preprocessing=Preprocessing.of(shown.views(0)), provenance={}
-    )
+    saved = save_timm_folder(model, tmp_path / "saved", preprocessing=Preprocessing.of(shown.views(0)), provenance={})
     config = timm.data.resolve_data_config(
         pretrained_cfg=json.loads((saved / "config.json").read_text())["pretrained_cfg"]
     )
