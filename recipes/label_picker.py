@@ -79,6 +79,8 @@ def pick(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> str
     features, origin = np.zeros((len(store), 1), dtype=np.float32), None
     if options.strategy != "random":
         features, origin = extracted(options, settings, store, accelerator)
+        if note := origin.size_note(settings["image_size"]):
+            print(note)
     chosen = choose_pictures(features, options.count, strategy=options.strategy, seed=options.seed, known=known)
     names = names_of(source, store, chosen)
     write_lists(run.path, options, source, store, chosen, labelled)

@@ -106,8 +106,9 @@ def run_once(
         )
         for line in job.data.notes:
             say(f"  {line}")
-        if note := rate_note(settings, job.origin.kind):
-            say(note)
+        for note in (rate_note(settings, job.origin.kind), job.origin.size_note(job.views.image_size)):
+            if note:
+                say(note)
         done, state = finetune(job, run, signals, say)
         if done < job.max_steps:
             say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")

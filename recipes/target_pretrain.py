@@ -103,6 +103,8 @@ def run_once(settings: dict[str, Any], method_config: Any, accelerator: Accelera
         signals = stack.enter_context(StopSignals())
         say(describe(accelerator, THREADS))
         job = prepare(settings, method_config, accelerator, run)
+        if note := job.origin.size_note(job.views.image_size):
+            say(note)
         done, state = pretrain(job, run, signals, say)
         if done < job.max_steps and not state["stop_reason"]:
             say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")

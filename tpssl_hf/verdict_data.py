@@ -181,6 +181,8 @@ def remarks(
         if same_start(weights.start, origins[BASE], seed) is None:
             known = f" ({weights.start['kind']} weights: {weights.start['name']})" if weights.start else ""
             found.append(f"{weights.name} does not tell whether it was adapted from this base{known}.")
+    if note := origins[BASE].size_note(size):
+        found.append(f"Of the base, {note}.")
     if base.init == "random":
         found.append("The random base is one draw of random weights; another --seed gives another.")
     return found

@@ -45,7 +45,7 @@ def facts_of(tag: str) -> dict[str, Any]:
 
 
 def folder_like(tag: str, folder: Path, network: nn.Module, layout: str = "new") -> Path:
-    """Write weights with the preprocessing of ``tag``, as others do: beside the tensors, in either of timm's forms."""
+    """Write weights with the preprocessing of ``tag``, as others do, in one of timm's two forms."""
     save_timm_folder(network, folder, preprocessing=Preprocessing(32), provenance={})
     facts = facts_of(tag)
     described = {"pretrained_cfg": facts} if layout == "new" else facts

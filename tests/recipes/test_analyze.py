@@ -129,6 +129,12 @@ def test_weights_of_another_width_can_be_clustered_but_not_stacked(analyze: Anal
         analyze(analysis="drift", adapted=other, image_size=64)
 
 
+def test_a_tag_is_no_other_architecture(analyze: Analyze, tmp_path: Path) -> None:
+    one = weights(tmp_path / "one")
+    assert analyze(analysis="drift", adapted=one, backbone="test_resnet.r160_in1k") == 0
+    assert {entry["model"] for entry in found(tmp_path, "drift")["table"]} == {"base_statistics", "adapted"}
+
+
 def test_snapshots_are_taken_out_of_checkpoints_and_scored(
     analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

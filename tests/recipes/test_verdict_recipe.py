@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 
 ROOT = Path(__file__).parents[2]
@@ -162,10 +163,25 @@ def test_several_runs_of_other_widths_are_ranked_and_it_is_said(ask: Ask, tmp_pa
     assert "is first of 2" in (tmp_path / "verdict" / "verdict.md").read_text()
 
 
-def test_weights_of_another_start_are_remarked(ask: Ask, tmp_path: Path) -> None:
+def test_another_base_is_said_beside_the_sentence(
+    ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = weights(tmp_path / "run", seed=3, init={"kind": "timm", "name": "test_resnet.r160_in1k"})
     assert ask(adapted=run) == 0
-    assert any("adapted from timm weights" in note for note in found(tmp_path / "verdict")["notes"])
+    sentence = found(tmp_path / "verdict")["sentence"]
+    assert "\n\nANOTHER BASE: run was adapted from timm weights (test_resnet.r160_in1k)" in sentence
+    assert sentence in capsys.readouterr().out and sentence in (tmp_path / "verdict" / "verdict.md").read_text()
+
+
+def test_a_digest_decides_what_names_cannot(ask: Ask, tmp_path: Path) -> None:
+    base, other = weights(tmp_path / "base"), weights(tmp_path / "other" / "base", seed=5)
+    _, origin = load_backbone("test_resnet", init=str(base / "model"))
+    run = weights(tmp_path / "run", seed=3, init=origin.as_dict())
+    assert ask(adapted=run, base=base, backbone=None) == 0
+    numbers = found(tmp_path / "verdict")
+    assert "ANOTHER BASE" not in numbers["sentence"] and numbers["weights"]["base"]["weights"] == origin.weights
+    assert ask(adapted=run, base=other, backbone=None, output_dir=tmp_path / "second") == 0
+    assert "ANOTHER BASE: run" in found(tmp_path / "second")["sentence"]
 
 
 def test_forty_labels_of_a_file_are_split_and_it_says_how_few_it_asked(ask: Ask, tmp_path: Path) -> None:

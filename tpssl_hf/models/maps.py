@@ -1,5 +1,7 @@
 """Feature maps of timm backbones, in one layout."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,15 +14,15 @@ def feature_maps(backbone: nn.Module, images: Tensor) -> Tensor:
     Raises:
         InputError: if the backbone has no maps (a sequence of tokens, say).
     """
-    maps: Tensor = backbone.forward_features(images)  # type: ignore[operator]
-    width = backbone.num_features
-    if maps.ndim == 4 and maps.shape[1] == width:
-        return maps
-    if maps.ndim == 4 and maps.shape[3] == width:
-        return maps.permute(0, 3, 1, 2)
+    maps: Any = backbone.forward_features(images)  # type: ignore[operator]
+    width, shape = backbone.num_features, tuple(getattr(maps, "shape", ()))
+    if len(shape) == 4 and width in (shape[1], shape[3]):
+        found: Tensor = maps if shape[1] == width else maps.permute(0, 3, 1, 2)
+        return found
+    given = f"of shape {shape}" if shape else f"as a {type(maps).__name__}"
     raise InputError(
-        f"this backbone gives features of shape {tuple(maps.shape)}, not maps (B, {width}, h, w); dense methods need "
-        "a backbone with maps (a ResNet or ConvNeXt), instance-level ones (byol, moco, simclr) take any."
+        f"this backbone gives features {given}, not maps (B, {width}, h, w); dense methods need a backbone with maps "
+        "(a ResNet or ConvNeXt), instance-level ones (byol, moco, simclr) take any."
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
 
-_TOO_SMALL_OR_ODD = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError)
+TOO_SMALL_OR_ODD = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError)
 
 
 def size_arguments(name: str, image_size: int) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def built(architecture: str, image_size: int | None) -> nn.Module:
     size = {} if image_size is None else size_arguments(name, image_size)
     try:
         model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0, **size)
-    except _TOO_SMALL_OR_ODD as error:
+    except TOO_SMALL_OR_ODD as error:
         if image_size is None or not size:
             raise
         raise InputError(_refusal(name, image_size, error)) from error
@@ -84,7 +84,7 @@ def _refused(model: nn.Module, image_size: int) -> Exception | Tensor | None:
         return ValueError(f"its patches of {patch} pixels do not divide it")
     try:
         found = outputs(model, image_size)
-    except _TOO_SMALL_OR_ODD as error:
+    except TOO_SMALL_OR_ODD as error:
         return error
     return None if isinstance(found, Tensor) and found.ndim == 2 else found
 
@@ -100,9 +100,14 @@ def _patch_of(model: nn.Module) -> int:
 
 def _refusal(name: str, image_size: int, error: Exception) -> str:
     near = " or ".join(map(str, _nearest(name, image_size)))
-    reason = " ".join(str(error).split()).rstrip(".")[:160]
+    reason = why(error)
     advice = f"the nearest sizes it takes: --image_size {near}" if near else "choose another backbone"
     return f"image_size {image_size} does not suit backbone {name!r} ({reason}); {advice}."
+
+
+def why(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()).rstrip(".")[:160] or type(error).__name__
 
 
 def _nearest(name: str, image_size: int) -> list[int]:
@@ -118,7 +123,7 @@ def _nearest(name: str, image_size: int) -> list[int]:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 try:
                     model = timm.create_model(name, pretrained=False, num_classes=0, **size_arguments(name, size))
-                except _TOO_SMALL_OR_ODD:
+                except TOO_SMALL_OR_ODD:
                     continue
                 taken = _refused(model, size) is None
             if taken:
