@@ -68,7 +68,7 @@ def load_backbone(architecture: str, *, init: str, image_size: int | None = None
         return _from_folder(path, Origin("folder", _public_name(path)), name, model_arguments)
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise InputError(f"init {init!r} is not a .safetensors file; pickled weights are not read, convert them.")
+            raise InputError(f"init {init!r} is not a .safetensors file; recipes/convert.py makes a folder of it.")
         return _from_file(path, Origin("file", path.name), name, model_arguments)
     if init.count("/") == 1 and not init.startswith((".", "/", "~")):
         return _from_hub(init, name, model_arguments)
