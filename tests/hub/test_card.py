@@ -90,7 +90,7 @@ def test_converted_base_weights_are_named_by_their_file(runs: dict[str, Path], t
     digest = hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
     init = {"kind": "folder", "name": "moco", "sha256": digest, "licence": "cc-by-nc-4.0"}
     run = changed(runs["adapted"], tmp_path / "run", init=init, config=results["config"] | {"init": str(start)})
-    card = ModelCard(card_of(run))
+    card = ModelCard(card_of(run, license=None))
     assert f"- **Base weights**: moco_v2.pth.tar, SHA-256 `{'f' * 64}`, converted (MoCo)" in card.text
     assert card.data.license == "cc-by-nc-4.0" and "random weights" not in card.text
     assert "published nowhere" not in card.text
