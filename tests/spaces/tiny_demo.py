@@ -61,7 +61,7 @@ class launched:  # noqa: N801
         with no_leaked_loops():
             self.demo = app.build_demo(replace(config, **changes))
         # After answering a failed request gradio sums all up with pandas, which warns. Which warnings are errors
-        # changes with each test, for all threads: a late one would print the traceback of a request of the test before.
+        # changes with each test, for all threads: a late one would print the traceback of a request of a test before.
         self.demo._queue.compute_analytics_summary = lambda records: {}
         self.options = app.launch_options()
 
