@@ -24,7 +24,7 @@ MODELS = {"classify": "pets", "segment": "pets' outlines"}
 
 @pytest.fixture(scope="module")
 def http(demo_url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{demo_url}gradio_api") as session:
+    with httpx.Client(base_url=f"{demo_url}gradio_api", timeout=60) as session:
         yield session
 
 

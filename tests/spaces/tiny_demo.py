@@ -28,12 +28,8 @@ LEAKED = (
     r"unclosed <socket\.socket .*family=1,",
     r"unclosed <socket\.socket .*'0\.0\.0\.0', 0\)",
 )
-# What gradio leaves open (an event loop for each lock, sockets that look for a free port), and pandas says of it
-GRADIO_NOISE = [
-    *(pytest.mark.filterwarnings(f"ignore:{message}:ResourceWarning") for message in LEAKED),
-    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
-    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
-]
+# What gradio leaves open: an event loop for each lock, sockets that look for a free port
+GRADIO_NOISE = [pytest.mark.filterwarnings(f"ignore:{message}:ResourceWarning") for message in LEAKED]
 
 
 def picture_of(seed: int, side: int = 48) -> Image.Image:
@@ -64,6 +60,9 @@ class launched:  # noqa: N801
     def __init__(self, config: DemoConfig, **changes: Any) -> None:
         with no_leaked_loops():
             self.demo = app.build_demo(replace(config, **changes))
+        # After answering a failed request gradio sums all up with pandas, which warns. Which warnings are errors
+        # changes with each test, for all threads: a late one would print the traceback of a request of a test before.
+        self.demo._queue.compute_analytics_summary = lambda records: {}
         self.options = app.launch_options()
 
     def __enter__(self) -> str:
