@@ -6,7 +6,8 @@ and not for a batch; colours are distorted before pictures are mixed; labelled a
 statistics; the contrast takes up to ``pixels_per_class`` random pixels of a class instead of all; heads work on whole
 maps; there are no class weights (the original has them for Cityscapes); and weights are never taken back to those with
 the best validation score; the teacher's momentum is at most (1 + k) / (10 + k) in its k-th update, where the original
-caps it for the first 20 alone, so that pseudo-labels of short runs are not made by its start. Two slips of the official code are left out unless ``ref_quirks`` asks for them.
+caps it for the first 20 alone, so that pseudo-labels of short runs are not made by its start. Two slips of the
+official code are left out unless ``ref_quirks`` asks for them.
 """
 
 import math
@@ -93,8 +94,7 @@ class CLMB(nn.Module):
         self.bank = ClassBank(classes, config.bank_size, features)
         # parameters only; both stay in training mode and gather BatchNorm statistics of their own
         self.teacher, self.teacher_projector = (
-            EMATeacher(module, config.ema_momentum, buffers="keep")
-            for module in (segmenter, self.projector)
+            EMATeacher(module, config.ema_momentum, buffers="keep") for module in (segmenter, self.projector)
         )
         self._new_rows: list[tuple[Tensor, Tensor]] = []  # between forward and after_step of one step only
 
