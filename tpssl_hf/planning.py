@@ -95,10 +95,10 @@ def fit_to_length(settings: dict[str, Any], method_config: Any, chosen: Plan) ->
         least = max(LEAST_MOMENTUM, 1.0 - LEFT_BEHIND / (share * chosen.max_steps))
         if momentum is not None and momentum > least:
             lines.append(
-                f"  {name} {momentum:g} -> {least:.3g}: the target network would still be "
+                f"  {name} {momentum:g} -> {least:.4g}: the target network would still be "
                 f"{math.exp(-(1.0 - momentum) * share * chosen.max_steps):.0%} its start at the end"
             )
-            settings[name] = float(f"{least:.3g}")
+            settings[name] = float(f"{least:.4g}")
             setattr(method_config, name, settings[name])
     return lines
 

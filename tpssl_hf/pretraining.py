@@ -135,8 +135,8 @@ def cautions(job: Job) -> list[str]:
     if job.settings["optimizer"] == "lars" and 0 < reach < LEAST_REACH:
         found.append(
             f"caution: at these rates LARS moves a weight tensor by {reach:.2%} of its length in all "
-            f"{job.max_steps:,} steps (a run that adapts needs {LEAST_REACH:.0%} or more); give more steps, or --learning_rate "
-            f"{job.settings['learning_rate'] * LEAST_REACH / reach:.2g}"
+            f"{job.max_steps:,} steps (a run that adapts needs {LEAST_REACH:.0%} or more); give more steps, or "
+            f"--learning_rate {job.settings['learning_rate'] * LEAST_REACH / reach:.2g}"
         )
     if job.store is None:
         length = "a tenth of the steps" if job.settings["warmup_epochs"] > 0 else "off"

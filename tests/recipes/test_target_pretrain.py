@@ -21,6 +21,7 @@ from tpssl_hf.checkpoint import load_latest
 from tpssl_hf.config import read_config_file
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain.byol import BYOL
+from tpssl_hf.reproducing import STATISTICS_ONLY
 from tpssl_hf.rundir import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -260,6 +261,17 @@ def test_adapted_weights_are_adapted_further_with_a_pull_toward_them(
     start = load_file(model / "model.safetensors")["conv1.0.weight"]
     assert torch.equal(checkpoint.tensors["method"]["anchor_0"], start)
     assert weights(second) != weights(tmp_path / "free") != weights(tmp_path / "run")
+
+
+def test_a_rate_of_nothing_gives_new_statistics_and_no_new_weights(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path
+) -> None:
+    """The control row of the tables: STATISTICS_ONLY."""
+    dataset, model = pictures(), tmp_path / "run" / "model"
+    assert adapt(dataset=dataset) == 0
+    assert adapt(dataset=dataset, init=model, output_dir=tmp_path / "control", **STATISTICS_ONLY) == 0
+    start, control = (load_file(f / "model.safetensors") for f in (model, tmp_path / "control" / "model"))
+    assert all(torch.equal(value, control[key]) for key, value in start.items() if "running" not in key)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
