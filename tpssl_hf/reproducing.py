@@ -3,8 +3,8 @@
 A YAML file of ``recipes/configs/tables`` has ``rows`` and ``columns``; a cell is its ``cell``, overlaid by its row and
 its column. In a cell, ``recipe``, ``preset`` and ``settings`` make the last command; ``start`` says from which weights
 it starts (random, in_sup, in_pixpro); ``pretrain`` and ``pretrain_settings`` put a target pretraining before it, and
-``snapshot: N`` makes it start from the N-th checkpoint of that. ``bn_only`` makes that pretraining leave all weights as
-they are, so that nothing but BatchNorm statistics is new. Other entries are names, for ``{name}`` in presets and
+``snapshot: N`` makes it start from the N-th checkpoint of that. ``bn_only`` makes that pretraining leave all weights
+as they are, so that nothing but BatchNorm statistics is new. Other entries are names, for ``{name}`` in presets and
 settings. ``paper`` lists the printed values of each row: null where the paper has no such cell, which is not made
 then; what lies beyond the list is ours. ``scales`` adds to those of common.yaml. ``figure`` names the analysis that is
 made of all cells in the end, ``picture`` the file a cell leaves that is the figure.
