@@ -23,6 +23,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from tpssl_hf.analysis.helped import accuracies, sentence, verdict
 from tpssl_hf.analysis.pictures import draw_curves
 from tpssl_hf.config import (
     DataConfig,
@@ -43,8 +44,8 @@ from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
-from tpssl_hf.planning import plan_for_budget
-from tpssl_hf.pretraining import Job, finished_backbone, prepare, pretrain, probed
+from tpssl_hf.planning import fit_to_length, plan_for_budget
+from tpssl_hf.pretraining import Job, cautions, finished_backbone, prepare, pretrain, probed
 from tpssl_hf.rundir import CONFIG, RESULTS, RunDir, StopSignals, read_metrics
 
 PAPER = "arXiv:2205.03001"
@@ -82,16 +83,20 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
 def settle_budget(
     settings: dict[str, Any], method_config: Any, accelerator: Accelerator, say: Callable[..., None]
 ) -> None:
-    """Put the batch size and length that fit the budget into ``settings``; a run that has begun keeps its own."""
+    """Put batch size, length, rate and momentum that fit the budget in; a run that has begun keeps its own."""
     begun = Path(settings["output_dir"]) / CONFIG
     former = read_config_file(begun) if begun.exists() else {}
     if former.get("budget") == settings["budget"] and former.get("max_steps"):
-        settings["batch_size"], settings["max_steps"] = former["batch_size"], former["max_steps"]
+        for name in ("batch_size", "max_steps", "learning_rate", "base_momentum", "key_momentum"):
+            if name in settings:
+                settings[name] = former[name]
+            if hasattr(method_config, name):
+                setattr(method_config, name, former[name])
         return
     say(f"timing this machine for a budget of {settings['budget']}")
     chosen = plan_for_budget(settings, method_config, accelerator)
     settings["batch_size"], settings["max_steps"] = chosen.batch_size, chosen.max_steps
-    say(chosen.summary())
+    say("\n".join([chosen.summary(), *fit_to_length(settings, method_config, chosen)]))
 
 
 def run_once(settings: dict[str, Any], method_config: Any, accelerator: Accelerator, say: Callable[..., None]) -> int:
@@ -105,6 +110,8 @@ def run_once(settings: dict[str, Any], method_config: Any, accelerator: Accelera
         job = prepare(settings, method_config, accelerator, run)
         if note := job.origin.size_note(job.views.image_size):
             say(note)
+        for caution in cautions(job):
+            say(caution)
         done, state = pretrain(job, run, signals, say)
         if done < job.max_steps and not state["stop_reason"]:
             say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
@@ -118,9 +125,9 @@ def run_once(settings: dict[str, Any], method_config: Any, accelerator: Accelera
 def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> str:
     """Write curves.png, model/ and results.json; returns the summary for people."""
     optim = take(OptimConfig, job.settings)
-    metrics = {f"{name}_{when}": v for when in ("before", "statistics_only") for name, v in state[when].items()}
     backbone = finished_backbone(job)
-    metrics |= {f"{name}_after": value for name, value in probed(job, backbone).items()}
+    right = {"before": state["before"], "statistics_only": state["statistics_only"], "after": probed(job, backbone)}
+    metrics = {f"{name}_{when}": v for when, answers in right.items() for name, v in accuracies(answers).items()}
     draw_curves(run.path / "curves.png", read_metrics(run.path / "metrics.jsonl"))
     dataset = {
         "name": job.source.name,
@@ -142,6 +149,7 @@ def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> st
         machine=describe(job.accelerator, THREADS),
         images_per_second=done * optim.batch_size / state["seconds"],
         metrics=metrics,
+        verdict=verdict(**right),
         config=job.settings,
     )
     provenance = {key: results[key] for key in ("recipe", "method", "dataset", "init", "seed", "steps", "versions")}
@@ -166,17 +174,29 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
                 f"  {title:13} {before:.1f} % before, {alone:.1f} % with nothing but new BatchNorm statistics, "
                 f"{after:.1f} % after (training pictures, labels held out)"
             )
+    judged, model = results["verdict"], folder / "model"
+    ask = "python recipes/verdict.py --adapted {} --base {} --backbone {} --dataset FOLDER --labels labels.csv".format(
+        folder, results["config"]["init"], results["config"]["backbone"]
+    )
+    use = f"timm.create_model('local-dir:{model}', pretrained=True)"
+    steps = {
+        "worse": [f"keep the weights it started from; to look at these: {use}", f"what makes it worse: {ask}"],
+        "unknown": [f"did it help? With a few labels: {ask}", f"use them anywhere: {use}"],
+    }.get(judged["verdict"], [f"use them anywhere: {use}", f"what few labels make of it: {ask}"])
+    steps.append(
+        "adapt to your own pictures: accelerate launch recipes/target_pretrain.py "
+        "--dataset FOLDER --backbone resnet18.tv_in1k --init timm --output_dir outputs/mine"
+    )
     return "\n".join(
         [
-            f"\nAdapted {results['backbone']} ({results['init']['kind']} weights) to {results['dataset']['name']}: "
+            f"\n{sentence(judged)}",
+            f"Adapted {results['backbone']} ({results['init']['kind']} weights) to {results['dataset']['name']}: "
             f"{results['steps']} steps in {results['seconds']:.0f} s, {results['images_per_second']:.0f} pictures/s",
             *([f"  {results['stopped']}"] if results["stopped"] else []),
             *lines,
-            f"  weights       {folder / 'model'}",
+            f"  weights       {model}",
             f"  look at       {folder / 'curves.png'}",
-            f"  next          use them anywhere: timm.create_model('local-dir:{folder / 'model'}', pretrained=True)",
-            "                or adapt to your own pictures: accelerate launch recipes/target_pretrain.py "
-            "--dataset FOLDER --backbone resnet18.tv_in1k --init timm --output_dir outputs/mine",
+            *(f"  {'next' if number == 0 else '':13} {step}" for number, step in enumerate(steps)),
         ]
     )
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.reproduce_config import ReproduceConfig
 from tpssl_hf.reproducing import FIGURES, TABLES, Plan, figure_of, make_plan
 from tpssl_hf.table_cells import Cell, Stage
@@ -212,3 +213,38 @@ def test_the_figure_is_drawn_of_what_is_finished(tmp_path: Path) -> None:
         write(tmp_path, found[name][-1], {})
     stage = figure_of(made, tmp_path)
     assert stage is not None and stage.settings["runs"] == f"{{runs}}/{found['labels_250/epoch_50'][-1].name}"
+
+
+@pytest.mark.parametrize("scale", ["paper", "small", "smoke"])
+@pytest.mark.parametrize(
+    ("table", "name", "plain"),
+    [
+        ("II", "in_pixpro_bn_only_supervised/voc_2pct", "in_pixpro_none_supervised/voc_2pct"),
+        ("II", "in_pixpro_bn_only_cutmix/cityscapes_100", "in_pixpro_none_cutmix/cityscapes_100"),
+        ("IV", "bn_only/voc_1pct", "none/voc_1pct"),
+    ],
+)
+def test_a_control_row_has_the_statistics_of_adapted_rows_and_the_weights_of_the_others(
+    table: str, name: str, plain: str, scale: Any
+) -> None:
+    found = cells(table=table, scale=scale, init_pixpro="p.safetensors")
+    (untouched, tuned), (start,) = found[name].stages, found[plain].stages
+    assert (untouched.recipe, untouched.settings["learning_rate"], untouched.settings["max_steps"]) == (
+        "target_pretrain",
+        0.0,
+        1,
+    )
+    assert untouched.settings["init"] == start.settings["init"] and untouched.name.startswith("bn_only_")
+    assert {**tuned.settings, "init": None} == {**start.settings, "init": None}
+
+
+def test_the_learners_of_table_2_have_their_own_codes_numbers() -> None:
+    found = cells(table="II", scale="paper")
+    for column, labels, classes in (("voc_2pct", 212, 21), ("voc_5pct", 529, 21), ("cityscapes_100", 100, 0)):
+        settings = found[f"in_sup_none_clmb/{column}"].stages[-1].settings
+        rule = max(1, int(classes / 3 * round(256 / labels)) if classes else round(256 / labels))
+        assert settings["bank_rows_per_image"] == str(rule)
+        assert (settings["mix_background"], settings["batch_size"]) == (("False", "20") if classes else ("True", "7"))
+    assert found["in_sup_none_clmb/cityscapes_372"].stages[-1].settings["bank_rows_per_image"] == "1"
+    assert found["in_sup_none_classmix/voc_1pct"].stages[-1].settings["batch_size"] == 10
+    assert SEGMENT["classmix"].defaults["unlabeled_ratio"] == 1

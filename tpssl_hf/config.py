@@ -100,7 +100,7 @@ class OptimConfig:
     weight_decay: float = key(1e-6, "Weight decay of weights with two or more dimensions.")
     decay_vectors: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
     momentum: float = key(0.9, "Momentum of SGD and LARS, first beta of AdamW.")
-    warmup_epochs: float = key(10.0, "Epochs of linear warm-up; at most a tenth of the run.")
+    warmup_epochs: float = key(10.0, "Epochs of linear warm-up; at most a tenth of the run, and that when streaming.")
     gradient_accumulation_steps: int = key(1, "Parts a batch is computed in; each part sees only itself in BatchNorm.")
 
 

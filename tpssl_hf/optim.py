@@ -192,3 +192,12 @@ def four_steps(progress: float) -> float:
 def poly(progress: float) -> float:
     """Share of the base rate in DeepLab's schedule (Chen et al., 2017, arXiv 1606.00915, §4.1): (1 - progress)^0.9."""
     return math.pow(1.0 - min(1.0, progress), 0.9)
+
+
+def lars_reach(rate: Callable[[int], float], max_steps: int, trust_coefficient: float = 1e-3) -> float:
+    """Return how far LARS can move a weight tensor in ``max_steps`` steps, relative to its length.
+
+    A step moves it by about trust_coefficient·rate of its length whatever its gradient, so this is their sum.
+    Momentum m can make 1 / (1 − m) times as much of steps that all agree; steps that disagree make far less.
+    """
+    return trust_coefficient * sum(rate(step) for step in range(max_steps))

@@ -1,5 +1,6 @@
 """How long a run of target pretraining may be: this machine is timed, then batch size and length are chosen."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -10,11 +11,17 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from tpssl_hf.analysis.budget import Plan, measure_seconds_per_step, parse_duration, plan
+from tpssl_hf.config import OptimConfig, take
 from tpssl_hf.engine import LoopSettings, batches_on_device, train
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch
-from tpssl_hf.pretraining import Job, make_watch, prepare, probed
+from tpssl_hf.optim import lars_reach
+from tpssl_hf.pretraining import Job, make_watch, prepare, probed, schedule
 
+PLANNED_REACH = 0.1  # see lars_reach: how far a planned run must be able to move the weights
+LARGEST_RATE = 4.8  # 0.3 for 256 pictures at BYOL's batch of 4096, the largest that LARS was published with here
+LEFT_BEHIND = 4.6  # e^-4.6 is 1 %: what a target network may keep of its start
+LEAST_MOMENTUM = 0.9  # of a target network, below which it is hardly an average
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)  # what a time budget chooses from
 
 
@@ -55,6 +62,45 @@ def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: A
     accelerator.free_memory()  # it would hold on to the networks it has timed
     first: Plan = broadcast_object_list([chosen])[0]  # every process times a little differently
     return first
+
+
+def fit_to_length(settings: dict[str, Any], method_config: Any, chosen: Plan) -> list[str]:
+    """Raise the rate of LARS and lower the momentum of the target network where a planned run is too short for them.
+
+    A small batch lowers the rate (it goes with the batch), and few steps the sum of rates, which is how far LARS can
+    move the weights; and a target network that keeps its start has nothing to teach. ``settings`` and
+    ``method_config`` are changed in place.
+
+    Args:
+        settings: of the run, with the batch size and length that were chosen.
+        method_config: of its method.
+        chosen: the plan.
+
+    Returns:
+        A line for people on each change.
+    """
+    lines = []
+    optim = take(OptimConfig, settings)
+    reach = lars_reach(schedule(optim, chosen.max_steps, round(chosen.max_steps / chosen.epochs)), chosen.max_steps)
+    if optim.optimizer == "lars" and 0 < reach < PLANNED_REACH:
+        most = LARGEST_RATE * 256 / chosen.batch_size
+        rate = float(f"{max(optim.learning_rate, min(optim.learning_rate * PLANNED_REACH / reach, most)):.2g}")
+        lines.append(
+            f"  learning_rate {optim.learning_rate:g} -> {rate:g}: LARS would move the weights by {reach:.1%} of "
+            f"their length in all, now {reach * rate / optim.learning_rate:.1%}"
+        )
+        settings["learning_rate"] = rate
+    for name, share in (("base_momentum", 0.5), ("key_momentum", 1.0)):  # of 1 - momentum: a cosine to 1, or constant
+        momentum = getattr(method_config, name, None)
+        least = max(LEAST_MOMENTUM, 1.0 - LEFT_BEHIND / (share * chosen.max_steps))
+        if momentum is not None and momentum > least:
+            lines.append(
+                f"  {name} {momentum:g} -> {least:.4g}: the target network would still be "
+                f"{math.exp(-(1.0 - momentum) * share * chosen.max_steps):.0%} its start at the end"
+            )
+            settings[name] = float(f"{least:.4g}")
+            setattr(method_config, name, settings[name])
+    return lines
 
 
 def step_timer(settings: dict[str, Any], method_config: Any, accelerator: Accelerator) -> Callable[[int, int], float]:

@@ -3,7 +3,8 @@
 A YAML file of ``recipes/configs/tables`` has ``rows`` and ``columns``; a cell is its ``cell``, overlaid by its row and
 its column. In a cell, ``recipe``, ``preset`` and ``settings`` make the last command; ``start`` says from which weights
 it starts (random, in_sup, in_pixpro); ``pretrain`` and ``pretrain_settings`` put a target pretraining before it, and
-``snapshot: N`` makes it start from the N-th checkpoint of that. Other entries are names, for ``{name}`` in presets and
+``snapshot: N`` makes it start from the N-th checkpoint of that. ``bn_only`` makes that pretraining leave all weights
+as they are, so that nothing but BatchNorm statistics is new. Other entries are names, for ``{name}`` in presets and
 settings. ``paper`` lists the printed values of each row: null where the paper has no such cell, which is not made
 then; what lies beyond the list is ours. ``scales`` adds to those of common.yaml. ``figure`` names the analysis that is
 made of all cells in the end, ``picture`` the file a cell leaves that is the figure.
@@ -12,7 +13,7 @@ made of all cells in the end, ``picture`` the file a cell leaves that is the fig
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from tpssl_hf.table_cells import RUNS, Cell, Stage
 
 TABLES = {name: f"table{number}" for number, name in enumerate(("I", "II", "III", "IV", "V", "VI", "VII"), 1)}
 FIGURES = {name: f"figure{name}" for name in ("1", "3", "4", "5")}
-OWN = {"recipe", "preset", "settings", "start", "pretrain", "pretrain_settings", "snapshot", "select"}
+OWN = {"recipe", "preset", "settings", "start", "pretrain", "pretrain_settings", "snapshot", "select", "bn_only"}
+STATISTICS_ONLY = {"learning_rate": 0.0, "max_steps": 1, "warmup_epochs": 0.0}
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,9 @@ class _Planner:
             preset = merged["pretrain"].format(**names)
             own = {**merged["pretrain_settings"], "init": start}
             adapted = self._stage("target_pretrain", preset, own, missing, f"{preset}_{merged['start']}")
+            if merged.get("bn_only"):  # whatever the scale says of rate and length
+                settings = {**adapted.settings, **STATISTICS_ONLY}
+                adapted = replace(adapted, settings=settings, title=f"bn_only_{adapted.title}")
             stages.append(adapted)
             start = f"{RUNS}/{adapted.name}/model"
             if snapshot := merged.get("snapshot"):

@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from tpssl_hf.analysis.helped import verdict as judge
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.card import render_card
 from tpssl_hf.hub.discretion import publishable
@@ -225,3 +226,10 @@ def test_paths_go_and_what_only_looks_like_one_stays() -> None:
         "class_names": ["/m/01abc"],
         "token": ["<hidden>", "<hidden>", "hf_hub_id"],
     }
+
+
+def test_a_card_says_first_that_adapting_made_it_worse(runs: dict[str, Path], tmp_path: Path) -> None:
+    before, after = ({"linear_probe_accuracy": [1] * right + [0] * (100 - right)} for right in (92, 60))
+    run = changed(runs["adapted"], tmp_path / "worse", verdict=judge(before, before, after))
+    text = card_of(run)
+    assert "**The saved backbone is WORSE than the weights it started from: linear probe −32.0 points" in text

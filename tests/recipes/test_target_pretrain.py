@@ -21,13 +21,14 @@ from tpssl_hf.checkpoint import load_latest
 from tpssl_hf.config import read_config_file
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain.byol import BYOL
+from tpssl_hf.reproducing import STATISTICS_ONLY
 from tpssl_hf.rundir import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
 OTHERS = ("ssl_classify", "ssl_segment", "tables")  # parsed in the tests of their own recipes
 RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed", "steps", "stopped", "epochs"]
-RESULT_KEYS += ["seconds", "machine", "images_per_second", "metrics", "config", "versions", "commit"]
+RESULT_KEYS += ["seconds", "machine", "images_per_second", "metrics", "verdict", "config", "versions", "commit"]
 RUN_FILES = {"config.yaml", "scan.json", "augmentations.png", "metrics.jsonl", "curves.png", "results.json"}
 
 Adapt = Callable[..., int]
@@ -133,15 +134,59 @@ def test_labels_are_probed_before_and_after(
     assert metrics["linear_probe_accuracy_after"] == 1.0  # dark and bright are told apart by any features
     out = capsys.readouterr().out
     assert "kNN accuracy" in out and "linear probe" in out
+    judged = results(tmp_path / "run")["verdict"]
+    assert judged["verdict"] in ("worse", "no difference", "better") and len(judged["probes"]) == 2
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_backbone_that_has_become_worse_is_called_so_in_the_first_line(
+    adapt: Adapt,
+    labelled: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    resumed: bool,
+) -> None:
+    """Φ_pre answers all questions, what is saved answers none: the state of before must come through a checkpoint."""
+    (tmp_path / "table").mkdir()
+    labelled.to_parquet(tmp_path / "table" / "train.parquet")
+    first = {"linear_probe_accuracy": [1] * 50}
+    monkeypatch.setattr(pretraining, "probed_before", lambda job: {"before": first, "statistics_only": first})
+    monkeypatch.setattr(sys.modules["target_pretrain"], "probed", lambda job, backbone: {n: [0] * 50 for n in first})
+    if resumed:
+        with monkeypatch.context() as patch:
+            stop_after_forward(2, patch)
+            assert adapt(dataset=tmp_path / "table") == 143
+        capsys.readouterr()
+    assert adapt(dataset=tmp_path / "table") == 0
+    summary = capsys.readouterr().out.rpartition("\n\n")[2]
+    assert summary.startswith("The saved backbone is WORSE than the weights it started from: linear probe −100.0")
+    assert "use them anywhere" not in summary and "keep the weights it started from" in summary
+    assert results(tmp_path / "run")["verdict"]["verdict"] == "worse"
+
+
+def test_without_labels_the_summary_claims_nothing_and_says_how_to_find_out(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt(dataset=pictures()) == 0
+    summary = capsys.readouterr().out.rpartition("\n\n")[2]
+    assert summary.startswith("Whether adapting helped is not known") and "python recipes/verdict.py" in summary
+    assert results(tmp_path / "run")["verdict"]["verdict"] == "unknown"
 
 
 def test_streamed_parquet_needs_no_scan(
-    adapt: Adapt, labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapt: Adapt,
+    labelled: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(pretraining, "RECALIBRATION_PICTURES", 32)  # or the stream comes round a hundred times
     (tmp_path / "table").mkdir()
     labelled.to_parquet(tmp_path / "table" / "train.parquet")
     assert adapt(dataset=tmp_path / "table", streaming=True) == 0
+    said = capsys.readouterr().out
+    assert "warm-up is a tenth of the steps. Health checks" in said and "are off" in said
     found = results(tmp_path / "run")
     assert found["dataset"]["images"] is None and found["epochs"] is None and found["metrics"] == {}
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["epoch"] is None
@@ -217,6 +262,17 @@ def test_adapted_weights_are_adapted_further_with_a_pull_toward_them(
     start = load_file(model / "model.safetensors")["conv1.0.weight"]
     assert torch.equal(checkpoint.tensors["method"]["anchor_0"], start)
     assert weights(second) != weights(tmp_path / "free") != weights(tmp_path / "run")
+
+
+def test_a_rate_of_nothing_gives_new_statistics_and_no_new_weights(
+    adapt: Adapt, pictures: Pictures, tmp_path: Path
+) -> None:
+    """The control row of the tables: STATISTICS_ONLY."""
+    dataset, model = pictures(), tmp_path / "run" / "model"
+    assert adapt(dataset=dataset) == 0
+    assert adapt(dataset=dataset, init=model, output_dir=tmp_path / "control", **STATISTICS_ONLY) == 0
+    start, control = (load_file(f / "model.safetensors") for f in (model, tmp_path / "control" / "model"))
+    assert all(torch.equal(value, control[key]) for key, value in start.items() if "running" not in key)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")

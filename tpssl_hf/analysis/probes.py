@@ -88,9 +88,15 @@ def linear_probe_accuracy(
     bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
 ) -> float:
     """Accuracy of L2-regularised logistic regression on standardised features, in [0, 1]; arguments as for kNN."""
+    return float((linear_probe_answers(bank, bank_labels, queries) == query_labels).mean())
+
+
+def linear_probe_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Answers (M,) of that regression; arguments as for kNN."""
     scaler = StandardScaler().fit(bank)
-    probe = LogisticRegression(C=0.01, max_iter=200, tol=1e-3).fit(scaler.transform(bank), bank_labels)
-    return float(probe.score(scaler.transform(queries), query_labels))
+    reader = LogisticRegression(C=0.01, max_iter=200, tol=1e-3).fit(scaler.transform(bank), bank_labels)
+    answers: np.ndarray = reader.predict(scaler.transform(queries))
+    return answers
 
 
 def few_label_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -118,15 +124,16 @@ def few_label_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.nda
     return answers
 
 
-def probe(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) -> dict[str, float]:
-    """Return ``knn_accuracy`` and ``linear_probe_accuracy``, each in [0, 1].
+def probe(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) -> dict[str, list[int]]:
+    """Return for ``knn_accuracy`` and ``linear_probe_accuracy`` which questions they get right: 1, else 0.
 
     Args:
         features_of: (N,) indices to (N, D) features.
         split: which pictures.
     """
-    arguments = features_of(split.bank), split.bank_labels, features_of(split.queries), split.query_labels
-    return {"knn_accuracy": knn_accuracy(*arguments), "linear_probe_accuracy": linear_probe_accuracy(*arguments)}
+    arguments = features_of(split.bank), split.bank_labels, features_of(split.queries)
+    answers = {"knn_accuracy": knn_answers(*arguments), "linear_probe_accuracy": linear_probe_answers(*arguments)}
+    return {name: (given == split.query_labels).astype(int).tolist() for name, given in answers.items()}
 
 
 def _unit_rows(features: np.ndarray) -> np.ndarray:

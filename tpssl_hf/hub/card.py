@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from tpssl_hf.analysis.helped import sentence
 from tpssl_hf.hub.evidence import Evidence
 from tpssl_hf.hub.snippets import snippets
 
@@ -130,7 +131,8 @@ def _results(evidence: Evidence) -> str:
     results, found = evidence.results, evidence.results["metrics"]
     rows = [(words, found[name]) for name, (_, words) in SCORES.items() if found.get(name) is not None]
     if not rows:
-        return "There were no test pictures, so nothing was scored."
+        unknown = f" {sentence(results['verdict'])}" if results.get("verdict") else ""
+        return f"There were no test pictures, so nothing was scored.{unknown}"
     if results["recipe"] == "target_pretrain":
         lines = ["| | before | statistics only | after |", "|---|---|---|---|"]
         for name in ("knn_accuracy", "linear_probe_accuracy"):
@@ -141,7 +143,8 @@ def _results(evidence: Evidence) -> str:
             f"Features frozen; {PROBED}. *statistics only*: the base weights with nothing but BatchNorm statistics "
             "measured anew on these pictures."
         )
-        return "\n".join(lines) + f"\n\n{words}"
+        judged = f"**{sentence(results['verdict'])}**\n\n" if results.get("verdict") else ""
+        return judged + "\n".join(lines) + f"\n\n{words}"
     lines = ["| measure | value |", "|---|---|", *(f"| {words} | {100 * value:.1f} % |" for words, value in rows)]
     text = "\n".join(lines)
     if results.get("test"):

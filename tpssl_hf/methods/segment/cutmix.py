@@ -5,8 +5,7 @@ authors' code, how sure the teacher is scales the loss of the whole batch by one
 Batch size and learning rate are the paper's (§IV-B), which the authors' DeepLabv3+ script shares the rate of.
 
 Deviation: the teacher's momentum is min(0.99, (1 + k) / (10 + k)) in its k-th update, where the authors' is 0.99 from
-the start, so that the network of a run of a few hundred steps is not mostly its random decoder; after 890 they are the
-same.
+the start, so that the network of a short run is not mostly its random decoder; after 890 updates they are the same.
 """
 
 from dataclasses import dataclass
