@@ -317,7 +317,8 @@ def test_windows_that_were_scored_are_those_of_the_saved_model(tmp_path: Path) -
     images = torch.randn(1, 3, 70, 90, generator=torch.Generator().manual_seed(0))
     slid, whole = (predict_masks(model, images, mode=mode, window=(32, 48)) for mode in ("slide", "whole"))
     assert torch.equal(predict_masks(loaded, images), slid) and not torch.equal(slid, whole)
-    assert torch.equal(loaded(images[..., :32, :48]).logits, model.eval()(images[..., :32, :48]).logits)
+    one = images[..., :32, :48]
+    torch.testing.assert_close(loaded(one).logits, model.eval()(one).logits)  # logits still, where one window is all
 
 
 def test_the_pipeline_names_the_classes_at_the_size_of_the_picture(
