@@ -59,6 +59,21 @@ def test_the_hub_files_it_by_the_numbers_the_run_wrote(
     assert "$" not in card.text
 
 
+def test_whether_others_get_what_was_scored_is_on_the_card(runs: dict[str, Path], tmp_path: Path) -> None:
+    found = json.loads((runs["classifier"] / "results.json").read_text())["published_path"]
+    assert "this model gave 32 test images the answers that were scored" in card_of(runs["classifier"])
+    assert "decode_picture" not in card_of(runs["classifier"])
+    said = "timm: 2 of 32 images answered otherwise than in the evaluation (a.png: 'x' (1.00) and not 'y' (1.00))"
+    paths = [{**path, "agree_if_read_as_trained": 2} for path in found["paths"]]
+    for limits, call in ((None, 'decode_picture("picture.png")'), ([0, 4095], ", wide_range=(0, 4095))")):
+        wrong = found | {"warning": said, "paths": paths} | ({} if limits is None else {"wide_range": limits})
+        text = card_of(changed(runs["classifier"], tmp_path / f"run{limits}", published_path=wrong))
+        assert "**Warning**: what is above was measured on images read as in training" in text
+        assert said in text and call in text
+    before = changed(runs["classifier"], tmp_path / "before", published_path=None)
+    assert "Warning" not in card_of(before) and "answers that were scored" not in card_of(before)
+
+
 def test_base_weights_are_followed_over_a_local_folder_that_has_not_changed(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:

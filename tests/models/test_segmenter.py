@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
+from tpssl_hf.augment.shrinking import reduced_size, shrunk
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.predict import predict_masks
 from tpssl_hf.models.segmenter import (
     TpsslForSemanticSegmentation,
     TpsslSegmenterConfig,
@@ -287,6 +289,36 @@ def test_the_processor_normalises_as_the_backbone_wants(tmp_path: Path) -> None:
         pixels = processor(white, return_tensors="pt")["pixel_values"]
         assert pixels.shape == (1, 3, *expected)
         torch.testing.assert_close(pixels[0, :, 5, 5], (1 - torch.tensor(facts["mean"])) / torch.tensor(facts["std"]))
+
+
+@pytest.mark.parametrize("size", [(21, 33), (64, 64), (90, 131), (300, 75), (40, 700)])
+def test_the_processor_shrinks_as_the_cache_does(size: tuple[int, int], tmp_path: Path) -> None:
+    processor = AutoImageProcessor.from_pretrained(save_segmenter(segmenter(), tmp_path / "m", shorter_side=48))
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    stored = np.array(shrunk(picture, reduced_size(*size, 48)))
+    mean, std = (torch.tensor(values) for values in (processor.image_mean, processor.image_std))
+    expected = ((torch.from_numpy(stored) / 255 - mean) / std).permute(2, 0, 1)[None]
+    for given in (picture, pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+        torch.testing.assert_close(processor(given, return_tensors="pt")["pixel_values"], expected)
+    grays = processor(picture.convert("L"), return_tensors="pt")["pixel_values"]
+    assert grays.shape == expected.shape
+    labels = np.zeros(size, dtype=np.uint8)
+    labels[: size[0] // 2] = 2
+    both = processor(picture, segmentation_maps=labels, return_tensors="pt")
+    assert both["labels"].shape[1:] == expected.shape[2:] and set(both["labels"].unique().tolist()) == {0, 2}
+    assert processor(picture, shorter_side=0, return_tensors="pt")["pixel_values"].shape[2:] == size
+
+
+@torch.inference_mode()
+def test_windows_that_were_scored_are_those_of_the_saved_model(tmp_path: Path) -> None:
+    model = segmenter()
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(save_segmenter(model, tmp_path / "m", window=(32, 48)))
+    images = torch.randn(1, 3, 70, 90, generator=torch.Generator().manual_seed(0))
+    slid, whole = (predict_masks(model, images, mode=mode, window=(32, 48)) for mode in ("slide", "whole"))
+    assert torch.equal(predict_masks(loaded, images), slid) and not torch.equal(slid, whole)
+    one = images[..., :32, :48]
+    torch.testing.assert_close(loaded(one).logits, model.eval()(one).logits)  # logits still, where one window is all
 
 
 def test_the_pipeline_names_the_classes_at_the_size_of_the_picture(
