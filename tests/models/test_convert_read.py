@@ -82,7 +82,7 @@ SECOND = '{"dtype":"F32","shape":[1],"data_offsets":[4,8]}'
         (b"", "is empty"),
         (b"<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
-        (gzip.compress(b"weights"), "is compressed; unpack it first"),
+        (gzip.compress(b"weights", mtime=0), "is compressed; unpack it first"),
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
         (b"anything else", "is not a file of weights"),
         (struct.pack("<Q", 2**62) + b"{", "its header would be 4,611,686,018,427,387,904 bytes of 9"),
