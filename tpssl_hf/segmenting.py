@@ -30,6 +30,7 @@ from tpssl_hf.metrics.tpssl_segmentation.tpssl_segmentation import lesion_scores
 from tpssl_hf.models.backbone import Origin
 from tpssl_hf.models.predict import predict_masks
 from tpssl_hf.models.segmenter import build_segmenter
+from tpssl_hf.models.sizes import check_crop
 from tpssl_hf.optim import build_optimizer, poly
 from tpssl_hf.rundir import RunDir, StopSignals
 from tpssl_hf.segment_config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
@@ -88,6 +89,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         output_stride=choice.output_stride,
         decoder_width=choice.decoder_width,
     )
+    check_crop(segmenter, model.backbone, (choice.crop_height, choice.crop_width))
     if model.gradient_checkpointing:
         segmenter.backbone.set_grad_checkpointing(True)
     asked = choice.freeze_backbone_statistics
