@@ -31,6 +31,7 @@ from tpssl_hf.models.backbone import Origin
 from tpssl_hf.models.predict import predict_masks
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.segmenter import build_segmenter
+from tpssl_hf.models.sizes import check_crop
 from tpssl_hf.optim import build_optimizer, poly
 from tpssl_hf.published_path import check_segmenter, some_of
 from tpssl_hf.rundir import RunDir, StopSignals
@@ -90,6 +91,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         output_stride=choice.output_stride,
         decoder_width=choice.decoder_width,
     )
+    check_crop(segmenter, model.backbone, (choice.crop_height, choice.crop_width))
     if model.gradient_checkpointing:
         recompute_activations(segmenter.backbone)
     asked = choice.freeze_backbone_statistics

@@ -245,7 +245,11 @@ def load_features(features: nn.Module, tensors: dict[str, Tensor], where: str) -
         InputError: naming tensors of the extractor that ``tensors`` lacks.
     """
     own = features.state_dict()
-    found = {key if key in own else key.replace(".", "_", 1): tensor for key, tensor in tensors.items()}
+    # timm's extractors keep the names, join the first two parts, or put all under "model"
+    found = {
+        next((name for name in (key, f"model.{key}") if name in own), key.replace(".", "_", 1)): tensor
+        for key, tensor in tensors.items()
+    }
     missing = sorted(own.keys() - found.keys())
     if missing:
         raise InputError(

@@ -77,6 +77,24 @@ def check_image_size(model: nn.Module, name: str, image_size: int) -> None:
         raise InputError(_refusal(name, image_size, reason))
 
 
+@torch.no_grad()
+def check_crop(segmenter: nn.Module, architecture: str, crop: tuple[int, int]) -> None:
+    """Refuse crops (height, width) that the backbone does not take, before anything is trained.
+
+    Raises:
+        InputError: with what the backbone says of them.
+    """
+    training = segmenter.training
+    try:
+        segmenter.eval()(torch.zeros(1, 3, *crop))
+    except TOO_SMALL_OR_ODD as error:
+        raise InputError(
+            f"crops of {crop[0]} x {crop[1]} pixels do not suit backbone {architecture!r} ({_why(error)}); give "
+            "another --crop_height and --crop_width (multiples of 64 suit most), or another backbone."
+        ) from error
+    segmenter.train(training)
+
+
 def _refused(model: nn.Module, image_size: int) -> Exception | Tensor | None:
     """Return why images of that side are not taken: an error, or what was made of them; None if they are."""
     patch = _patch_of(model)
@@ -92,20 +110,19 @@ def _refused(model: nn.Module, image_size: int) -> Exception | Tensor | None:
 def _patch_of(model: nn.Module) -> int:
     """Side of the patches that images are cut into, 1 for other networks: pixels beyond the last one would be lost."""
     embedding = getattr(model, "patch_embed", None)
-    patch = getattr(embedding, "patch_size", None)
-    if patch is None or getattr(embedding, "dynamic_img_pad", False):
-        return 1
-    return int(patch if isinstance(patch, int) else patch[0])
+    cut = getattr(embedding, "proj", None)
+    apart = isinstance(cut, nn.Conv2d) and cut.kernel_size == cut.stride
+    return int(cut.stride[0]) if apart and not getattr(embedding, "dynamic_img_pad", False) else 1  # type: ignore[union-attr]
 
 
 def _refusal(name: str, image_size: int, error: Exception) -> str:
     near = " or ".join(map(str, _nearest(name, image_size)))
-    reason = why(error)
+    reason = _why(error)
     advice = f"the nearest sizes it takes: --image_size {near}" if near else "choose another backbone"
     return f"image_size {image_size} does not suit backbone {name!r} ({reason}); {advice}."
 
 
-def why(error: Exception) -> str:
+def _why(error: Exception) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     return " ".join(str(error).split()).rstrip(".")[:160] or type(error).__name__
 
