@@ -39,7 +39,7 @@ from tpssl_hf.config import (
     take,
 )
 from tpssl_hf.facts import run_facts
-from tpssl_hf.finetuning import Job, evaluations, finetune, prepare, published_path, scores
+from tpssl_hf.finetuning import Job, evaluations, finetune, prepare, published_path, score_test
 from tpssl_hf.hub.pushing import push_finished, settle_push
 from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.label_draws import run_each_draw, spread_of
@@ -136,7 +136,8 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
     entries = read_metrics(run.path / "metrics.jsonl")
     draw_curves(run.path / "curves.png", entries)
     draw_pseudo_labels(run.path / "pseudo_labels.png", entries, data.labelled.class_names)
-    scored = scores(job, data.test) if data.test else {}
+    network = cast(nn.Module, job.method.deployed)
+    scored, answers = score_test(job)
     validation = evaluations(job, test=False)
     last = [entry["test_accuracy"] for entry in entries if "test_accuracy" in entry][-LAST_EVALUATIONS:]
     if last:
@@ -165,14 +166,14 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
     )
     kept = ("recipe", "method", "dataset", "labels", "init", "seed", "steps", "metrics", "versions")
     save_timm_folder(
-        cast(nn.Module, job.method.deployed),
+        network,
         run.path / "model",
         preprocessing=Preprocessing.of(job.views),
         provenance={**{key: results[key] for key in kept}, "paper": PAPER},
         licence=job.origin.licence,
         label_names=list(data.labelled.class_names),
     )
-    results["published_path"] = published_path(job, run.path / "model")
+    results["published_path"] = published_path(job, run.path / "model", answers)
     run.write_json(RESULTS, results)
     return summary(run.path, results)
 

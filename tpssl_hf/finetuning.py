@@ -157,14 +157,30 @@ def scores(job: Job, split: Split) -> dict[str, Any]:
     return classification_scores(probabilities(job, cast(nn.Module, job.method.deployed), split), split.labels)
 
 
-def published_path(job: Job, folder: Path) -> dict[str, Any]:
-    """Compare the folder that was saved with the deployed network, see :func:`check_classifier`."""
+def score_test(job: Job) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Score the deployed network on the test pictures, if any; returns scores and probabilities, or {} and None."""
+    if job.data.test is None:
+        return {}, None
+    answers = probabilities(job, cast(nn.Module, job.method.deployed), job.data.test)
+    return classification_scores(answers, job.data.test.labels), answers
+
+
+def published_path(job: Job, folder: Path, answers: np.ndarray | None) -> dict[str, Any]:
+    """Compare the folder that was saved with the deployed network, see :func:`check_classifier`.
+
+    Args:
+        job: the finished run.
+        folder: what was saved of it.
+        answers: (N, K) probabilities of the test pictures that were scored, which are not looked at again; None
+            without a test split.
+    """
     data = job.data
     parts = {"test": data.test, "validation": data.validation}
     parts["training"] = Split(data.store, data.labelled.indices, data.labelled.labels)
     of, split = next((name, split) for name, split in parts.items() if split is not None)
-    chosen = replace(split, indices=some_of(split.indices))
-    own = probabilities(job, cast(nn.Module, job.method.deployed), chosen)
+    some = some_of(np.arange(len(split.indices)))
+    chosen = replace(split, indices=split.indices[some], labels=split.labels[some])
+    own = probabilities(job, cast(nn.Module, job.method.deployed), chosen) if answers is None else answers[some]
     names = list(data.labelled.class_names)
     return check_classifier(folder, chosen.store, chosen.indices, own, names, job.accelerator.device, of)
 
