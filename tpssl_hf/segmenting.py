@@ -91,7 +91,6 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         output_stride=choice.output_stride,
         decoder_width=choice.decoder_width,
     )
-    check_crop(segmenter, model.backbone, (choice.crop_height, choice.crop_width))
     if model.gradient_checkpointing:
         recompute_activations(segmenter.backbone)
     asked = choice.freeze_backbone_statistics
@@ -99,6 +98,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     if frozen:
         segmenter.freeze_backbone_statistics()
     views = _view_settings(settings, data, segmenter.config)
+    check_crop(segmenter, model.backbone, views.crop_size)
     heads = list(segmenter.decoder.parameters())
     method = place(spec.build(segmenter, method_config, len(data.unlabelled)), model, accelerator)
     transforms = spec.views(views, method_config)
