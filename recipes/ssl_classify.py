@@ -45,7 +45,7 @@ from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.label_draws import run_each_draw, spread_of
 from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.classify import CLASSIFY
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.layout import save_timm_folder
 from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
 from tpssl_hf.ssl_config import ClassifyConfig, FinetuneConfig
 
@@ -168,7 +168,7 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
     save_timm_folder(
         network,
         run.path / "model",
-        preprocessing=Preprocessing.of(job.views),
+        preprocessing=job.views.preprocessing,
         provenance={**{key: results[key] for key in kept}, "paper": PAPER},
         licence=job.origin.licence,
         label_names=list(data.labelled.class_names),

@@ -43,7 +43,7 @@ from tpssl_hf.hub.pushing import push_finished, settle_push
 from tpssl_hf.hub_config import PushConfig
 from tpssl_hf.launch import claim_folder, describe, make_accelerator
 from tpssl_hf.methods.pretrain import PRETRAIN
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.layout import save_timm_folder
 from tpssl_hf.planning import fit_to_length, plan_for_budget
 from tpssl_hf.pretraining import Job, cautions, finished_backbone, prepare, pretrain, probed
 from tpssl_hf.rundir import CONFIG, RESULTS, RunDir, StopSignals, read_metrics
@@ -156,7 +156,7 @@ def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> st
     save_timm_folder(
         backbone,
         run.path / "model",
-        preprocessing=Preprocessing.of(job.views),
+        preprocessing=job.views.preprocessing,
         provenance={**provenance, "paper": PAPER},
         licence=job.origin.licence,
     )

@@ -41,7 +41,7 @@ from tpssl_hf.facts import run_facts
 from tpssl_hf.features import features_of, open_backbone
 from tpssl_hf.launch import describe, make_accelerator
 from tpssl_hf.models.backbone import Origin
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.layout import save_timm_folder
 from tpssl_hf.rundir import RESULTS, RunDir
 from tpssl_hf.verdict_config import VerdictConfig, VerdictRunConfig
 from tpssl_hf.verdict_data import ANOTHER_BASE, Questions, Weights, choose_questions, find_weights, remarks
@@ -164,7 +164,7 @@ def save_new_statistics(
     save_timm_folder(
         network,
         folder,
-        preprocessing=Preprocessing.of(views),
+        preprocessing=views.preprocessing,
         provenance=run_facts(recipe="verdict", method="BatchNorm statistics measured anew", init=origin.as_dict()),
         licence=origin.licence,
     )

@@ -17,7 +17,7 @@ from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.data.store import PictureStore
 from tpssl_hf.evaluation import extract_features, recalibrated, sample_for_statistics
 from tpssl_hf.models.backbone import Origin, load_backbone, weights_digest
-from tpssl_hf.models.layout import Preprocessing, preprocessing_of
+from tpssl_hf.models.layout import preprocessing_of
 
 FORMAT = 2  # of the files; another whenever the same key would mean other numbers
 
@@ -54,7 +54,7 @@ def open_backbone(
     """
     set_seed(seed)
     network, origin = load_backbone(backbone, init=init, image_size=image_size)
-    views = preprocessing_of(network).views(seed, horizontal_flip=False)
+    views = ViewSettings.of(preprocessing_of(network), seed, horizontal_flip=False)
     return network.to(device).to(memory_format=torch.channels_last).eval(), views, origin
 
 
@@ -89,7 +89,7 @@ def features_of(
     """
     network, views, origin = open_backbone(backbone, init=init, image_size=image_size, device=device, seed=seed)
     measured_on = None if statistics is None else statistics.fingerprint
-    weights, shown = weights_digest(network.state_dict()), astuple(Preprocessing.of(views))
+    weights, shown = weights_digest(network.state_dict()), astuple(views.preprocessing)
     key = [FORMAT, timm.__version__, backbone, weights, store.fingerprint, shown, measured_on]
     name = hashlib.sha256(json.dumps(key).encode() + indices.tobytes()).hexdigest()[:32]
     folder = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "features"

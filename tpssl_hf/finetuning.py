@@ -118,7 +118,8 @@ def _view_settings(settings: dict[str, Any], data: FinetuningData, classifier: n
     """
     choice, options = take(ClassifyConfig, settings), take(DataConfig, settings)
     own = int(np.median(data.unlabelled.shorter_sides))
-    return preprocessing_of(classifier).views(
+    return ViewSettings.of(
+        preprocessing_of(classifier),
         settings["seed"],
         horizontal_flip=data.source.flip_is_safe if options.horizontal_flip is None else options.horizontal_flip,
         work_size=choice.work_size or min(own, options.image_size),

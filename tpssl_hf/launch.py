@@ -16,10 +16,10 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from tpssl_hf.augment.enlarged import enlarged_share
 from tpssl_hf.checkpoint import Checkpoint, load_latest, pack_optimizer, save_checkpoint, unpack_optimizer
 from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, ModelConfig, RunConfig
 from tpssl_hf.data.conversion import Range
-from tpssl_hf.data.findings import enlarged_share
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.engine import LoopSettings, train

@@ -81,7 +81,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     set_seed(options.seed)
     backbone, origin = load_backbone(model.backbone, init=model.init, image_size=data.image_size)
     flip = source.flip_is_safe if data.horizontal_flip is None else data.horizontal_flip
-    views = preprocessing_of(backbone).views(options.seed, horizontal_flip=flip)
+    views = ViewSettings.of(preprocessing_of(backbone), options.seed, horizontal_flip=flip)
     spec.check(backbone, method_config, data.image_size, optim.batch_size)
     max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
     if max_steps < 1:

@@ -34,7 +34,7 @@ from tpssl_hf.evaluation import recalibrated, sample_for_statistics
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import load_backbone
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.layout import save_timm_folder
 from tpssl_hf.rundir import CHECKPOINTS, CONFIG, RunDir
 
 
@@ -211,7 +211,7 @@ def save_snapshots(
         save_timm_folder(
             recalibrated(one, sample_for_statistics(store), views, device),
             target,
-            preprocessing=Preprocessing.of(views),
+            preprocessing=views.preprocessing,
             provenance={"recipe": "analyze", "snapshot_of": folder.name, "method": config["method"], "step": step},
         )
         snapshots[step] = Weights(f"step_{step}", str(target), config["backbone"])

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image
 
+from tpssl_hf.augment.enlarged import enlarged_share
 from tpssl_hf.data.conversion import SIXTEEN_BITS, common_range
-from tpssl_hf.data.findings import enlarged_share
 from tpssl_hf.data.reading import decode_picture, decode_reduced
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import load_source

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import eval_view
+from tpssl_hf.augment.policies import ViewSettings, eval_view
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.layout import Preprocessing, preprocessing_of, save_timm_folder
@@ -65,7 +65,7 @@ def test_what_is_evaluated_is_what_the_weights_want_and_what_is_saved(
     assert (shown.interpolation, shown.crop_pct) == (wanted["interpolation"], wanted["crop_pct"])
     assert shown.image_size == 48 and origin.image_size == 64
     assert origin.size_note(48).endswith("meant for 64 px, this run shows them 48 px") and not origin.size_note(64)
-    saved = save_timm_folder(model, tmp_path / "saved", preprocessing=Preprocessing.of(shown.views(0)), provenance={})
+    saved = save_timm_folder(model, tmp_path / "saved", preprocessing=shown, provenance={})
     config = timm.data.resolve_data_config(
         pretrained_cfg=json.loads((saved / "config.json").read_text())["pretrained_cfg"]
     )
@@ -76,7 +76,7 @@ def test_what_is_evaluated_is_what_the_weights_want_and_what_is_saved(
     scene = np.asarray(soft)
     size = torch.tensor([scene.shape[:2]])
     pictures = Pictures(torch.from_numpy(scene.copy())[None], size, torch.zeros(1, dtype=torch.int64), torch.zeros(1))
-    difference = (eval_view(pictures, shown.views(0))[0] - transform(Image.fromarray(scene))).abs()
+    difference = (eval_view(pictures, ViewSettings.of(shown, 0))[0] - transform(Image.fromarray(scene))).abs()
     assert float(difference.mean()) < 0.05
 
 
@@ -145,4 +145,4 @@ def test_squashed_pictures_lose_their_shape_and_nothing_else() -> None:
     rows = np.repeat(np.arange(40, dtype=np.uint8)[:, None, None], 80, axis=1).repeat(3, axis=2)
     pictures = Pictures(torch.from_numpy(rows)[None], torch.tensor([[40, 80]]), torch.zeros(1).long(), torch.zeros(1))
     whole = Preprocessing(40, (0.0,) * 3, (1.0,) * 3, crop_mode="squash")
-    torch.testing.assert_close(eval_view(pictures, whole.views(0))[0, 0, :, 0] * 255, torch.arange(40.0))
+    torch.testing.assert_close(eval_view(pictures, ViewSettings.of(whole, 0))[0, 0, :, 0] * 255, torch.arange(40.0))

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from tpssl_hf.augment.geometry import (
 )
 from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.layout import Preprocessing
 
 # On a CPU as many pictures are distorted at a time as stay in its cache from one operation to the next.
 _CHUNK_BYTES = 1_000_000
@@ -105,6 +107,16 @@ class ViewSettings:
             raise InputError(f"crop is {self.crop!r}; use 'pad' or 'rrc'.")
         if not 0 < self.crop_pct <= 1:
             raise InputError(f"crop_pct is {self.crop_pct}; give a fraction above 0, or 1 for the whole picture.")
+
+    @classmethod
+    def of(cls, shown: Preprocessing, seed: int, **settings: Any) -> "ViewSettings":
+        """Return settings of views that show pictures as weights want it; ``settings`` are what else they hold."""
+        return cls(seed=seed, **{**asdict(shown), **settings})
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures are shown for evaluation, to be saved with a network that was evaluated so."""
+        return Preprocessing(**{item.name: getattr(self, item.name) for item in fields(Preprocessing)})
 
 
 # Which pictures to change (B,), how, and with which parameters (B, ...) besides the images.

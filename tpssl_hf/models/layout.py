@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from timm.data import resolve_data_config
 from timm.models import save_for_hf
 from torch import nn
 
-from tpssl_hf.augment.policies import ViewSettings
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 
 
@@ -37,15 +36,6 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
-
-    def views(self, seed: int, **settings: Any) -> ViewSettings:
-        """Return settings of views that show pictures this way; ``settings`` are what else they hold."""
-        return ViewSettings(seed=seed, **{**asdict(self), **settings})
-
-    @classmethod
-    def of(cls, views: ViewSettings) -> "Preprocessing":
-        """Return how ``views`` show a picture for evaluation, to be saved with a network that was evaluated so."""
-        return cls(**{item.name: getattr(views, item.name) for item in fields(cls)})
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
