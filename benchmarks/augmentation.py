@@ -23,8 +23,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset
 
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import BYOL_VIEW_1, BYOL_VIEW_2, ViewSettings, two_views
+from tpssl_hf.augment.pretrain_views import BYOL_VIEW_1, BYOL_VIEW_2, ViewSettings, two_views
+from tpssl_hf.data.image_batch import Pictures
 
 SIZES = ((32, 64), (32, 224), (256, 224))  # of the picture and of the views
 WORKERS = 2

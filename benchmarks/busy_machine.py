@@ -16,7 +16,7 @@ import warnings
 from contextlib import ExitStack
 from typing import IO, Any
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 OURS = "ours"
 SETTINGS = {

@@ -9,7 +9,7 @@ is that of its published example: its views behind a DataLoader, float32, one SG
 
 import sys
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 if __name__ == "__main__":  # before torch is imported: OpenMP reads its settings once
     sys.stdout.write(prepare_process([argument.replace("--threads", "--cpu_threads") for argument in sys.argv]) + "\n")
@@ -40,10 +40,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from tpssl_hf import engine
-from tpssl_hf.data.store import PictureStore
+from tpssl_hf.data.image_cache import PictureStore
 from tpssl_hf.methods.base import Batch
-from tpssl_hf.runtime import cpu_has_bf16
+from tpssl_hf.process import cpu_has_bf16
+from tpssl_hf.training import loop as engine
 
 WORKERS = 2
 BATCH = {64: 64, 224: 16}

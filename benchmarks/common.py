@@ -19,18 +19,18 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from tpssl_hf.augment.policies import ViewSettings
-from tpssl_hf.config import RunConfig
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.shared import RunConfig
+from tpssl_hf.data.image_cache import PictureStore, open_store
 from tpssl_hf.data.sources import load_source
-from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.data.streams import PictureStream
-from tpssl_hf.engine import LoopSettings, batches_on_device, train
-from tpssl_hf.launch import make_accelerator
 from tpssl_hf.methods.base import Batch, Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import load_backbone
-from tpssl_hf.optim import build_optimizer
+from tpssl_hf.training.accelerator import make_accelerator
+from tpssl_hf.training.loop import LoopSettings, batches_on_device, train
+from tpssl_hf.training.optim import build_optimizer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ANCHOR_WEIGHT = 1e-2  # the paper's: a run from pretrained weights, which costs more than one from random weights

@@ -26,7 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 prepare_process([])
 import httpx
@@ -37,7 +37,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 
 DEMO = Path(__file__).parent.parent / "spaces/demo"
 sys.path.insert(0, str(DEMO))

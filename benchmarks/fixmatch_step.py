@@ -13,7 +13,7 @@ the views, of unlabelled pictures, without data and workers.
 
 import sys
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 if __name__ == "__main__":  # before torch is imported: OpenMP reads its settings once
     sys.stdout.write(prepare_process([argument.replace("--threads", "--cpu_threads") for argument in sys.argv]) + "\n")
@@ -39,22 +39,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import ViewSettings
-from tpssl_hf.augment.weak_strong import strong_view, weak_view
-from tpssl_hf.config import ModelConfig, RunConfig
-from tpssl_hf.data.labels import Labelled
-from tpssl_hf.data.store import PictureStore
+from tpssl_hf.augment.classify_views import strong_view, weak_view
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.shared import ModelConfig, RunConfig
+from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.label_splits import Labelled
 from tpssl_hf.data.streams import EndlessStream
-from tpssl_hf.engine import batches_on_device
 from tpssl_hf.errors import InputError
-from tpssl_hf.finetuning_data import with_labels
-from tpssl_hf.launch import make_accelerator, place
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.classify.streams import UNLABELED_STRONG, UNLABELED_WEAK
 from tpssl_hf.models.classifier import load_classifier
-from tpssl_hf.optim import build_optimizer
-from tpssl_hf.ssl_config import FinetuneConfig
+from tpssl_hf.tasks.classify.config import FinetuneConfig
+from tpssl_hf.tasks.classify.data import with_labels
+from tpssl_hf.training.accelerator import make_accelerator, place
+from tpssl_hf.training.loop import batches_on_device
+from tpssl_hf.training.optim import build_optimizer
 
 BACKBONE, CLASSES, LABELS = "resnet18", 10, 40
 SIDE = 32  # of the pictures

@@ -23,7 +23,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import negative_cosine
 from tpssl_hf.methods.base import Batch, Losses
 from tpssl_hf.methods.pretrain.byol import BYOL
-from tpssl_hf.runtime import leave
+from tpssl_hf.process import leave
 
 MODES = {"eager": None, "compile": "default", "graphs": "reduce-overhead"}
 BATCH = {64: 1024, 96: 512, 224: 256}

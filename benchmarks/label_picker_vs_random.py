@@ -8,7 +8,7 @@ Each way of choosing gets the same number of labels, several times: with other s
 see, and that nobody has who is about to label. What to compare with is the unbalanced draws. Prints a Markdown table.
 """
 
-from tpssl_hf.runtime import prepare_process
+from tpssl_hf.process import prepare_process
 
 prepare_process()
 
@@ -22,12 +22,12 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 
-from tpssl_hf.analysis.label_choice import choose_pictures
-from tpssl_hf.analysis.probes import ProbeSplit, knn_accuracy, linear_probe_accuracy, probe_split
-from tpssl_hf.data.labels import draw_labels
+from tpssl_hf.active_learning.strategies import choose_pictures
+from tpssl_hf.data.image_cache import open_store
+from tpssl_hf.data.label_splits import draw_labels
 from tpssl_hf.data.sources import load_source
-from tpssl_hf.data.store import open_store
-from tpssl_hf.features import features_of
+from tpssl_hf.evaluation.feature_cache import features_of
+from tpssl_hf.evaluation.probes import ProbeSplit, knn_accuracy, linear_probe_accuracy, probe_split
 
 STRATEGIES = ("typical", "coverage", "random")
 NEIGHBOURS = 1  # some draws have but one picture of a class

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from common import write_pictures
 
-from tpssl_hf.runtime import leave
+from tpssl_hf.process import leave
 
 RECIPE = Path(__file__).parent.parent / "recipes/target_pretrain.py"
 IMAGE_SIZE, BATCH, SIDE = 64, 256, 74  # 74 px is what a store for views of 64 px keeps of larger pictures

@@ -10,7 +10,7 @@ is worth lies between that row and a method's. Each method trains at its source'
 batch. Prints a markdown table.
 """
 
-from tpssl_hf.runtime import prepare_process
+from tpssl_hf.process import prepare_process
 
 prepare_process()
 
@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tpssl_hf.analysis.probes import knn_accuracy, linear_probe_accuracy
-from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.data.image_cache import PictureStore, open_store
 from tpssl_hf.data.sources import load_source
-from tpssl_hf.data.store import PictureStore, open_store
-from tpssl_hf.evaluation import batches_of, extract_features, recalibrated
+from tpssl_hf.evaluation.batchnorm import recalibrated
+from tpssl_hf.evaluation.features import batches_of, extract_features
+from tpssl_hf.evaluation.probes import knn_accuracy, linear_probe_accuracy
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.backbone import load_backbone
 

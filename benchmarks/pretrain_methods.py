@@ -12,7 +12,7 @@ the method and makes two steps. On a GPU, times are wall times, memory is the GP
 
 import sys
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 if __name__ == "__main__":  # before torch is imported: OpenMP reads its settings once
     sys.stdout.write(prepare_process([argument.replace("--threads", "--cpu_threads") for argument in sys.argv]) + "\n")
@@ -46,16 +46,16 @@ from lightly.utils.lars import LARS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tpssl_hf.augment.policies import ViewSettings
-from tpssl_hf.config import RunConfig
-from tpssl_hf.data.store import PictureStore
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.shared import RunConfig
+from tpssl_hf.data.image_cache import PictureStore
 from tpssl_hf.data.streams import PictureStream
 from tpssl_hf.errors import InputError
-from tpssl_hf.launch import make_accelerator
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import load_backbone
-from tpssl_hf.optim import build_optimizer
+from tpssl_hf.training.accelerator import make_accelerator
+from tpssl_hf.training.optim import build_optimizer
 
 BACKBONE = "resnet18"
 BATCH = {64: 128, 224: 32}  # any other: 32

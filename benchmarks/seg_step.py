@@ -17,7 +17,7 @@ been tried yet.
 
 import sys
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 if __name__ == "__main__":  # before torch is imported: OpenMP reads its settings once
     sys.stdout.write(prepare_process([argument.replace("--threads", "--cpu_threads") for argument in sys.argv]) + "\n")
@@ -42,13 +42,14 @@ from common import machine, timed
 from PIL import Image
 
 from tpssl_hf.augment import mixing
-from tpssl_hf.config import ModelConfig, RunConfig, parse_with_method
-from tpssl_hf.engine import LoopSettings, batches_on_device, train
+from tpssl_hf.config.parser import parse_with_method
+from tpssl_hf.config.shared import ModelConfig, RunConfig
 from tpssl_hf.errors import InputError
-from tpssl_hf.launch import make_accelerator
 from tpssl_hf.methods.segment import SEGMENT
-from tpssl_hf.segment_config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
-from tpssl_hf.segmenting import Job, prepare
+from tpssl_hf.tasks.segment.config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
+from tpssl_hf.tasks.segment.run import Job, prepare
+from tpssl_hf.training.accelerator import make_accelerator
+from tpssl_hf.training.loop import LoopSettings, batches_on_device, train
 
 HEIGHT, WIDTH = 120, 160  # of the pictures made and of the crops
 COUNT, CLASSES, LABELS = 64, 6, 16

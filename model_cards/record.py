@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tpssl_hf.config import parse_config, take
+from tpssl_hf.config.parser import parse_config, take
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.card import render_card
-from tpssl_hf.hub.discretion import publishable, secrets, without_paths, without_secrets
-from tpssl_hf.hub.evidence import Base, Evidence, gather
-from tpssl_hf.hub_config import PublishConfig, PublishRunConfig
-from tpssl_hf.runtime import leave
+from tpssl_hf.hub.config import PublishConfig, PublishRunConfig
+from tpssl_hf.hub.redaction import publishable, secrets, without_paths, without_secrets
+from tpssl_hf.hub.run_record import Base, Evidence, gather
+from tpssl_hf.process import leave
 
 HERE = Path(__file__).parent
 

@@ -19,7 +19,7 @@ seed are those of the run that --run, or else the first of --adapted, is the fol
 analysis leaves a .json file in --output_dir with every value, its seed, the commit and all settings.
 """
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -31,16 +31,17 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from tpssl_hf.analyze_config import AnalyzeConfig
-from tpssl_hf.analyzing import Found
-from tpssl_hf.config import DataConfig, RunConfig, config_files, parse_config, read_config_file
+from tpssl_hf.analysis.common import Found
+from tpssl_hf.analysis.config import AnalyzeConfig
+from tpssl_hf.analysis.features import clustering, drift, tsne
+from tpssl_hf.analysis.runs import convergence, steps, transfer
+from tpssl_hf.config.parser import config_files, parse_config, read_config_file
+from tpssl_hf.config.shared import DataConfig, RunConfig
 from tpssl_hf.errors import InputError
-from tpssl_hf.facts import run_facts
-from tpssl_hf.feature_analyses import clustering, drift, tsne
-from tpssl_hf.launch import describe, make_accelerator
-from tpssl_hf.run_analyses import convergence, steps, transfer
-from tpssl_hf.rundir import CONFIG, RunDir
-from tpssl_hf.runtime import values_of
+from tpssl_hf.process import values_of
+from tpssl_hf.training.accelerator import describe, make_accelerator
+from tpssl_hf.training.provenance import run_facts
+from tpssl_hf.training.run_dir import CONFIG, RunDir
 
 ANALYSES: dict[str, Callable[[dict[str, Any], Accelerator, RunDir], Found]] = {
     "clustering": clustering,

@@ -13,15 +13,15 @@ only. The folder is loaded back and its features are compared before it takes it
 Every setting is one flat key: defaults < --config file < command line; --help lists them.
 """
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 prepare_process()  # before torch is imported: OpenMP reads its settings once
 
 import sys
 
-from tpssl_hf.config import parse_config, take
-from tpssl_hf.convert_config import ConvertConfig
-from tpssl_hf.models.convert import convert
+from tpssl_hf.config.parser import parse_config, take
+from tpssl_hf.convert.config import ConvertConfig
+from tpssl_hf.convert.run import convert
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ recipes/ssl_classify.py as --labels. Entries left empty are passed over. With --
 as well, and classes that have few are preferred. A folder that holds a finished list is never written to again.
 """
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -25,20 +25,21 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from tpssl_hf.analysis.label_choice import NONE_KNOWN, Known, choose_pictures
-from tpssl_hf.analysis.sheets import draw_contact_sheet
-from tpssl_hf.analyze_config import LabelPickerConfig
-from tpssl_hf.analyzing import located, open_split
-from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, RunConfig, config_files, parse_config, take
-from tpssl_hf.data.labels import Labelled, read_labels
-from tpssl_hf.data.picture_names import row_digests, rows_by_file
+from tpssl_hf.active_learning.strategies import NONE_KNOWN, Known, choose_pictures
+from tpssl_hf.analysis.common import located, open_split
+from tpssl_hf.analysis.config import LabelPickerConfig
+from tpssl_hf.config.parser import config_files, parse_config, take
+from tpssl_hf.config.shared import CARRY_OUT_KEYS, DataConfig, RunConfig
+from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_names import row_digests, rows_by_file
+from tpssl_hf.data.label_splits import Labelled, read_labels
 from tpssl_hf.data.sources import Source
-from tpssl_hf.data.store import PictureStore
-from tpssl_hf.facts import run_facts
-from tpssl_hf.features import features_of
-from tpssl_hf.launch import describe, make_accelerator
+from tpssl_hf.evaluation.feature_cache import features_of
 from tpssl_hf.models.backbone import Origin
-from tpssl_hf.rundir import RESULTS, RunDir
+from tpssl_hf.plots.contact_sheet import draw_contact_sheet
+from tpssl_hf.training.accelerator import describe, make_accelerator
+from tpssl_hf.training.provenance import run_facts
+from tpssl_hf.training.run_dir import RESULTS, RunDir
 
 GROUPS: list[type] = [LabelPickerConfig, DataConfig]
 DIGITS_RUN = Path("outputs/digits_byol")  # where the default target pretraining leaves its weights

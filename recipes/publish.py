@@ -20,13 +20,13 @@ Every setting is one flat key: defaults < --config file < command line; --help l
 import sys
 from pathlib import Path
 
-from tpssl_hf.config import parse_config, take
+from tpssl_hf.config.parser import parse_config, take
 from tpssl_hf.errors import InputError
+from tpssl_hf.hub.config import ONLY_OF_RUNS, PublishConfig, PublishRunConfig
 from tpssl_hf.hub.metric_modules import publish_metric
 from tpssl_hf.hub.publish import publish_run
 from tpssl_hf.hub.spaces import DEMO_YAML, publish_space
-from tpssl_hf.hub_config import ONLY_OF_RUNS, PublishConfig, PublishRunConfig
-from tpssl_hf.runtime import leave
+from tpssl_hf.process import leave
 
 
 def main() -> int:

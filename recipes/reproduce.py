@@ -22,13 +22,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tpssl_hf.config import parse_config, take
-from tpssl_hf.facts import run_facts
-from tpssl_hf.reproduce_config import ReproduceConfig
-from tpssl_hf.reproducing import Plan, figure_of, make_plan
-from tpssl_hf.rundir import RunDir, StopSignals
-from tpssl_hf.runtime import leave
-from tpssl_hf.table_cells import LEVEL, Cell, Stage
+from tpssl_hf.config.parser import parse_config, take
+from tpssl_hf.paper.cells import LEVEL, Cell, Stage
+from tpssl_hf.paper.config import ReproduceConfig
+from tpssl_hf.paper.grid import Plan, figure_of, make_plan
+from tpssl_hf.process import leave
+from tpssl_hf.training.provenance import run_facts
+from tpssl_hf.training.run_dir import RunDir, StopSignals
 
 RECIPES = Path(__file__).parent
 LISTENING = 0.2  # seconds between looks at whether somebody wants this to stop

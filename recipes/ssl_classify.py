@@ -13,7 +13,7 @@ each draw of labels in a folder of its own, and a results.json over all of them.
 --push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -28,26 +28,21 @@ from typing import Any, cast
 from accelerate import Accelerator
 from torch import nn
 
-from tpssl_hf.analysis.pictures import draw_curves
-from tpssl_hf.analysis.pseudo_labels import draw_pseudo_labels
-from tpssl_hf.config import (
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    config_files,
-    parse_with_method,
-    take,
-)
-from tpssl_hf.facts import run_facts
-from tpssl_hf.finetuning import Job, evaluations, finetune, prepare, published_path, score_test
-from tpssl_hf.hub.pushing import push_finished, settle_push
-from tpssl_hf.hub_config import PushConfig
-from tpssl_hf.label_draws import run_each_draw, spread_of
-from tpssl_hf.launch import claim_folder, describe, make_accelerator
+from tpssl_hf.config.parser import config_files, parse_with_method, take
+from tpssl_hf.config.shared import DataConfig, ModelConfig, RunConfig
+from tpssl_hf.hub.config import PushConfig
+from tpssl_hf.hub.push_after_training import push_finished, settle_push
 from tpssl_hf.methods.classify import CLASSIFY
-from tpssl_hf.models.layout import save_timm_folder
-from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
-from tpssl_hf.ssl_config import ClassifyConfig, FinetuneConfig
+from tpssl_hf.models.timm_export import save_timm_folder
+from tpssl_hf.monitoring.pseudo_labels import draw_pseudo_labels
+from tpssl_hf.plots.training import draw_curves
+from tpssl_hf.tasks.classify.config import ClassifyConfig, FinetuneConfig
+from tpssl_hf.tasks.classify.run import Job, evaluations, finetune, prepare, published_path, score_test
+from tpssl_hf.tasks.label_seeds import run_each_draw, spread_of
+from tpssl_hf.training.accelerator import describe, make_accelerator
+from tpssl_hf.training.checkpoint_manager import claim_folder
+from tpssl_hf.training.provenance import run_facts
+from tpssl_hf.training.run_dir import RESULTS, RunDir, StopSignals, read_metrics
 
 PAPER = "arXiv:2205.03001"
 GROUPS: list[type] = [ClassifyConfig, DataConfig, ModelConfig, FinetuneConfig, RunConfig, PushConfig]

@@ -13,7 +13,7 @@ results.json over all of them.
 --push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -27,19 +27,21 @@ from typing import Any, cast
 import numpy as np
 from accelerate import Accelerator
 
-from tpssl_hf.analysis.pictures import draw_curves
-from tpssl_hf.analysis.predicted_masks import draw_predictions
-from tpssl_hf.config import ModelConfig, RunConfig, config_files, parse_with_method, take
-from tpssl_hf.facts import run_facts
-from tpssl_hf.hub.pushing import push_finished, settle_push
-from tpssl_hf.hub_config import PushConfig
-from tpssl_hf.label_draws import run_each_draw, spread_of
-from tpssl_hf.launch import claim_folder, describe, make_accelerator
+from tpssl_hf.config.parser import config_files, parse_with_method, take
+from tpssl_hf.config.shared import ModelConfig, RunConfig
+from tpssl_hf.hub.config import PushConfig
+from tpssl_hf.hub.push_after_training import push_finished, settle_push
 from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation, save_segmenter
-from tpssl_hf.rundir import RESULTS, RunDir, StopSignals, read_metrics
-from tpssl_hf.segment_config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
-from tpssl_hf.segmenting import Job, evaluate, predicted, prepare, published_path, segment
+from tpssl_hf.plots.segmentation import draw_predictions
+from tpssl_hf.plots.training import draw_curves
+from tpssl_hf.tasks.label_seeds import run_each_draw, spread_of
+from tpssl_hf.tasks.segment.config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
+from tpssl_hf.tasks.segment.run import Job, evaluate, predicted, prepare, published_path, segment
+from tpssl_hf.training.accelerator import describe, make_accelerator
+from tpssl_hf.training.checkpoint_manager import claim_folder
+from tpssl_hf.training.provenance import run_facts
+from tpssl_hf.training.run_dir import RESULTS, RunDir, StopSignals, read_metrics
 
 PAPER = "arXiv:2205.03001"
 GROUPS: list[type] = [SegmentConfig, MaskDataConfig, ModelConfig, SegmentOptimConfig, RunConfig, PushConfig]

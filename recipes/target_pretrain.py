@@ -11,7 +11,7 @@ transformers) and results.json. Started again with the same settings, an unfinis
 --push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -23,30 +23,21 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from tpssl_hf.analysis.helped import accuracies, sentence, verdict
-from tpssl_hf.analysis.pictures import draw_curves
-from tpssl_hf.config import (
-    DataConfig,
-    HealthConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-    RunConfig,
-    config_files,
-    method_named,
-    parse_with_method,
-    read_config_file,
-    take,
-)
-from tpssl_hf.facts import run_facts
-from tpssl_hf.hub.pushing import push_finished, settle_push
-from tpssl_hf.hub_config import PushConfig
-from tpssl_hf.launch import claim_folder, describe, make_accelerator
+from tpssl_hf.config.parser import config_files, method_named, parse_with_method, read_config_file, take
+from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, RunConfig
+from tpssl_hf.hub.config import PushConfig
+from tpssl_hf.hub.push_after_training import push_finished, settle_push
 from tpssl_hf.methods.pretrain import PRETRAIN
-from tpssl_hf.models.layout import save_timm_folder
-from tpssl_hf.planning import fit_to_length, plan_for_budget
-from tpssl_hf.pretraining import Job, cautions, finished_backbone, prepare, pretrain, probed
-from tpssl_hf.rundir import CONFIG, RESULTS, RunDir, StopSignals, read_metrics
+from tpssl_hf.models.timm_export import save_timm_folder
+from tpssl_hf.plots.training import draw_curves
+from tpssl_hf.tasks.pretrain.budget import fit_to_length, plan_for_budget
+from tpssl_hf.tasks.pretrain.config import HealthConfig, PretrainConfig
+from tpssl_hf.tasks.pretrain.helped import accuracies, sentence, verdict
+from tpssl_hf.tasks.pretrain.run import Job, cautions, finished_backbone, prepare, pretrain, probed
+from tpssl_hf.training.accelerator import describe, make_accelerator
+from tpssl_hf.training.checkpoint_manager import claim_folder
+from tpssl_hf.training.provenance import run_facts
+from tpssl_hf.training.run_dir import CONFIG, RESULTS, RunDir, StopSignals, read_metrics
 
 PAPER = "arXiv:2205.03001"
 GROUPS: list[type] = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, PushConfig]

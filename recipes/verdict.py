@@ -16,7 +16,7 @@ statistics_only/ with the base's weights and new statistics. Features are kept o
 other labels or draws, takes seconds.
 """
 
-from tpssl_hf.runtime import leave, prepare_process
+from tpssl_hf.process import leave, prepare_process
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -30,21 +30,22 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from tpssl_hf.analysis.verdict import BASE, STATISTICS, Row, Verdict, judge, score
-from tpssl_hf.analysis.verdict_pictures import draw_verdict, ranking, sentence, table
-from tpssl_hf.analyzing import open_split
-from tpssl_hf.config import CARRY_OUT_KEYS, DataConfig, RunConfig, config_files, parse_config, take
-from tpssl_hf.data.store import PictureStore
+from tpssl_hf.analysis.common import open_split
+from tpssl_hf.config.parser import config_files, parse_config, take
+from tpssl_hf.config.shared import CARRY_OUT_KEYS, DataConfig, RunConfig
+from tpssl_hf.data.image_cache import PictureStore
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation import recalibrated, sample_for_statistics
-from tpssl_hf.facts import run_facts
-from tpssl_hf.features import features_of, open_backbone
-from tpssl_hf.launch import describe, make_accelerator
+from tpssl_hf.evaluation.batchnorm import recalibrated, sample_for_statistics
+from tpssl_hf.evaluation.feature_cache import features_of, open_backbone
 from tpssl_hf.models.backbone import Origin
-from tpssl_hf.models.layout import save_timm_folder
-from tpssl_hf.rundir import RESULTS, RunDir
-from tpssl_hf.verdict_config import VerdictConfig, VerdictRunConfig
-from tpssl_hf.verdict_data import ANOTHER_BASE, Questions, Weights, choose_questions, find_weights, remarks
+from tpssl_hf.models.timm_export import save_timm_folder
+from tpssl_hf.training.accelerator import describe, make_accelerator
+from tpssl_hf.training.provenance import run_facts
+from tpssl_hf.training.run_dir import RESULTS, RunDir
+from tpssl_hf.verdict.config import VerdictConfig, VerdictRunConfig
+from tpssl_hf.verdict.decision import BASE, STATISTICS, Row, Verdict, judge, score
+from tpssl_hf.verdict.inputs import ANOTHER_BASE, Questions, Weights, choose_questions, find_weights, remarks
+from tpssl_hf.verdict.report import draw_verdict, ranking, sentence, table
 
 GROUPS: list[type] = [VerdictConfig, DataConfig, VerdictRunConfig]
 ADAPTED_DIGITS = Path("outputs/digits_byol")  # where the default target pretraining leaves its run

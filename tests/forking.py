@@ -35,11 +35,12 @@ def load_file(path: Path) -> Any:
 
 def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]]:
     """Where a run can be hit: name -> owner, attribute, and whether before or after the call."""
-    from tpssl_hf import checkpoint, launch
     from tpssl_hf.methods.pretrain.anchor import _SquaredDistance
     from tpssl_hf.methods.pretrain.byol import BYOL
-    from tpssl_hf.optim import LARS
-    from tpssl_hf.rundir import RunDir
+    from tpssl_hf.training import accelerator as launch
+    from tpssl_hf.training import checkpoint
+    from tpssl_hf.training.optim import LARS
+    from tpssl_hf.training.run_dir import RunDir
 
     return {
         "forward": (BYOL, "forward", "after"),
@@ -167,8 +168,10 @@ def prepare() -> dict[str, Any]:
     recipes = {str(path): load_file(path) for path in (RECIPE, CLASSIFY, SEGMENT)}
     for name in IMPORTED_LATE:
         importlib.import_module(name)
-    from tpssl_hf import finetuning, pretraining, segmenting
     from tpssl_hf.data import sources
+    from tpssl_hf.tasks.classify import run as finetuning
+    from tpssl_hf.tasks.pretrain import run as pretraining
+    from tpssl_hf.tasks.segment import run as segmenting
 
     for module in (*recipes.values(), pretraining, finetuning, segmenting):
         for name in set(DRAWN) & set(vars(module)):

@@ -26,7 +26,7 @@ from demo_looks import CSS, theme
 from demo_tabs import changes_tab, classification_tab, segmentation_tab
 from uploads import MAX_BYTES
 
-from tpssl_hf.runtime import leave
+from tpssl_hf.process import leave
 
 CONFIG = Path(__file__).with_name("demo.yaml")
 SESSIONS = 100  # visitors remembered; gradio's 10,000 would cost most of a gigabyte, and every call may be a new one

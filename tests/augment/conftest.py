@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.data.image_batch import Pictures
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tpssl_hf.augment.affine import (
     validity,
     warp,
 )
-from tpssl_hf.augment.policies import (
+from tpssl_hf.augment.pretrain_views import (
     PIXPRO_VIEW_1,
     PIXPRO_VIEW_2,
     ViewSettings,

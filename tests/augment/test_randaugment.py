@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from tpssl_hf.augment import colour, randaugment
+from tpssl_hf.augment import color as colour
+from tpssl_hf.augment import randaugment
 from tpssl_hf.augment.randaugment import (
     CUTOUT_DRAWS,
     OPERATION_DRAWS,

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image
 
-from tpssl_hf.augment.enlarged import enlarged_share
+from tpssl_hf.augment.enlarged_crops import enlarged_share
 from tpssl_hf.data.conversion import SIXTEEN_BITS, common_range
+from tpssl_hf.data.image_cache import PictureStore, open_store
 from tpssl_hf.data.reading import decode_picture, decode_reduced
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import load_source
-from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.errors import InputError
 
 GRAY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)

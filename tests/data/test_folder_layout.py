@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tpssl_hf.data.labels import choose_labels
+from tpssl_hf.data.image_cache import open_store
+from tpssl_hf.data.label_splits import choose_labels
 from tpssl_hf.data.sources import Source, load_source
-from tpssl_hf.data.store import open_store
 from tpssl_hf.errors import InputError
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_names import row_digests
+from tpssl_hf.data.label_splits import Labelled, choose_labels, hold_out_share, read_labels, write_labels
 from tpssl_hf.data.label_values import LabelWarning, is_unlabeled, number_column
-from tpssl_hf.data.labels import Labelled, choose_labels, hold_out_share, read_labels, write_labels
-from tpssl_hf.data.picture_names import row_digests
 from tpssl_hf.data.sources import Source, load_source
-from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.errors import InputError
 
 NAMES = [f"{place}/Größe {number}.PNG" for place in ("here", "there") for number in range(4)]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tpssl_hf.data.image_cache import PictureStore, open_store
 from tpssl_hf.data.mask_sources import load_mask_source
 from tpssl_hf.data.reading import decode_picture
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source
-from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.errors import InputError
 
 

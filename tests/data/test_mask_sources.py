@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tpssl_hf.data.label_sets import CAMVID, CITYSCAPES, VOC
 from tpssl_hf.data.mask_sources import load_mask_source
 from tpssl_hf.data.masks import colour_map, decode_mask
 from tpssl_hf.data.reading import decode_picture
+from tpssl_hf.data.segmentation_classes import CAMVID, CITYSCAPES, VOC
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_cache import PictureStore, open_store
 from tpssl_hf.data.mask_sources import load_mask_source
 from tpssl_hf.data.masks import Masks, binary_masks, colour_map, decode_mask, numbered_masks
 from tpssl_hf.data.reading import UnreadablePicture
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source, load_source
-from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.errors import InputError
 
 SIZES = [(20, 24), (31, 17), (64, 48)]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tpssl_hf.augment.pictures import Pictures
+from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_cache import PictureStore, open_store
 from tpssl_hf.data.sources import Source, load_source
-from tpssl_hf.data.store import PictureStore, open_store
 from tpssl_hf.data.streams import EndlessStream, PictureStream, StreamingPictures
 from tpssl_hf.errors import InputError
 

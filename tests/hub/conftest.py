@@ -61,15 +61,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         tiny = TINY | {"cache_dir": place / "cache"}
         own = {"batch_size": 8, "hidden_features": 32, "projection_features": 16, "output_dir": found["adapted"]}
-        pictures = ("draw_curves", "tpssl_hf.pretraining.draw_views")
+        pictures = ("draw_curves", "tpssl_hf.tasks.pretrain.run.draw_views")
         _run("target_pretrain", tiny | DIGITS | own, patch, pictures)
         own = {"batch_size": 4, "labels": 20, "limit_test_images": 40, "output_dir": found["classifier"]}
         own |= {"init": found["adapted"] / "model"}
-        pictures = ("draw_curves", "draw_pseudo_labels", "tpssl_hf.finetuning.draw_views")
+        pictures = ("draw_curves", "draw_pseudo_labels", "tpssl_hf.tasks.classify.run.draw_views")
         _run("ssl_classify", tiny | DIGITS | own, patch, pictures)
         own = {"dataset": place / "boxes", "labels": 4, "crop_height": 32, "crop_width": 48, "batch_size": 2}
         own |= {"decoder_width": 16, "output_dir": found["segmenter"]}
-        _run("ssl_segment", tiny | own, patch, ("draw_curves", "draw_predictions", "tpssl_hf.segmenting.draw_views"))
+        _run(
+            "ssl_segment",
+            tiny | own,
+            patch,
+            ("draw_curves", "draw_predictions", "tpssl_hf.tasks.segment.run.draw_views"),
+        )
         yield found
 
 

@@ -12,13 +12,13 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from tpssl_hf.analysis.helped import verdict as judge
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.card import render_card
-from tpssl_hf.hub.discretion import publishable
-from tpssl_hf.hub.evidence import gather
+from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.publish import publish_run
-from tpssl_hf.hub_config import PublishConfig
+from tpssl_hf.hub.redaction import publishable
+from tpssl_hf.hub.run_record import gather
+from tpssl_hf.tasks.pretrain.helped import verdict as judge
 
 KINDS = ("adapted", "classifier", "segmenter")
 

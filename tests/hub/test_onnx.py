@@ -14,8 +14,8 @@ from loopback import LoopbackHub
 from PIL import Image
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.publish import publish_run
-from tpssl_hf.hub_config import PublishConfig
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

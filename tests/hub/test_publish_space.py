@@ -21,9 +21,9 @@ from scripts import ROOT, load_script
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import PushError
+from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.metric_modules import publish_metric
 from tpssl_hf.hub.spaces import publish_space
-from tpssl_hf.hub_config import PublishConfig
 
 DEMO, METRICS = ROOT / "spaces/demo", ROOT / "tpssl_hf/metrics"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -68,7 +68,10 @@ def test_a_space_arrives_in_one_commit_without_tokens_and_paths(
     assert repository.messages == ["initial commit", "Publish a demo of tpssl_hf"]
     assert repository.sdk == "gradio" and repository.private
     assert {"app.py", "uploads.py", "requirements.txt", "tpssl_hf/hub/card_template.md"} <= files.keys()
-    assert files["tpssl_hf/models/predict.py"] == (ROOT / "tpssl_hf/models/predict.py").read_bytes()
+    assert (
+        files["tpssl_hf/models/segmentation_inference.py"]
+        == (ROOT / "tpssl_hf/models/segmentation_inference.py").read_bytes()
+    )
     assert not [name for name in files if "__pycache__" in name or "outputs" in name or name.endswith(".pyc")]
     front = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert front["models"] == ["me/adapted", "me/base", "me/segmenter"] and front["python_version"] == "3.11"

@@ -8,8 +8,8 @@ from huggingface_hub import HfApi, constants, file_download
 from loopback import TOKEN, LoopbackHub
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.publish import publish_run
-from tpssl_hf.hub_config import PublishConfig
 from tpssl_hf.models.backbone import load_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")

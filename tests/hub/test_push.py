@@ -15,10 +15,10 @@ from huggingface_hub import HfApi
 from loopback import TOKEN, LoopbackHub, Repository
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.hub import trouble
+from tpssl_hf.hub import retry as trouble
 from tpssl_hf.hub.commit import PushError
+from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.publish import publish_run
-from tpssl_hf.hub_config import PublishConfig
 
 # The client itself passes pictures on in a way its HTTP library no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")

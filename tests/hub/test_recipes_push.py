@@ -16,7 +16,7 @@ from loopback import TOKEN, LoopbackHub, Repository
 from scripts import load_script
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-from tpssl_hf.config import HUB_KEYS
+from tpssl_hf.config.shared import HUB_KEYS
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import PushError
 
@@ -200,7 +200,7 @@ def test_a_run_that_lacks_something_for_the_card_is_not_lost(
     def damaged(*_: Any, **__: Any) -> str:
         raise InputError("no good.")
 
-    monkeypatch.setattr("tpssl_hf.hub.pushing.publish_run", damaged)
+    monkeypatch.setattr("tpssl_hf.hub.push_after_training.publish_run", damaged)
     with pytest.raises(PushError, match=f"^not published: no good. The run is whole in {runs['adapted']}; push it"):
         again("adapted", **PUSH)
     assert hub.requests == ["GET /api/whoami-v2"]

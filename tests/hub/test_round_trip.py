@@ -16,8 +16,8 @@ from PIL import Image
 from scripts import ROOT, load_script
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.publish import publish_run
-from tpssl_hf.hub_config import PublishConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 

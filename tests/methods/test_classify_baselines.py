@@ -11,7 +11,7 @@ from torch import nn
 
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.classify.pseudo_label import PseudoLabelConfig
-from tpssl_hf.optim import build_optimizer
+from tpssl_hf.training.optim import build_optimizer
 
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.data.image_batch import Pictures
 from tpssl_hf.methods.base import Batch, PseudoLabels
 from tpssl_hf.methods.classify import CLASSIFY
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
-from tpssl_hf.optim import build_optimizer
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
+from tpssl_hf.training.optim import build_optimizer
 
 SETTINGS = ViewSettings(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), seed=0)
 CLASSES, PICTURES = 4, 20

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import ViewSettings
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.data.image_batch import Pictures
 from tpssl_hf.methods.base import Batch
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
-from tpssl_hf.optim import build_optimizer
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
+from tpssl_hf.training.optim import build_optimizer
 
 SMALL = {
     "byol": {"hidden_features": 32, "projection_features": 16},

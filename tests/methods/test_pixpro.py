@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.affine import AFFINE_DRAWS, AffinePolicy, draw_affine, validity
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import PIXPRO_VIEW_1, PIXPRO_VIEW_2, ViewSettings, two_views
+from tpssl_hf.augment.pretrain_views import PIXPRO_VIEW_1, PIXPRO_VIEW_2, ViewSettings, two_views
+from tpssl_hf.data.image_batch import Pictures
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import nearby_cells
 from tpssl_hf.methods.pretrain import pixpro
 from tpssl_hf.methods.pretrain.pixpro import PixPro, PixProConfig
+from tpssl_hf.models.feature_maps import feature_maps
 from tpssl_hf.models.heads import PixelPropagation, cell_head
-from tpssl_hf.models.maps import feature_maps
 
 SMALL = PixProConfig(hidden_features=32, projection_features=16)
 SETTINGS = ViewSettings(128, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), seed=0)

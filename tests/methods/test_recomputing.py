@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tpssl_hf.engine import LoopSettings, train
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.recomputing import recompute_activations
-from tpssl_hf.optim import build_optimizer
+from tpssl_hf.training.loop import LoopSettings, train
+from tpssl_hf.training.optim import build_optimizer
 
 CASES = [
     *(f"pretrain/{name}" for name in PRETRAIN),

@@ -10,11 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpssl_hf.methods.segment.clmb import CLMB, CLMBConfig, cell_labels, pseudo_ramp
-from tpssl_hf.methods.segment.clmb_bank import (
-    bank_contrast,
-    normalised_weights,
-    sample_by_class,
-)
+from tpssl_hf.methods.segment.clmb_bank import bank_contrast, normalised_weights, sample_by_class
 from tpssl_hf.models.segmenter import build_segmenter
 
 CLASSES, WIDTH = 3, 8

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSemanticSegmentation
 
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.segmentation import SegmentViewSettings
+from tpssl_hf.augment.segment_views import SegmentViewSettings
+from tpssl_hf.data.image_batch import Pictures
 from tpssl_hf.methods.base import Batch
 from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.models.segmenter import build_segmenter, save_segmenter
-from tpssl_hf.optim import build_optimizer
+from tpssl_hf.training.optim import build_optimizer
 
 SETTINGS = SegmentViewSettings((32, 48), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), seed=0, scale=(0.5, 1.5))
 NAMES = ["ground", "cat", "dog", "cow"]

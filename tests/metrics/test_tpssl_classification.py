@@ -6,7 +6,10 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from tpssl_hf.metrics.tpssl_classification import tpssl_classification
-from tpssl_hf.metrics.tpssl_classification.tpssl_classification import TpsslClassification, classification_scores
+from tpssl_hf.metrics.tpssl_classification.tpssl_classification import (
+    TpsslClassification,
+    classification_scores,
+)
 
 
 def some_predictions(count: int = 200, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:

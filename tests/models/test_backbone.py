@@ -9,7 +9,7 @@ from torch import nn
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import load_backbone
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.classifier import features_and_logits, load_classifier
-from tpssl_hf.models.layout import preprocessing_of, save_timm_folder
 from tpssl_hf.models.segmenter import build_segmenter
 from tpssl_hf.models.sizes import check_crop
+from tpssl_hf.models.timm_export import preprocessing_of, save_timm_folder
 
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"hidden_features": 32, "projection_features": 16},

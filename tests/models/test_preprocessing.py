@@ -13,12 +13,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import ViewSettings, eval_view
+from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
+from tpssl_hf.data.image_batch import Pictures
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import load_backbone
-from tpssl_hf.models.layout import Preprocessing, preprocessing_of, save_timm_folder
 from tpssl_hf.models.segmenter import build_segmenter
+from tpssl_hf.models.timm_export import Preprocessing, preprocessing_of, save_timm_folder
 
 TAGS = [
     "resnet18.tv_in1k",

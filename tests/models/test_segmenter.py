@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
-from tpssl_hf.augment.shrinking import reduced_size, shrunk
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
-from tpssl_hf.models.predict import predict_masks
+from tpssl_hf.models.segmentation_inference import predict_masks
 from tpssl_hf.models.segmenter import (
     TpsslForSemanticSegmentation,
     TpsslSegmenterConfig,
@@ -29,6 +27,8 @@ from tpssl_hf.models.segmenter import (
     load_features,
     save_segmenter,
 )
+from tpssl_hf.models.shrinking import reduced_size, shrunk
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 
 TINY = ["test_resnet", "test_convnext", "test_efficientnet"]
 NAMES = ["background", "cat", "dog"]

@@ -11,8 +11,8 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
-from tpssl_hf import pretraining
 from tpssl_hf.data import sources
+from tpssl_hf.tasks.pretrain import run as pretraining
 
 ROOT = Path(__file__).parents[2]
 RunRecipe = Callable[[Any, Mapping[str, Any]], int]

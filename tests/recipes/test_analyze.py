@@ -12,12 +12,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tpssl_hf.checkpoint import save_checkpoint
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import load_backbone
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
+from tpssl_hf.training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 Analyze = Callable[..., int]

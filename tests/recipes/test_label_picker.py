@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tpssl_hf.data.labels import choose_labels
+from tpssl_hf.data.image_cache import open_store
+from tpssl_hf.data.label_splits import choose_labels
 from tpssl_hf.data.sources import load_source
-from tpssl_hf.data.store import open_store
 from tpssl_hf.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from tpssl_hf import pretraining
-from tpssl_hf.analysis import budget
-from tpssl_hf.analysis.health import CollapseWarning
-from tpssl_hf.config import OptimConfig, take
+from tpssl_hf.config.parser import take
+from tpssl_hf.config.shared import OptimConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
-from tpssl_hf.optim import lars_reach
-from tpssl_hf.planning import fit_to_length
-from tpssl_hf.rundir import read_metrics
+from tpssl_hf.monitoring.collapse import CollapseWarning
+from tpssl_hf.tasks.pretrain import run as pretraining
+from tpssl_hf.tasks.pretrain import time_budget as budget
+from tpssl_hf.tasks.pretrain.budget import fit_to_length
+from tpssl_hf.training.optim import lars_reach
+from tpssl_hf.training.run_dir import read_metrics
 
 Adapt = Callable[..., int]
 Pictures = Callable[..., Path]
@@ -131,7 +132,7 @@ def test_a_collapse_warns_within_one_check_and_goes_on(
     assert results(tmp_path)["steps"] == 9 and results(tmp_path)["stopped"] is None
 
 
-@pytest.mark.filterwarnings("ignore::tpssl_hf.analysis.health.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::tpssl_hf.monitoring.collapse.CollapseWarning")
 def test_a_collapse_stops_when_asked_and_says_why(
     collapsing: None, adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
-from tpssl_hf import finetuning, segmenting
+from tpssl_hf.tasks.classify import run as finetuning
+from tpssl_hf.tasks.segment import run as segmenting
 
 CLASSES = ("dark", "light")
 EXIF_ORIENTATION = 274

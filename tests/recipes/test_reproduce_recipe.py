@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tpssl_hf.config import take
+from tpssl_hf.config.parser import take
 from tpssl_hf.errors import InputError
-from tpssl_hf.reproduce_config import ReproduceConfig
-from tpssl_hf.reproducing import FIGURES, TABLES, make_plan
-from tpssl_hf.table_cells import Stage
+from tpssl_hf.paper.cells import Stage
+from tpssl_hf.paper.config import ReproduceConfig
+from tpssl_hf.paper.grid import FIGURES, TABLES, make_plan
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 GRIDS = [*({"table": name} for name in TABLES), *({"figure": name} for name in FIGURES)]

@@ -14,12 +14,12 @@ import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from tpssl_hf import finetuning
-from tpssl_hf.analysis.pseudo_labels import NeverAcceptedWarning
-from tpssl_hf.config import parse_with_method
+from tpssl_hf.config.parser import parse_with_method
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.classify import CLASSIFY
-from tpssl_hf.rundir import read_metrics
+from tpssl_hf.monitoring.pseudo_labels import NeverAcceptedWarning
+from tpssl_hf.tasks.classify import run as finetuning
+from tpssl_hf.training.run_dir import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs" / "ssl_classify").rglob("*.yaml"))
@@ -87,9 +87,9 @@ def test_the_score_is_that_of_the_saved_network_in_plain_timm(
     assert learn(limit_test_images=None) == 0
     found = results(tmp_path / "run")
     model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).eval()
-    from tpssl_hf.augment.policies import ViewSettings, eval_view
+    from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
+    from tpssl_hf.data.image_cache import open_store
     from tpssl_hf.data.sources import load_source
-    from tpssl_hf.data.store import open_store
 
     source = load_source("digits", split="test")
     budget = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False, "cache_dir": shared_cache}
@@ -124,7 +124,7 @@ def test_the_model_loads_in_plain_transformers_with_class_names_and_equal_logits
 def test_the_teacher_is_what_is_deployed_and_not_the_last_student(learn: Learn, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from tpssl_hf.checkpoint import load_latest
+    from tpssl_hf.training.checkpoint import load_latest
 
     assert learn(method="fixmatch", learning_rate=0.5) == 0
     checkpoint = load_latest(tmp_path / "run" / "checkpoints")

@@ -15,13 +15,13 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from tpssl_hf import segmenting
-from tpssl_hf.checkpoint import load_latest
-from tpssl_hf.config import parse_with_method
+from tpssl_hf.config.parser import parse_with_method
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.segment import SEGMENT
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
-from tpssl_hf.rundir import read_metrics
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
+from tpssl_hf.tasks.segment import run as segmenting
+from tpssl_hf.training.checkpoint import load_latest
+from tpssl_hf.training.run_dir import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs" / "ssl_segment").rglob("*.yaml"))

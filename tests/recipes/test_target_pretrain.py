@@ -16,13 +16,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tpssl_hf import pretraining
-from tpssl_hf.checkpoint import load_latest
-from tpssl_hf.config import read_config_file
+from tpssl_hf.config.parser import read_config_file
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain.byol import BYOL
-from tpssl_hf.reproducing import STATISTICS_ONLY
-from tpssl_hf.rundir import read_metrics
+from tpssl_hf.paper.grid import STATISTICS_ONLY
+from tpssl_hf.tasks.pretrain import run as pretraining
+from tpssl_hf.training.checkpoint import load_latest
+from tpssl_hf.training.run_dir import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
@@ -369,7 +369,7 @@ def test_tracker_that_is_not_installed(
     def not_installed(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("tpssl_hf.launch.importlib.metadata.version", not_installed)
+    monkeypatch.setattr("tpssl_hf.training.accelerator.importlib.metadata.version", not_installed)
     sentence = refused(adapt, tmp_path, dataset=pictures(), log_with="wandb")
     assert "uv pip install wandb" in sentence and not (tmp_path / "run").exists()
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import load_backbone
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 
 ROOT = Path(__file__).parents[2]
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -39,8 +39,8 @@ def ask(run_recipe: Any, verdict: Any, shared_cache: Path, tmp_path: Path) -> As
 @pytest.fixture(autouse=True)
 def few_clusterings(monkeypatch: pytest.MonkeyPatch) -> None:
     """k-means takes most of the time otherwise."""
-    from tpssl_hf.analysis import paired
-    from tpssl_hf.analysis import verdict as module
+    from tpssl_hf.verdict import decision as module
+    from tpssl_hf.verdict import paired_bootstrap as paired
 
     monkeypatch.setattr(module, "CLUSTER_SEEDS", 2)
     monkeypatch.setattr(paired, "RESAMPLES", 500)

@@ -17,8 +17,8 @@ import pytest
 import torch
 from forked_runs import Forks
 
-from tpssl_hf import checkpoint as checkpoint_module
-from tpssl_hf.checkpoint import CheckpointError, load_latest, save_checkpoint
+from tpssl_hf.training import checkpoint as checkpoint_module
+from tpssl_hf.training.checkpoint import CheckpointError, load_latest, save_checkpoint
 
 FILES = ("method.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from forked_runs import Fault, Runs
 
-from tpssl_hf.checkpoint import load_latest
 from tpssl_hf.methods.classify import CLASSIFY
-from tpssl_hf.rundir import read_metrics
+from tpssl_hf.training.checkpoint import load_latest
+from tpssl_hf.training.run_dir import read_metrics
 
 OWN: dict[str, dict[str, object]] = {"self_tuning": {"queue_size": 4, "projection_features": 16}}
 

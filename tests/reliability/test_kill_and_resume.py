@@ -13,8 +13,8 @@ import torch
 from forked_runs import Fault, Runs, wait_for
 from torch import Tensor
 
-from tpssl_hf.checkpoint import load_latest
-from tpssl_hf.rundir import read_metrics
+from tpssl_hf.training.checkpoint import load_latest
+from tpssl_hf.training.run_dir import read_metrics
 
 Smallest = Callable[..., list[str]]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from forked_runs import Fault, Runs
 
-from tpssl_hf.checkpoint import load_latest
 from tpssl_hf.methods.segment import SEGMENT
-from tpssl_hf.rundir import read_metrics
+from tpssl_hf.training.checkpoint import load_latest
+from tpssl_hf.training.run_dir import read_metrics
 
 
 def arguments(output: Path, cache: Path, **others: object) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.models.batchnorm import synchronise_batchnorm
 from tpssl_hf.models.segmenter import build_segmenter
-from tpssl_hf.rundir import read_metrics
+from tpssl_hf.training.run_dir import read_metrics
 
 CLASSES, STEPS, DRAWN = 4, 2, 0.4
 HALVES = (slice(0, 4), slice(4, 8))

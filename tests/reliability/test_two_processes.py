@@ -12,7 +12,7 @@ import pytest
 from forked_runs import RECIPE, Fault, Runs, wait_for
 from safetensors.torch import load_file
 
-from tpssl_hf.rundir import read_metrics
+from tpssl_hf.training.run_dir import read_metrics
 
 Smallest = Callable[..., list[str]]
 SHORT = {"max_steps": 5, "log_every": 1, "save_every": 100, "batch_size": 16, "image_size": 64}

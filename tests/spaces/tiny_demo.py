@@ -17,8 +17,8 @@ import torch
 from demo_config import DemoConfig
 from PIL import Image
 
-from tpssl_hf.models.layout import Preprocessing, save_timm_folder
 from tpssl_hf.models.segmenter import build_segmenter, save_segmenter
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 
 DEMO = Path(__file__).parents[2] / "spaces/demo"
 CLASSES = ["cat", "dog", "<b>bird</b>"]

@@ -1,1 +1,1 @@
-"""What was learnt: probes on frozen features, and the pictures a run leaves behind."""
+"""The paper's analyses of features and finished runs."""

@@ -29,7 +29,7 @@ def zoom(images: Tensor, labels: Tensor, weights: Tensor, moves: Tensor) -> tupl
         images: (B, 3, H, W) normalised, interpolated bilinearly.
         labels: (B, H, W) int64, of which the nearest is taken, as of the weights.
         weights: (B, H, W).
-        moves: (B, 4) from :func:`tpssl_hf.augment.segmentation.zoom_draws`.
+        moves: (B, 4) from :func:`tpssl_hf.augment.segment_views.zoom_draws`.
     """
     factor, down, right, sign = moves.unbind(1)
     zero, room = torch.zeros_like(factor), (1 - 1 / factor).abs()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tpssl_hf.augment.colour import where_chosen
+from tpssl_hf.augment.color import where_chosen
 from tpssl_hf.errors import InputError
 
 # By kind, so that a range of numbers is a kind: nothing, new values for old ones, colour, sharpness, other places.

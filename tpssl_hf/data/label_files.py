@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tpssl_hf.data.folder_layout import UNREAD_SUFFIXES
+from tpssl_hf.data.image_names import PictureNames, row_digests
 from tpssl_hf.data.label_values import few, is_unlabeled, plain
-from tpssl_hf.data.picture_names import PictureNames, row_digests
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
 

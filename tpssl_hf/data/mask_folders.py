@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpssl_hf.data.folder_layout import choose_split, picture_files, split_key, split_kind
-from tpssl_hf.data.label_sets import CITYSCAPES, ISIC, VOC
 from tpssl_hf.data.masks import Masks
+from tpssl_hf.data.segmentation_classes import CITYSCAPES, ISIC, VOC
 from tpssl_hf.errors import InputError
 
 VOC_PLACES = (".", "VOC2012", "VOCdevkit/VOC2012")

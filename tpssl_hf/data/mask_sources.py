@@ -9,10 +9,10 @@ import datasets
 
 from tpssl_hf.data.folder_layout import look_below
 from tpssl_hf.data.folders import fingerprint_files
-from tpssl_hf.data.label_sets import BY_NAME
 from tpssl_hf.data.mask_folders import Pairs, find_official_pairs, find_pairs
 from tpssl_hf.data.masks import MAX_CLASSES, Colour, Masks, binary_masks, numbered_masks
 from tpssl_hf.data.registry import DATASETS
+from tpssl_hf.data.segmentation_classes import BY_NAME
 from tpssl_hf.data.sources import Source, can_hold_pictures, columns_of, find_image_column, open_dataset
 from tpssl_hf.errors import InputError
 

@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from tpssl_hf.augment.shrinking import reduced_size, shrunk
 from tpssl_hf.data.conversion import NotFinite, Range, to_rgb
+from tpssl_hf.models.shrinking import reduced_size, shrunk
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 Image.init()  # now: threads that open their first picture together would find the list of formats half-filled

@@ -16,13 +16,13 @@ import datasets
 import numpy as np
 from datasets.distributed import split_dataset_by_node
 
-from tpssl_hf.augment.pictures import Pictures
 from tpssl_hf.data.conversion import SIXTEEN_BITS
 from tpssl_hf.data.decode import decode_or_reason, place
+from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_cache import CACHE_SCALE, PictureStore, as_pictures, stored_side
 from tpssl_hf.data.reading import Reduced, UnreadablePicture
 from tpssl_hf.data.scan import refuse_if_many_are_bad
 from tpssl_hf.data.sources import Source
-from tpssl_hf.data.store import CACHE_SCALE, PictureStore, as_pictures, stored_side
 from tpssl_hf.errors import InputError
 
 T = TypeVar("T")

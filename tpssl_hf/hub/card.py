@@ -7,9 +7,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from tpssl_hf.analysis.helped import sentence
-from tpssl_hf.hub.evidence import Evidence
+from tpssl_hf.hub.run_record import Evidence
 from tpssl_hf.hub.snippets import snippets
+from tpssl_hf.tasks.pretrain.helped import sentence
 
 PAPER = "2205.03001"
 PIPELINES = {

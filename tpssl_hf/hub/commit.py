@@ -12,11 +12,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.hub.discretion import secrets, without_secrets
-from tpssl_hf.hub.evidence import HUB_ID
-from tpssl_hf.hub.package import Package, write_package
-from tpssl_hf.hub.trouble import Retry, limited, reason_of
-from tpssl_hf.hub_config import PublishConfig
+from tpssl_hf.hub.config import PublishConfig
+from tpssl_hf.hub.files import Package, write_package
+from tpssl_hf.hub.redaction import secrets, without_secrets
+from tpssl_hf.hub.retry import Retry, limited, reason_of
+from tpssl_hf.hub.run_record import HUB_ID
 
 BRANCH = re.compile(r"[\w.\-]+(/[\w.\-]+)*")
 

@@ -9,10 +9,10 @@ from huggingface_hub import HfApi
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import Delivery, check_target, deliver, discreet, known_secrets
-from tpssl_hf.hub.package import CARD, Package
+from tpssl_hf.hub.config import PublishConfig
+from tpssl_hf.hub.files import CARD, Package
 from tpssl_hf.hub.publish import push_command
 from tpssl_hf.hub.spaces import refuse_secrets, space_card
-from tpssl_hf.hub_config import PublishConfig
 
 PAGE = "index.html"
 

@@ -14,7 +14,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.hub.evidence import MODEL, MODEL_CONFIG, WEIGHTS, Evidence
+from tpssl_hf.hub.run_record import MODEL, MODEL_CONFIG, WEIGHTS, Evidence
 
 OPSET = 18  # what torch writes without converting; onnxruntime runs it since 1.14, in browsers too
 LARGEST_WEIGHTS = 2_000_000_000  # bytes; one ONNX file holds no 2 GiB

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from tpssl_hf.config import HUB_KEYS
+from tpssl_hf.config.shared import HUB_KEYS
 from tpssl_hf.hub.commit import Delivery, check_target, deliver, discreet, known_secrets
-from tpssl_hf.hub.evidence import gather, verdict_folder
-from tpssl_hf.hub.package import OWN_FILES, Package, package
-from tpssl_hf.hub_config import PublishConfig
+from tpssl_hf.hub.config import PublishConfig
+from tpssl_hf.hub.files import OWN_FILES, Package, package
+from tpssl_hf.hub.run_record import gather, verdict_folder
 
 
 def publish_run(

@@ -13,10 +13,10 @@ from huggingface_hub import HfApi, SpaceCard
 import tpssl_hf
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import Delivery, check_target, deliver, discreet, known_secrets
-from tpssl_hf.hub.discretion import publishable, without_paths, without_secrets
-from tpssl_hf.hub.package import CARD, PRIVATE_KEYS, Package
+from tpssl_hf.hub.config import PublishConfig
+from tpssl_hf.hub.files import CARD, PRIVATE_KEYS, Package
 from tpssl_hf.hub.publish import push_command
-from tpssl_hf.hub_config import PublishConfig
+from tpssl_hf.hub.redaction import publishable, without_paths, without_secrets
 
 APP, READER, DEMO_YAML, EXAMPLES = "app.py", "demo_config.py", "demo.yaml", "examples"
 SOURCES, DATA = "tpssl_hf", "data"

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.policies import ViewPolicy, ViewSettings
+from tpssl_hf.augment.pretrain_views import ViewPolicy, ViewSettings
+from tpssl_hf.data.image_batch import Pictures
 
 Batch = Mapping[str, Mapping[str, Tensor]]  # stream name -> field name -> tensor
 Losses = dict[str, Tensor]  # "loss" carries the gradient; every other entry is a detached scalar for the log

@@ -61,12 +61,12 @@ def load_backbone(architecture: str, *, init: str, image_size: int | None = None
 
     Its ``pretrained_cfg`` is that of the weights, not of the architecture: their own mean, standard deviation,
     interpolation and crop, with ``image_size`` for their own size where it is given
-    (:func:`tpssl_hf.models.layout.preprocessing_of` reads it).
+    (:func:`tpssl_hf.models.timm_export.preprocessing_of` reads it).
 
     Args:
         architecture: a timm model name, with or without a weight tag (``resnet18``, ``resnet18.tv_in1k``).
         init: ``random`` (timm's own initialisation), ``timm`` (its pretrained weights for ``architecture``), a timm
-            weight tag, a folder in the layout of :func:`tpssl_hf.models.layout.save_timm_folder`, a ``.safetensors``
+            weight tag, a folder in the layout of :func:`tpssl_hf.models.timm_export.save_timm_folder`, a ``.safetensors``
             file, or a Hub id with an optional ``@revision``. A file's preprocessing is in the ``config.json`` beside
             it, else that of the tag in ``architecture``.
         image_size: side of the images; a network built for one size (a ViT) is built for it, its position embedding

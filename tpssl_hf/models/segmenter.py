@@ -20,10 +20,10 @@ from transformers.models.auto.modeling_auto import (
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, Origin, load_backbone
-from tpssl_hf.models.decoder import RATES, DeepLabDecoder
-from tpssl_hf.models.layout import preprocessing_of
-from tpssl_hf.models.predict import slide
+from tpssl_hf.models.deeplabv3plus import RATES, DeepLabDecoder
+from tpssl_hf.models.segmentation_inference import slide
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
+from tpssl_hf.models.timm_export import preprocessing_of
 
 LOW_STRIDE = 4
 

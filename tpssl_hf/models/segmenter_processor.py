@@ -11,8 +11,8 @@ from transformers import SegformerImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from tpssl_hf.augment.shrinking import reduced_size, shrunk
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
+from tpssl_hf.models.shrinking import reduced_size, shrunk
 
 
 class TpsslSegmenterKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg, misc]

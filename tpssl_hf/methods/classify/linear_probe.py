@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tpssl_hf.augment.policies import ViewSettings
-from tpssl_hf.config import key
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.parser import key
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
 from tpssl_hf.methods.classify.streams import labeled_weak
 from tpssl_hf.models.ema import EMATeacher

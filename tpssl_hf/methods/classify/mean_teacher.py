@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tpssl_hf.augment.policies import ViewSettings
-from tpssl_hf.augment.weak_strong import weak_view
-from tpssl_hf.config import key
+from tpssl_hf.augment.classify_views import weak_view
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import linear_ramp, probability_distance
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
 from tpssl_hf.methods.classify.streams import UNLABELED_WEAK, UNLABELED_WEAK2, labeled_weak

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tpssl_hf.augment.policies import ViewSettings
-from tpssl_hf.augment.weak_strong import strong_view
-from tpssl_hf.config import key
+from tpssl_hf.augment.classify_views import strong_view
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import class_group_contrast
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
 from tpssl_hf.methods.classify import streams

@@ -1,7 +1,7 @@
 """Views that several learners share; the numbers keep their random draws apart."""
 
-from tpssl_hf.augment.policies import ViewSettings
-from tpssl_hf.augment.weak_strong import strong_view, weak_view
+from tpssl_hf.augment.classify_views import strong_view, weak_view
+from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.methods.base import Views
 
 LABELED_WEAK = 11

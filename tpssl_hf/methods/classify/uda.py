@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import nn
 
-from tpssl_hf.augment.policies import ViewSettings
-from tpssl_hf.config import key
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_divergence, sharpen
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
 from tpssl_hf.methods.classify.streams import weak_and_strong

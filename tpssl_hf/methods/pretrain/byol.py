@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tpssl_hf.augment.policies import BYOL_VIEW_1, BYOL_VIEW_2, ViewSettings, two_views
-from tpssl_hf.config import key
+from tpssl_hf.augment.pretrain_views import BYOL_VIEW_1, BYOL_VIEW_2, ViewSettings, two_views
+from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import negative_cosine, normalised_std
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy

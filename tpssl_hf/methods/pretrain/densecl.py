@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tpssl_hf.augment.policies import MOCO_VIEW, ViewSettings, two_views
-from tpssl_hf.config import key
+from tpssl_hf.augment.pretrain_views import MOCO_VIEW, ViewSettings, two_views
+from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import info_nce, normalised_std
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.methods.pretrain import moco
 from tpssl_hf.models.ema import ema_update, frozen_copy
+from tpssl_hf.models.feature_maps import feature_maps, freeze_beyond_maps, map_size
 from tpssl_hf.models.heads import plain_head
-from tpssl_hf.models.maps import feature_maps, freeze_beyond_maps, map_size
 from tpssl_hf.models.queue import KeyQueue, check_queue
 
 

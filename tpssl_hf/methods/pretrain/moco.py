@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tpssl_hf.augment.policies import MOCO_VIEW, ViewSettings, two_views
-from tpssl_hf.config import key
+from tpssl_hf.augment.pretrain_views import MOCO_VIEW, ViewSettings, two_views
+from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import info_nce, normalised_std
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.ema import ema_update, frozen_copy

@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from tpssl_hf.augment.affine import AffinePolicy, key_mask, unwarp, validity
-from tpssl_hf.augment.policies import PIXPRO_VIEW_1, PIXPRO_VIEW_2, ViewSettings, two_affine_views
-from tpssl_hf.config import key
+from tpssl_hf.augment.pretrain_views import PIXPRO_VIEW_1, PIXPRO_VIEW_2, ViewSettings, two_affine_views
+from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import nearby_cells, normalised_std, pixpro_consistency
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy
+from tpssl_hf.models.feature_maps import feature_maps, freeze_beyond_maps, map_size
 from tpssl_hf.models.heads import PixelPropagation, cell_head
-from tpssl_hf.models.maps import feature_maps, freeze_beyond_maps, map_size
 
 SMALLEST_WEIGHT = 0.5  # of a cell: one of which less is left says more about its surroundings
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tpssl_hf.augment.policies import SIMCLR_VIEW, ViewSettings, two_views
-from tpssl_hf.config import key
+from tpssl_hf.augment.pretrain_views import SIMCLR_VIEW, ViewSettings, two_views
+from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import normalised_std, nt_xent
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.heads import simclr_head

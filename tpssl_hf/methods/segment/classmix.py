@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import class_masks, mix
-from tpssl_hf.augment.segmentation import ColourPolicy, SegmentViewSettings
-from tpssl_hf.config import key
+from tpssl_hf.augment.segment_views import ColourPolicy, SegmentViewSettings
+from tpssl_hf.config.parser import key
 from tpssl_hf.losses.segmentation import confident_share, pixel_cross_entropy, weighted_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, next_one, predictions, unlabeled_crops

@@ -19,9 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import class_masks, mix, zoom
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.segmentation import IGNORED, ColourPolicy, SegmentViewSettings, segment_views, zoom_draws
-from tpssl_hf.config import key
+from tpssl_hf.augment.segment_views import (
+    IGNORED,
+    ColourPolicy,
+    SegmentViewSettings,
+    segment_views,
+    zoom_draws,
+)
+from tpssl_hf.config.parser import key
+from tpssl_hf.data.image_batch import Pictures
 from tpssl_hf.losses.segmentation import pixel_cross_entropy, pixel_entropy, weighted_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
 from tpssl_hf.methods.segment.clmb_bank import (

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import HALF_BOX_DRAWS, box_masks, half_boxes, mix
-from tpssl_hf.augment.segmentation import ColourPolicy, SegmentViewSettings
-from tpssl_hf.config import key
+from tpssl_hf.augment.segment_views import ColourPolicy, SegmentViewSettings
+from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.segmentation import confident_share, pixel_cross_entropy, squared_consistency
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tpssl_hf.augment.pictures import Pictures
-from tpssl_hf.augment.segmentation import IGNORED, ColourPolicy, SegmentViewSettings, segment_views
+from tpssl_hf.augment.segment_views import IGNORED, ColourPolicy, SegmentViewSettings, segment_views
+from tpssl_hf.data.image_batch import Pictures
 from tpssl_hf.methods.base import Views
 
 LABELED, UNLABELED = 31, 32

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tpssl_hf.augment.segmentation import SegmentViewSettings
+from tpssl_hf.augment.segment_views import SegmentViewSettings
 from tpssl_hf.losses.segmentation import pixel_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
 from tpssl_hf.methods.segment import cutmix

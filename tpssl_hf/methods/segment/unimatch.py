@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import UNIMATCH_BOX_DRAWS, box_masks, mix, unimatch_boxes
-from tpssl_hf.augment.segmentation import IGNORED, ColourPolicy, SegmentViewSettings
-from tpssl_hf.config import key
+from tpssl_hf.augment.segment_views import IGNORED, ColourPolicy, SegmentViewSettings
+from tpssl_hf.config.parser import key
 from tpssl_hf.losses.segmentation import pixel_cross_entropy, weighted_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, next_one, predictions, unlabeled_crops

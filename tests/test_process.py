@@ -1,0 +1,102 @@
+import subprocess
+import sys
+
+import pytest
+
+from tpssl_hf import process as runtime
+from tpssl_hf.errors import InputError
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    names = "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: False)
+    return monkeypatch
+
+
+def threads() -> str:
+    return runtime.os.environ["OMP_NUM_THREADS"]
+
+
+def test_one_thread_per_core_and_no_spinning(clean_environment: pytest.MonkeyPatch) -> None:
+    sentence = runtime.prepare_process([])
+    assert threads() == "8"
+    assert runtime.os.environ["OMP_WAIT_POLICY"] == "passive"
+    assert "8 of 8 cores" in sentence
+
+
+def test_processes_on_one_machine_share_its_cores(clean_environment: pytest.MonkeyPatch) -> None:
+    clean_environment.setenv("LOCAL_WORLD_SIZE", "4")
+    runtime.prepare_process([])
+    assert threads() == "2"
+
+
+def test_one_thread_where_bfloat16_weight_gradients_collapse_with_two(clean_environment: pytest.MonkeyPatch) -> None:
+    clean_environment.setattr(runtime, "cpu_has_bf16", lambda: True)
+    clean_environment.setattr(runtime.os, "sched_getaffinity", lambda _: {0, 1})
+    runtime.prepare_process([])
+    assert threads() == "1"
+
+
+def test_what_the_user_set_is_respected(clean_environment: pytest.MonkeyPatch) -> None:
+    clean_environment.setenv("OMP_NUM_THREADS", "3")
+    clean_environment.setenv("OMP_WAIT_POLICY", "active")
+    runtime.prepare_process([])
+    assert threads() == "3"
+    assert runtime.os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+def test_the_launchers_own_one_thread_is_not_the_users_wish(clean_environment: pytest.MonkeyPatch) -> None:
+    clean_environment.setenv("OMP_NUM_THREADS", "1")
+    clean_environment.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    runtime.prepare_process([])
+    assert threads() == "8"
+
+
+@pytest.mark.parametrize("arguments", [["--cpu_threads", "5"], ["--cpu_threads=5"]])
+def test_the_command_line_decides(clean_environment: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    clean_environment.setenv("OMP_NUM_THREADS", "3")
+    runtime.prepare_process(arguments)
+    assert threads() == "5"
+
+
+def test_an_input_error_is_one_sentence_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> int:
+        raise InputError("no such folder; give one that exists.")
+
+    with pytest.raises(SystemExit) as left:
+        runtime.leave(refuse)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "\nerror: no such folder; give one that exists.\n"
+
+
+def test_our_own_warnings_are_one_sentence_and_those_of_others_say_where_they_come_from() -> None:
+    """In a process of its own, for pytest catches warnings before they are written."""
+    code = (
+        "import warnings; from tpssl_hf import runtime\n"
+        "class Ours(UserWarning): __module__ = 'tpssl_hf.monitoring.collapse'\n"
+        "def main():\n"
+        "    warnings.warn('ours', Ours)\n"
+        "    warnings.warn('theirs')\n"
+        "    return 0\n"
+        "runtime.leave(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr.startswith("\nwarning: ours\n<string>:5: UserWarning: theirs\n")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def fail() -> int:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        runtime.leave(fail)
+
+
+def test_the_set_up_runs_before_torch_is_imported() -> None:
+    code = "from tpssl_hf.process import prepare_process as p; p([]); import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

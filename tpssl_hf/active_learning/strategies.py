@@ -1,0 +1,208 @@
+"""Which pictures to label next, from features alone: typical ones of each cluster, or ones that cover the others.
+
+All three work on features of length one and give the same answer for the same seed. Distances are Euclidean, between
+such features: 0 to 2.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation.clustering import cluster
+
+NEIGHBOURS = 20  # Hacohen et al., 2022
+MOST_CLUSTERS, FEWEST_MEMBERS = 500, 5  # likewise, their code
+DUPLICATE = 0.1  # of the median distance of two pictures: nearer ones tell nothing new; ours
+MOST_CANDIDATES = 10_000  # of the coverage, whose memory grows with their square; a random subset of more
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Known:
+    """Pictures that are labelled already.
+
+    Attributes:
+        indices: (L,) int64, which rows of the features.
+        labels: (L,) int64, class numbers from 0.
+        classes: how many classes there are, those without a label included.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    classes: int
+
+
+NONE_KNOWN = Known(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), 0)
+
+
+def choose_pictures(
+    features: np.ndarray, count: int, *, strategy: str, seed: int, known: Known = NONE_KNOWN
+) -> np.ndarray:
+    """Choose ``count`` pictures to label that are not labelled yet.
+
+    Args:
+        features: (N, D) of all pictures.
+        count: how many.
+        strategy: ``typical``, ``coverage`` or ``random``; see :func:`typical`, :func:`coverage`.
+        seed: of k-means and draws.
+        known: what is labelled already.
+
+    Returns:
+        (count,) int64 rows of ``features``, the most wanted first.
+
+    Raises:
+        InputError: for a count below one, or above the number of pictures without a label.
+    """
+    free = len(features) - len(known.indices)
+    if not 1 <= count <= free:
+        raise InputError(f"count {count}: give a number from 1 to {free:,}, the pictures that have no label yet.")
+    if strategy == "random":
+        unlabelled = np.setdiff1d(np.arange(len(features)), known.indices)
+        chosen: np.ndarray = np.random.default_rng(seed).permutation(unlabelled)[:count]
+        return chosen
+    unit = (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return STRATEGIES[strategy](unit, count, seed, known)
+
+
+def typical(unit: np.ndarray, count: int, seed: int, known: Known) -> np.ndarray:
+    """TypiClust (Hacohen et al., 2022): the most typical picture of each of the largest clusters without label.
+
+    k-means makes as many clusters as there will be labels, 500 at most. Next comes a picture of the cluster that holds
+    fewest labelled or chosen pictures; of several such clusters, one whose class has been given least, and of those
+    the largest; clusters of less than five pictures come last. Typical is what lies nearest, on average, to its 20
+    nearest neighbours of the same cluster. Near duplicates of labelled or chosen pictures are passed over while there
+    is anything else. The class of a cluster is that of the nearest mean of labelled pictures (ours: the paper leaves
+    classes out).
+
+    Args:
+        unit: (N, D) features of length one.
+        count: how many to choose.
+        seed: of k-means.
+        known: what is labelled already.
+
+    Returns:
+        (count,) int64 rows.
+    """
+    wanted = min(count + len(known.indices), MOST_CLUSTERS, len(unit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different pictures than clusters: some stay empty
+        groups = cluster(unit, wanted, seed=seed)
+    sizes, used = np.bincount(groups, minlength=wanted), np.bincount(groups[known.indices], minlength=wanted)
+    class_of = _classes_of_clusters(unit, groups, wanted, known)
+    given = np.bincount(known.labels, minlength=max(1, known.classes))
+    members = [_by_typicality(unit, np.flatnonzero(groups == number)) for number in range(wanted)]
+    near = _near_duplicates(unit, seed)
+    taken, alike = np.zeros((2, len(unit)), dtype=bool)  # labelled or chosen; and what hardly differs from those
+    taken[known.indices] = True
+    for index in known.indices.tolist():
+        alike |= near(index)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        turn = np.lexsort((-sizes, given[class_of], used, sizes < FEWEST_MEMBERS))
+        candidates = (rows[~(taken | alike)[rows]] for rows in (members[number] for number in turn))
+        row = next((int(rows[0]) for rows in candidates if len(rows)), None)
+        if row is None:  # nothing but near duplicates is left: allow them again, none twice
+            alike[:] = False
+            continue
+        chosen.append(row)
+        taken[row] = True
+        alike |= near(row)
+        used[groups[row]] += 1
+        given[class_of[groups[row]]] += 1
+    return np.array(chosen, dtype=np.int64)
+
+
+def coverage(unit: np.ndarray, count: int, seed: int, known: Known) -> np.ndarray:
+    """ProbCover (Yehuda et al., 2022): next comes the picture whose ball holds most pictures outside all balls.
+
+    Labelled pictures have their balls already. The radius is ours: such that a ball holds, on average, as many
+    pictures as each label must stand for, N / (count + L); the paper's needs the number of classes. Where every
+    picture is covered, the one farthest from all balls' centres comes next.
+
+    Args:
+        unit: (N, D) features of length one; of more than 10,000 a random subset is considered.
+        count: how many to choose.
+        seed: of the subset.
+        known: what is labelled already.
+
+    Returns:
+        (count,) int64 rows.
+    """
+    order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(len(unit)), known.indices))
+    candidates = np.sort(order[: max(MOST_CANDIDATES, count)])
+    points, centres = unit[candidates], unit[known.indices]
+    share = 1.0 / (count + len(centres))
+    radius = float(np.quantile(_distances(points, points[_sample(len(points), seed)]), share))
+    inside = np.concatenate([_distances(part, points) <= radius for part in _parts(points)])
+    nearest = np.full(len(points), np.inf, dtype=np.float32)
+    for part in _parts(centres):
+        nearest = np.minimum(nearest, _distances(part, points).min(axis=0))
+    gains = inside[:, nearest > radius].sum(axis=1)
+    chosen: list[int] = []
+    for _ in range(count):
+        best = int(np.lexsort((-nearest, -gains))[0])
+        chosen.append(best)
+        distances = _distances(points[best : best + 1], points)[0]
+        newly = (nearest > radius) & (distances <= radius)
+        gains = gains - inside[:, newly].sum(axis=1)
+        gains[best] = -1  # never again
+        nearest = np.minimum(nearest, distances)
+    rows: np.ndarray = candidates[chosen]
+    return rows
+
+
+STRATEGIES: dict[str, Callable[[np.ndarray, int, int, Known], np.ndarray]] = {
+    "typical": typical,
+    "coverage": coverage,
+}
+
+
+def _classes_of_clusters(unit: np.ndarray, groups: np.ndarray, clusters: int, known: Known) -> np.ndarray:
+    """(clusters,) int64: the class whose labelled pictures' mean is nearest to each cluster's; 0 without labels."""
+    present = np.unique(known.labels)
+    if not len(present):
+        return np.zeros(clusters, dtype=np.int64)
+    means = np.stack([unit[known.indices[known.labels == label]].mean(axis=0) for label in present])
+    own = np.zeros((clusters, unit.shape[1]), dtype=np.float32)
+    np.add.at(own, groups, unit)
+    own /= np.maximum(np.bincount(groups, minlength=clusters), 1)[:, None]
+    nearest: np.ndarray = present[_distances(own, means).argmin(axis=1)]
+    return nearest
+
+
+def _by_typicality(unit: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Members (M,) of a cluster, the most typical first."""
+    if not len(members):
+        return members
+    k = min(NEIGHBOURS, len(members) - 1)
+    own = unit[members]
+    spread = [np.partition(_distances(part, own), k, axis=1)[:, : k + 1].mean(axis=1) for part in _parts(own)]
+    ordered: np.ndarray = members[np.argsort(np.concatenate(spread), kind="stable")]
+    return ordered
+
+
+def _near_duplicates(unit: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
+    """Return how to tell which pictures hardly differ from one, (N,) bool, itself included."""
+    some = unit[_sample(len(unit), seed)]
+    limit = DUPLICATE * float(np.median(_distances(some, some)))
+    return lambda index: _distances(unit[index : index + 1], unit)[0] <= max(limit, 1e-3)  # float32
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(A, B) float32 Euclidean distances."""
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2.0 * (a @ b.T)
+    distances: np.ndarray = np.sqrt(np.maximum(squared, 0.0))
+    return distances
+
+
+def _sample(count: int, seed: int, most: int = 500) -> np.ndarray:
+    sample: np.ndarray = np.random.default_rng(seed).permutation(count)[:most]
+    return sample
+
+
+def _parts(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]

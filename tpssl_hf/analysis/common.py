@@ -1,0 +1,196 @@
+"""What the analyses share: weights and pictures to look at, their features, and the form of what is found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from tpssl_hf.analysis.config import AnalyzeConfig
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.parser import take
+from tpssl_hf.config.shared import DataConfig
+from tpssl_hf.data.conversion import Range
+from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.scan import UNLABELLED
+from tpssl_hf.data.sources import Source, load_source
+from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation.feature_cache import features_of, open_backbone
+from tpssl_hf.models.backbone import WEIGHTS_FILE, Origin, stored_config
+from tpssl_hf.training.open_data import store_of
+from tpssl_hf.training.recorded_start import timm_start
+from tpssl_hf.training.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an analysis found.
+
+    Attributes:
+        table: one entry for each value: row keys, ``value``, and ``seed`` where there is one.
+        lines: the same for people, in Markdown.
+        facts: whatever else belongs into the JSON file.
+    """
+
+    table: list[dict[str, Any]]
+    lines: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of weights to look at.
+
+    Attributes:
+        key: ``base``, ``base_statistics`` (the base with BatchNorm statistics of these training pictures, as every
+            adapted backbone has them: what that alone gains is no merit of adapting), ``adapted`` or ``adapted_N``.
+        init: where they are, as :func:`tpssl_hf.models.backbone.load_backbone` takes it.
+        backbone: timm model.
+    """
+
+    key: str
+    init: str
+    backbone: str
+
+    @property
+    def architecture(self) -> str:
+        """The timm model without the tag of any weights: which weights they are is no part of it."""
+        return self.backbone.partition(".")[0]
+
+    @property
+    def title(self) -> str:
+        """For people: key and name."""
+        path = Path(self.init)
+        name = f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
+        return f"{self.key.replace('_statistics', ', new statistics').replace('_', ' ')} ({name})"
+
+
+def located(init: str, backbone: str) -> tuple[str, str]:
+    """Return the weights that ``init`` means and their timm model: a run's folder stands for the ``model`` in it."""
+    inner = Path(init).expanduser() / "model"
+    init = str(inner) if (inner / WEIGHTS_FILE).is_file() else init
+    return init, str(stored_config(init).get("architecture", backbone))
+
+
+def weights_of(options: AnalyzeConfig) -> list[Weights]:
+    """Return base, base with new statistics, and each of ``adapted``.
+
+    Raises:
+        InputError: if nothing adapted is named.
+    """
+    named = [part.strip() for part in options.adapted.split(",") if part.strip()]
+    if not named:
+        raise InputError(
+            "adapted names no weights to compare with base; give --adapted FOLDER of a target pretraining "
+            "(`accelerate launch recipes/target_pretrain.py` leaves one in outputs/digits_byol)."
+        )
+    adapted_places = [located(init, options.backbone)[0] for init in named]
+    tagged = timm_start(adapted_places, options.backbone) if options.base == "timm" else None
+    base = located(options.base, tagged or options.backbone)
+    keys = ["adapted"] if len(named) == 1 else [f"adapted_{number}" for number in range(1, len(named) + 1)]
+    adapted = [Weights(key, *located(init, options.backbone)) for key, init in zip(keys, named, strict=True)]
+    return [Weights("base", *base), Weights("base_statistics", *base), *adapted]
+
+
+def open_split(
+    settings: dict[str, Any],
+    split: str,
+    accelerator: Accelerator,
+    run: RunDir | None = None,
+    *,
+    wide_range: Range | None = None,
+) -> tuple[Source, PictureStore]:
+    """Open the pictures of one split; their number is limited by ``limit_images``, whichever split it is.
+
+    With ``run`` the report of the pictures is printed and left there.
+
+    Raises:
+        InputError: if they are to be streamed, or cannot be had.
+    """
+    data = replace(take(DataConfig, settings), split=split)
+    if data.streaming:
+        raise InputError("pictures are looked up by number here, which streamed ones have not; leave streaming off.")
+    source = load_source(
+        data.dataset,
+        split=split,
+        dataset_config=data.dataset_config,
+        image_column=data.image_column,
+        label_column=data.label_column,
+    )
+    return source, store_of(source, data, accelerator, run, wide_range=wide_range)
+
+
+def open_splits(settings: dict[str, Any], accelerator: Accelerator) -> dict[str, tuple[Source, PictureStore]]:
+    """Open the training and, unless it is ``none``, the test split."""
+    found = {"train": open_split(settings, settings["split"], accelerator)}
+    if settings["test_split"] != "none":
+        try:
+            wide_range = found["train"][1].wide_range
+            found["test"] = open_split(settings, settings["test_split"], accelerator, wide_range=wide_range)
+        except InputError as error:
+            raise InputError(f"the test pictures: {error} Say --test_split none to go without.") from error
+    return found
+
+
+def features(
+    weights: Weights,
+    store: PictureStore,
+    indices: np.ndarray,
+    settings: dict[str, Any],
+    device: torch.device,
+    *,
+    training: PictureStore,
+) -> np.ndarray:
+    """(N, D) float32 features of pictures, kept on disk; new statistics are those of the ``training`` pictures."""
+    return features_of(
+        store,
+        indices,
+        backbone=weights.backbone,
+        init=weights.init,
+        image_size=settings["image_size"],
+        device=device,
+        statistics=training if weights.key == "base_statistics" else None,
+        seed=settings["seed"],
+        cache_dir=Path(settings["cache_dir"]) / "features" if settings["cache_dir"] else None,
+    ).values
+
+
+def network_of(
+    weights: Weights, settings: dict[str, Any], device: torch.device
+) -> tuple[nn.Module, ViewSettings, Origin]:
+    """Load a backbone as :func:`tpssl_hf.evaluation.feature_cache.open_backbone` does, with the size and seed of the settings."""
+    size, seed = settings["image_size"], settings["seed"]
+    return open_backbone(weights.backbone, init=weights.init, image_size=size, device=device, seed=seed)
+
+
+def class_count(source: Source, store: PictureStore, name: str) -> int:
+    """Return how many classes the ``name`` pictures have.
+
+    Raises:
+        InputError: if they have no labels.
+    """
+    if store.labels is None or (store.labels == UNLABELLED).all():
+        raise InputError(
+            f"the {name} pictures have no labels, and this analysis needs them to score by: name their column with "
+            "--label_column (`folder` for the names of sub-folders)."
+        )
+    return max(int(store.labels.max()) + 1, len(source.class_names or ()))
+
+
+def markdown(table: Sequence[dict[str, Any]], row_key: str, column_key: str) -> list[str]:
+    """Arrange values in [0, 1] as a table of mean ± sample standard deviation in percent."""
+    rows, columns = (list(dict.fromkeys(entry[key] for entry in table)) for key in (row_key, column_key))
+    lines = [f"| |{'|'.join(f' {column} ' for column in columns)}|", "|---" * (1 + len(columns)) + "|"]
+    for row in rows:
+        cells = []
+        for column in columns:
+            values = [100 * e["value"] for e in table if (e[row_key], e[column_key]) == (row, column)]
+            plus = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f" {mean(values):.1f}{plus} " if values else " – ")
+        lines.append(f"| {row} |{'|'.join(cells)}|")
+    return lines

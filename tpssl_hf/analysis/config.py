@@ -1,0 +1,60 @@
+"""Configuration of the analyses of finished weights and runs, and of the choice of pictures to label."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tpssl_hf.config.parser import key
+
+
+@dataclass
+class AnalyzeConfig:
+    """What is analysed."""
+
+    analysis: str = key(
+        "clustering,tsne,drift",
+        "One or several of clustering, tsne, drift, steps, transfer, convergence.",
+        several=True,
+    )
+    base: str = key("random", "Φ_pre: whatever --init takes, or a run's folder.")
+    adapted: str = key(
+        "", "Φ_T, one or several: run folders or whatever --init takes, with commas between.", several=True
+    )
+    backbone: str = key("resnet18", "timm model of weights that do not say of which model they are.")
+    run: str | None = key(
+        None,
+        "steps: the target pretraining whose checkpoints are scored; it keeps 2 unless run with --keep_checkpoints N.",
+    )
+    runs: str | None = key(
+        None,
+        "transfer, convergence, steps: folders of finished ssl_classify runs, with commas between; * is allowed.",
+        several=True,
+    )
+    test_split: str = key("test", "Split for clustering and t-SNE beside the training one; `none` for none.")
+    normalise: bool = key(False, "clustering: features of length one; the paper's are raw.")
+    repeats: int = key(5, "clustering: starts of k-means; steps: draws of labels.")
+    labels: str = key("40,250", "steps: labels of the linear probe, with commas between.", several=True)
+    samples: int = key(500, "tsne: pictures drawn at random, fewer where there are fewer (paper: 500).")
+    perplexity: float = key(30.0, "tsne: perplexity.")
+    output_dir: str = key("outputs/analyze", "Folder of the tables and pictures.")
+    seed: int = key(0, "Seed of random weights, draws, k-means and t-SNE.")
+    cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
+
+
+@dataclass
+class LabelPickerConfig:
+    """Which pictures to label next."""
+
+    count: int = key(40, "Pictures to label.")
+    strategy: Literal["typical", "coverage", "random"] = key(
+        "typical",
+        "typical: the most typical picture of each cluster (TypiClust); coverage: pictures whose surroundings hold "
+        "most others (ProbCover); random: neither.",
+    )
+    labelled: str | None = key(
+        None, "Labels there are already, a .json or .csv file as --labels of ssl_classify takes it."
+    )
+    init: str = key("random", "Weights of the features: a run's folder, or whatever --init of ssl_classify takes.")
+    backbone: str = key("resnet18", "timm model, where the weights do not say of which model they are.")
+    output_dir: str = key("outputs/to_label", "Folder of the list and the contact sheet.")
+    seed: int = key(0, "Seed of k-means and of random draws.")
+    cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")

@@ -1,0 +1,1 @@
+"""Configuration: typed dataclasses, one flat key per field."""

@@ -1,0 +1,96 @@
+"""Configuration shared by the tasks: images, backbone, optimization, run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tpssl_hf.config.parser import key
+
+
+@dataclass
+class DataConfig:
+    """Pictures."""
+
+    dataset: str = key(
+        "digits", "digits | cifar10 | cifar100 | svhn, a Hub id, or a folder (pictures, parquet, saved)."
+    )
+    split: str = key("train", "Split whose pictures are used.")
+    dataset_config: str | None = key(None, "Configuration name of a Hub data set that has several.")
+    image_column: str | None = key(None, "Column that holds the pictures; found by its type when not given.")
+    label_column: str | None = key(None, "Column that holds labels; found when not given. `folder`: sub-folder names.")
+    streaming: bool = key(False, "Read a Hub or parquet data set in shards, never holding it whole.")
+    limit_images: int | None = key(None, "Use only so many pictures, a fixed random subset.")
+    image_size: int = key(224, "Side of the square views, in pixels.")
+    horizontal_flip: bool | None = key(
+        None, "Flip half of the views; off by default where it changes meaning (digits)."
+    )
+    num_workers: int = key(2, "Threads that decode pictures.")
+    cache_budget: float = key(16.0, "Largest decoded cache on disk, in GiB; above it pictures are decoded on demand.")
+    cache_scale: float = key(
+        2.5, "Images are stored with the shorter side at most so many times image_size: what small crops are cut from."
+    )
+    cache_dir: str | None = key(None, "Folder of the decoded cache; below HF_HOME when not given.")
+
+
+@dataclass
+class ModelConfig:
+    """Backbone."""
+
+    backbone: str = key("resnet18", "A timm model, with a tag of its weights if wanted (resnet18.tv_in1k).")
+    init: str = key(
+        "random", "random | timm | a timm weight tag | a folder | a .safetensors file | a Hub id[@revision]."
+    )
+    gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass: less memory, more time.")
+    compile: bool = key(False, "torch.compile the training step (worth it on a GPU; minutes of compiling on a CPU).")
+    sync_batchnorm: bool = key(True, "With several processes: BatchNorm statistics over all of them.")
+
+
+@dataclass
+class OptimConfig:
+    """Optimisation."""
+
+    batch_size: int = key(256, "Pictures per optimizer step, over all processes and accumulation steps.")
+    epochs: int = key(100, "Passes over the pictures.")
+    max_steps: int | None = key(None, "Optimizer steps instead of epochs; every schedule is rescaled to it.")
+    optimizer: Literal["lars", "sgd", "adamw"] = key("lars", "Optimizer.")
+    learning_rate: float = key(0.3, "Base learning rate for 256 pictures; multiplied by batch_size / 256.")
+    weight_decay: float = key(1e-6, "Weight decay of weights with two or more dimensions.")
+    decay_vectors: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
+    momentum: float = key(0.9, "Momentum of SGD and LARS, first beta of AdamW.")
+    warmup_epochs: float = key(10.0, "Epochs of linear warm-up; at most a tenth of the run, and that when streaming.")
+    gradient_accumulation_steps: int = key(1, "Parts a batch is computed in; each part sees only itself in BatchNorm.")
+
+
+@dataclass
+class RunConfig:
+    """Run."""
+
+    output_dir: str = key("outputs/target_pretrain", "Folder of the run; an unfinished run in it is resumed.")
+    seed: int = key(0, "Seed of weights, order and augmentation.")
+    resume: bool = key(True, "Continue an unfinished run of the same configuration; false refuses instead.")
+    save_every: int = key(500, "Steps between checkpoints.")
+    keep_checkpoints: int = key(2, "Checkpoints kept.")
+    log_every: int = key(10, "Steps between lines of metrics.jsonl.")
+    log_with: Literal["none", "tensorboard", "trackio", "wandb"] = key("none", "Tracker beside metrics.jsonl.")
+    precision: Literal["auto", "fp32", "bf16"] = key("auto", "auto: bfloat16 where the hardware multiplies it.")
+    cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
+
+
+HUB_KEYS = frozenset({"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}) | frozenset(
+    {"hub_license", "hub_base_model", "hub_base_note"}
+)
+
+
+# Keys that change how a run is carried out but not what comes out of it; a resumed run may change them.
+CARRY_OUT_KEYS = HUB_KEYS | frozenset(
+    {
+        "output_dir",
+        "resume",
+        "save_every",
+        "keep_checkpoints",
+        "log_with",
+        "num_workers",
+        "cache_dir",
+        "cache_budget",
+        "plan",
+    }
+)

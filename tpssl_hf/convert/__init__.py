@@ -1,0 +1,1 @@
+"""Weights of other projects turned into timm's layout."""

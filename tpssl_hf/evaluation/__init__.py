@@ -1,0 +1,1 @@
+"""Frozen features and what can be measured on them."""

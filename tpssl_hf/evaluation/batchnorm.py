@@ -1,0 +1,69 @@
+"""Re-estimation of BatchNorm statistics."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
+from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.evaluation.features import batches_of
+
+RECALIBRATION_PICTURES = 4096
+
+
+def sample_for_statistics(store: PictureStore) -> Iterator[Pictures]:
+    """Yield up to 4,096 pictures of ``store`` in batches, always the same, for :func:`recalibrated`."""
+    some = np.random.default_rng(0).permutation(len(store))[:RECALIBRATION_PICTURES]
+    return (store.gather(part, epoch=0) for part in batches_of(some))
+
+
+@torch.no_grad()
+def recalibrated(
+    backbone: nn.Module, batches: Iterable[Pictures], settings: ViewSettings, device: torch.device
+) -> nn.Module:
+    """Copy a backbone and give its BatchNorm layers the statistics of undistorted pictures.
+
+    What training leaves in them are those of cropped, blurred and recoloured views. In evaluation mode the network
+    would then see every ordinary picture through the wrong lens. Weights are not touched; a network without BatchNorm
+    comes back as it is. The statistics are means over ``batches`` of each batch's own, and each layer sees what the
+    layers before it make of the batch by its own statistics, as in training.
+
+    Args:
+        backbone: images (B, 3, H, W) to features; left as it is.
+        batches: pictures, at least one batch; some thousand pictures in all are plenty.
+        settings: image size and normalisation.
+        device: where ``backbone`` is.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    network = copy.deepcopy(backbone).eval()
+    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    sums: dict[nn.Module, list[Tensor]] = {}
+
+    def measure(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].float()
+        variance, mean = torch.var_mean(values, dim=[d for d in range(values.dim()) if d != 1], correction=0)
+        count = values.numel() // values.shape[1]
+        found = [mean, variance * (count / max(1, count - 1))]
+        sums[layer] = [old + new for old, new in zip(sums[layer], found, strict=True)] if layer in sums else found
+        # Set before the layer runs, so that it may stay in evaluation mode: in training it might wait for processes.
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+
+    hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
+    seen = 0
+    for pictures in batches if layers else ():
+        network(eval_view(pictures.to(device), settings))
+        seen += 1
+    for hook in hooks:
+        hook.remove()
+    for layer, (mean, variance) in sums.items():
+        layer.running_mean.copy_(mean / seen)  # type: ignore[operator]
+        layer.running_var.copy_(variance / seen)  # type: ignore[operator]
+    return network

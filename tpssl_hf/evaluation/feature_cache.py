@@ -1,0 +1,108 @@
+"""Features of stored pictures by weights of any origin, kept on disk so that asking again costs nothing."""
+
+import hashlib
+import json
+import os
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import timm
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.evaluation.batchnorm import recalibrated, sample_for_statistics
+from tpssl_hf.evaluation.features import extract_features
+from tpssl_hf.models.backbone import Origin, load_backbone, weights_digest
+from tpssl_hf.models.timm_export import preprocessing_of
+
+FORMAT = 2  # of the files; another whenever the same key would mean other numbers
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone makes of pictures.
+
+    Attributes:
+        values: (N, D) float32.
+        origin: where its weights come from.
+        cached: whether they were found on disk.
+    """
+
+    values: np.ndarray
+    origin: Origin
+    cached: bool
+
+
+def open_backbone(
+    backbone: str, *, init: str, image_size: int, device: torch.device, seed: int = 0
+) -> tuple[nn.Module, ViewSettings, Origin]:
+    """Load Φ in evaluation mode, the way pictures are shown to it, and where it comes from.
+
+    Args:
+        backbone: timm architecture.
+        init: origin of the weights, see :func:`tpssl_hf.models.backbone.load_backbone`.
+        image_size: side of the images, in pixels.
+        device: where to compute.
+        seed: of random weights.
+
+    Raises:
+        InputError: for weights that cannot be had.
+    """
+    set_seed(seed)
+    network, origin = load_backbone(backbone, init=init, image_size=image_size)
+    views = ViewSettings.of(preprocessing_of(network), seed, horizontal_flip=False)
+    return network.to(device).to(memory_format=torch.channels_last).eval(), views, origin
+
+
+def features_of(
+    store: PictureStore,
+    indices: np.ndarray,
+    *,
+    backbone: str,
+    init: str,
+    image_size: int,
+    device: torch.device,
+    statistics: PictureStore | None = None,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+) -> Features:
+    """Load Φ and extract features of stored pictures, resized and cropped at the centre; or read them from disk.
+
+    Args:
+        store: the pictures.
+        indices: (N,) int64, which of them.
+        backbone: timm architecture.
+        init: as for :func:`open_backbone`, like what follows.
+        image_size: side of the images, in pixels.
+        device: where to compute.
+        statistics: pictures to measure BatchNorm statistics anew on first, up to 4,096 of them, as target pretraining
+            does for every backbone it saves; what the base gains by that alone is no merit of adapting.
+        seed: of random weights.
+        cache_dir: where features are kept; ``tpssl_hf/features`` below ``HF_HOME`` if None.
+
+    Raises:
+        InputError: for weights that cannot be had.
+    """
+    network, views, origin = open_backbone(backbone, init=init, image_size=image_size, device=device, seed=seed)
+    measured_on = None if statistics is None else statistics.fingerprint
+    weights, shown = weights_digest(network.state_dict()), astuple(views.preprocessing)
+    key = [FORMAT, timm.__version__, backbone, weights, store.fingerprint, shown, measured_on]
+    name = hashlib.sha256(json.dumps(key).encode() + indices.tobytes()).hexdigest()[:32]
+    folder = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "features"
+    path = folder / f"{name}.npy"
+    if path.exists():
+        return Features(np.load(path), origin, cached=True)
+    if statistics is not None:
+        network = recalibrated(network, sample_for_statistics(statistics), views, device)
+    values = extract_features(network, store, indices, views, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{name}.{os.getpid()}.partial"
+    with partial.open("wb") as file:
+        np.save(file, values)
+    partial.replace(path)
+    return Features(values, origin, cached=False)

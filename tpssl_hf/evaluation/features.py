@@ -1,0 +1,77 @@
+"""Features of stored images."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
+from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_cache import PictureStore
+
+
+def batches_of(indices: np.ndarray, batch_size: int = 256) -> list[np.ndarray]:
+    """Cut (N,) indices into parts of nearly equal length, at most ``batch_size``."""
+    return np.array_split(indices, max(1, -(-len(indices) // batch_size)))
+
+
+@torch.inference_mode()
+def extract_features(
+    backbone: nn.Module,
+    store: PictureStore,
+    indices: np.ndarray,
+    settings: ViewSettings,
+    device: torch.device,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Features of stored pictures, resized and cropped at the centre, in float32 and evaluation mode.
+
+    The backbone is left in the mode it was in.
+
+    Args:
+        backbone: images (B, 3, H, W) to features (B, D).
+        store: the pictures.
+        indices: (N,) int64, which of them.
+        settings: image size and normalisation.
+        device: where ``backbone`` is.
+        batch_size: pictures per forward pass.
+
+    Returns:
+        (N, D) float32.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    features = []
+    for start in range(0, len(indices), batch_size):
+        pictures = store.gather(indices[start : start + batch_size], epoch=0).to(device)
+        features.append(backbone(eval_view(pictures, settings)).float().cpu().numpy())
+    backbone.train(was_training)
+    return np.concatenate(features)
+
+
+@torch.inference_mode()
+def features_of_views(
+    backbone: nn.Module,
+    store: PictureStore,
+    indices: np.ndarray,
+    transform: Callable[[Pictures], dict[str, Tensor]],
+    device: torch.device,
+    *,
+    epoch: int,
+    batch_size: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of ``view1`` and ``view2`` of stored pictures as ``transform`` draws them in ``epoch``; see above.
+
+    Returns:
+        Two (N, D) float32.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    for start in range(0, len(indices), batch_size):
+        views = transform(store.gather(indices[start : start + batch_size], epoch=epoch).to(device))
+        for collected, name in zip(features, ("view1", "view2"), strict=True):
+            collected.append(backbone(views[name]).float().cpu().numpy())
+    backbone.train(was_training)
+    return np.concatenate(features[0]), np.concatenate(features[1])

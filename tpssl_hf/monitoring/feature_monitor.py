@@ -1,0 +1,127 @@
+"""The health watch of a run: looks at a fixed sample every few epochs, and says when to stop."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
+from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.evaluation.batchnorm import recalibrated
+from tpssl_hf.evaluation.drift import PICTURES, StageWatch
+from tpssl_hf.evaluation.features import batches_of, extract_features, features_of_views
+from tpssl_hf.evaluation.probes import ProbeSplit, knn_accuracy
+from tpssl_hf.monitoring.collapse import SAMPLE, HealthMonitor
+from tpssl_hf.monitoring.early_stopping import settled
+
+STAGE = "stage."  # what names of tensors that belong to a stage begin with, in a checkpoint
+VIEW_EPOCH = 1 << 20  # the views of the sample are those of an epoch no run reaches, so they are new to the network
+
+
+class HealthWatch:
+    """Checks the health of a backbone every ``every`` steps on pictures of the store, the same ones each time.
+
+    Attributes:
+        stop_reason: why the run should stop, in one sentence, or None.
+
+    Args:
+        store: the pictures; at most 1,024 of them, drawn with a fixed seed, are looked at.
+        settings: of the views.
+        transform: pictures to views, as the method draws them; ``view1`` and ``view2`` are compared.
+        device: where the backbone is.
+        every: steps between two checks.
+        settle_after: steps before the run may count as settled.
+        projection_features: width of the method's projections, D.
+        stop_on_collapse: whether a collapse stops the run, or only warns.
+        stop_when_stable: whether a settled run stops.
+        probe: pictures with labels to log kNN accuracy on, or None.
+    """
+
+    def __init__(
+        self,
+        store: PictureStore,
+        settings: ViewSettings,
+        transform: Callable[[Pictures], dict[str, Tensor]],
+        device: torch.device,
+        *,
+        every: int,
+        settle_after: int,
+        projection_features: int,
+        stop_on_collapse: bool,
+        stop_when_stable: bool,
+        probe: ProbeSplit | None,
+    ) -> None:
+        self.store, self.settings, self.transform, self.device = store, settings, transform, device
+        self.every, self.settle_after = every, settle_after
+        self.projection_features = projection_features
+        self.stop_on_collapse, self.stop_when_stable = stop_on_collapse, stop_when_stable
+        self.probe = probe
+        self.sample = np.sort(np.random.default_rng(0).permutation(len(store))[:SAMPLE])
+        self.monitor, self.stages = HealthMonitor(), StageWatch()
+        self.stop_reason: str | None = None
+        self._checked = 0
+
+    def begin(self, backbone: nn.Module) -> None:
+        """Keep what Φ_pre makes of the sample, with the BatchNorm statistics of the sample as in every check."""
+        backbone = self._recalibrated(backbone)
+        self.monitor.begin(self._features(backbone, self.sample))
+        self.stages.begin(backbone, self._images())
+
+    def due(self, step: int) -> bool:
+        """Whether ``every`` more steps are done since the last check."""
+        return step // self.every > self._checked // self.every
+
+    def check(
+        self,
+        step: int,
+        backbone: nn.Module,
+        projection_std: float | None,
+        moved: Mapping[str, tuple[float, float]],
+    ) -> dict[str, float]:
+        """Measure, warn of a collapse, settle whether to stop; returns entries for the metrics log.
+
+        ``moved`` is what :meth:`tpssl_hf.methods.pretrain.anchor.Anchor.moved` returns.
+
+        What is looked at is the backbone as it would be saved now, with the BatchNorm statistics of the sample.
+        """
+        self._checked = step
+        backbone = self._recalibrated(backbone)
+        scaled = None if projection_std is None else projection_std * math.sqrt(self.projection_features)
+        knn = None
+        if self.probe is not None:
+            bank, queries = self._features(backbone, self.probe.bank), self._features(backbone, self.probe.queries)
+            knn = knn_accuracy(bank, self.probe.bank_labels, queries, self.probe.query_labels)
+        views = features_of_views(backbone, self.store, self.sample, self.transform, self.device, epoch=VIEW_EPOCH)
+        report = self.monitor.check(step, self._features(backbone, self.sample), views, scaled, knn)
+        if report.collapsed and self.stop_on_collapse:
+            self.stop_reason = report.reason
+        elif self.stop_when_stable:
+            self.stop_reason = settled(self.monitor.reports, after_step=self.settle_after)
+        return report.entries() | self.stages.check(backbone, self._images(), moved)
+
+    def _images(self) -> Tensor:
+        pictures = self.store.gather(self.sample[:PICTURES], epoch=0).to(self.device)
+        return eval_view(pictures, self.settings)
+
+    def _recalibrated(self, backbone: nn.Module) -> nn.Module:
+        pictures = (self.store.gather(part, epoch=0) for part in batches_of(self.sample))
+        return recalibrated(backbone, pictures, self.settings, self.device)
+
+    def _features(self, backbone: nn.Module, indices: np.ndarray) -> np.ndarray:
+        return extract_features(backbone, self.store, indices, self.settings, self.device)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON values that :meth:`load` continues from exactly."""
+        tensors, values = self.monitor.state()
+        tensors |= {f"{STAGE}{name}": features for name, features in self.stages.start.items()}
+        return tensors, {"monitor": values, "stop_reason": self.stop_reason, "checked": self._checked}
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned."""
+        self.stages.start = {name.removeprefix(STAGE): t for name, t in tensors.items() if name.startswith(STAGE)}
+        self.monitor.load({n: t for n, t in tensors.items() if not n.startswith(STAGE)}, values["monitor"])
+        self.stop_reason, self._checked = values["stop_reason"], values["checked"]

@@ -1,0 +1,101 @@
+"""The run's folder and its checkpoints."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from tpssl_hf.config.shared import CARRY_OUT_KEYS
+from tpssl_hf.errors import InputError
+from tpssl_hf.training.checkpoint import (
+    Checkpoint,
+    load_latest,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
+from tpssl_hf.training.run_dir import RESULTS, RunDir
+
+
+def claim_folder(
+    stack: ExitStack, settings: Mapping[str, Any], accelerator: Accelerator, say: Callable[..., None]
+) -> tuple[RunDir | None, bool]:
+    """Take the run's folder until ``stack`` ends, on the main process; say so if it holds the finished run.
+
+    Returns:
+        The folder, None on other processes; and whether its run is finished.
+
+    Raises:
+        InputError: if it holds another run, or an unfinished one that may not be resumed.
+    """
+    folder, run = Path(settings["output_dir"]), None
+    if accelerator.is_main_process:
+        run = stack.enter_context(RunDir(folder, dict(settings), ignore=CARRY_OUT_KEYS))
+    finished = run.finished if run else (folder / RESULTS).exists()
+    if finished:
+        say(f"{folder} holds the finished run of these settings; its weights are in {folder / 'model'}.")
+    elif not settings["resume"] and (folder / "checkpoints").exists():
+        raise InputError(f"{folder} holds an unfinished run and resume is false; choose another output_dir.")
+    return run, finished
+
+
+class Keeper:
+    """Writes and reads the checkpoints of one run; only the main process writes."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run: RunDir | None,
+        folder: Path,
+        method: nn.Module,
+        optimizer: Optimizer,
+        facts: Mapping[str, Any],
+        keep: int,
+    ) -> None:
+        self.accelerator, self.run, self.folder = accelerator, run, folder
+        self.method, self.optimizer = method, optimizer
+        self.facts, self.keep = dict(facts), keep
+
+    def save(
+        self, step: int, extra: Mapping[str, Any], groups: Mapping[str, Mapping[str, torch.Tensor]] | None = None
+    ) -> None:
+        """Write a checkpoint after ``step`` completed steps, with JSON values ``extra`` and more tensor ``groups``."""
+        if self.run is None:
+            return
+        tensors, optimizer_state = pack_optimizer(self.optimizer)
+        state = {**extra, "facts": self.facts, "optimizer": optimizer_state, "log_position": self.run.position()}
+        own = {"method": self.method.state_dict(), "optimizer": tensors}
+        save_checkpoint(self.folder, step, {**own, **(groups or {})}, state, keep=self.keep)
+
+    def restore(self) -> Checkpoint | None:
+        """Load the newest good checkpoint into method and optimizer, and cut the metrics log back to it.
+
+        Raises:
+            InputError: if the checkpoint belongs to other data or another start.
+        """
+        checkpoint = load_latest(self.folder)
+        if checkpoint is None:
+            if self.run is not None:
+                self.run.rewind(0)
+            return None
+        for name, value in self.facts.items():
+            before = checkpoint.state["facts"].get(name)
+            if before != value:
+                raise InputError(
+                    f"{checkpoint.path} was made with {name} {before!r}, now it is {value!r}; "
+                    "use another --output_dir, or give back what the run was started with."
+                )
+        self.method.load_state_dict(checkpoint.tensors["method"])
+        unpack_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+        for parameter, state in self.optimizer.state.items():  # as laid out in memory as the parameter, for speed
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
+        if self.run is not None:
+            self.run.rewind(checkpoint.state["log_position"])
+        return checkpoint

@@ -1,0 +1,1 @@
+"""Did adapting help? Paired comparison of frozen features."""
