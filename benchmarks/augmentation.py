@@ -1,4 +1,4 @@
-"""What do both BYOL views of a picture cost, ours in batches and lightly's one by one?
+"""What do both BYOL views of an image cost, ours in batches and lightly's one by one?
 
     python benchmarks/augmentation.py --rounds 5 --batch 64
 
@@ -24,19 +24,19 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset
 
 from tpssl_hf.augment.pretrain_views import BYOL_VIEW_1, BYOL_VIEW_2, ViewSettings, two_views
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 
-SIZES = ((32, 64), (32, 224), (256, 224))  # of the picture and of the views
+SIZES = ((32, 64), (32, 224), (256, 224))  # of the image and of the views
 WORKERS = 2
 BATCHES = 4  # in a row, as in training; enough that starting the workers, which nobody asks about, weighs little
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class LightlyViews(Dataset):
-    """Pictures in memory, seen through lightly's transform."""
+    """Images in memory, seen through lightly's transform."""
 
-    def __init__(self, pictures: list[Image.Image], image_size: int, length: int):
-        self.pictures, self.length = pictures, length
+    def __init__(self, images: list[Image.Image], image_size: int, length: int):
+        self.images, self.length = images, length
         self.transform = BYOLTransform(BYOLView1Transform(image_size), BYOLView2Transform(image_size))
 
     def __len__(self) -> int:
@@ -44,8 +44,8 @@ class LightlyViews(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> list[torch.Tensor]:
-        """Return both views (3, S, S) of one picture."""
-        return self.transform(self.pictures[index % len(self.pictures)])
+        """Return both views (3, S, S) of one image."""
+        return self.transform(self.images[index % len(self.images)])
 
 
 def photographs(count: int, side: int) -> list[Image.Image]:
@@ -63,16 +63,16 @@ def photographs(count: int, side: int) -> list[Image.Image]:
 def pipelines(source: int, image_size: int, batch: int) -> dict[str, Callable[[], None]]:
     """Return by name what makes ``BATCHES`` batches of views of ``image_size`` pixels of ``source`` pixels."""
     originals = photographs(batch, source)
-    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in originals]))
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in originals]))
     numbers = torch.arange(batch)
-    pictures = Pictures(pixels, torch.full((batch, 2), source), numbers, torch.zeros_like(numbers))
+    images = ImageBatch(pixels, torch.full((batch, 2), source), numbers, torch.zeros_like(numbers))
     settings = ViewSettings(image_size, MEAN, STD, seed=0)
 
     samples = LightlyViews(originals, image_size, batch * BATCHES)
 
     def ours() -> None:
         for _ in range(BATCHES):
-            views = two_views(pictures, (BYOL_VIEW_1, BYOL_VIEW_2), settings)
+            views = two_views(images, (BYOL_VIEW_1, BYOL_VIEW_2), settings)
         del views
 
     def in_process() -> None:

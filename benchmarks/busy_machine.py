@@ -16,7 +16,7 @@ import warnings
 from contextlib import ExitStack
 from typing import IO, Any
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 OURS = "ours"
 SETTINGS = {
@@ -30,15 +30,15 @@ IMAGE_SIZE, BATCH = 64, 64
 
 
 def child(setting: str, steps: int) -> None:
-    """Make ``steps`` steps for every line on standard input and answer with pictures per second."""
+    """Make ``steps`` steps for every line on standard input and answer with images per second."""
     if setting == OURS:
         print(prepare_process([]), flush=True)
     else:
         print(setting, flush=True)
-    from common import our_step, pictures, timed
+    from common import images, our_step, timed
 
     warnings.filterwarnings("ignore")
-    with pictures(None, IMAGE_SIZE) as store:
+    with images(None, IMAGE_SIZE) as store:
         step = our_step(store, IMAGE_SIZE, BATCH)
         stream = step.batches()
         step.run(1, stream)
@@ -71,7 +71,7 @@ class Child:
         self.chosen = self.answers.readline().strip()
 
     def measure(self) -> float:
-        """Return the pictures per second of one turn."""
+        """Return the images per second of one turn."""
         self.asks.write("\n")
         self.asks.flush()
         return float(self.answers.readline())
@@ -101,10 +101,10 @@ def main() -> int:
         print(f"ours is: {children[OURS].chosen}", flush=True)
         for measured in children.values():  # the first turn waits for the imports; it is not counted
             measured.measure()
-        neighbours = [multiprocessing.Process(target=occupy, daemon=True) for _ in range(busy)]
-        for neighbour in neighbours:
-            neighbour.start()
-            stack.callback(neighbour.terminate)
+        neighbors = [multiprocessing.Process(target=occupy, daemon=True) for _ in range(busy)]
+        for neighbor in neighbors:
+            neighbor.start()
+            stack.callback(neighbor.terminate)
         rounds = [{name: one.measure() for name, one in children.items()} for _ in range(arguments.rounds)]
     print(f"\nBYOL, resnet18, {IMAGE_SIZE} px, batch {BATCH}, {busy} busy processes, {arguments.rounds} rounds\n")
     print("| setting | images/s, median (min..max) | ours / this one, median of rounds (min..max) |")
@@ -118,4 +118,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

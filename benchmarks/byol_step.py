@@ -9,7 +9,7 @@ is that of its published example: its views behind a DataLoader, float32, one SG
 
 import sys
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 if __name__ == "__main__":  # before torch is imported: OpenMP reads its settings once
     sys.stdout.write(prepare_process([argument.replace("--threads", "--cpu_threads") for argument in sys.argv]) + "\n")
@@ -29,7 +29,7 @@ from unittest import mock
 import numpy as np
 import timm
 import torch
-from common import MEAN, STD, OurStep, cpu_seconds, machine, our_step, pictures, timed, whole_numbers
+from common import MEAN, STD, OurStep, cpu_seconds, images, machine, our_step, timed, whole_numbers
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.methods.base import Batch
 from tpssl_hf.process import cpu_has_bf16
 from tpssl_hf.training import loop as engine
@@ -52,11 +52,11 @@ GEMM_SIDE = 2048
 
 
 class LightlyViews(Dataset):
-    """The first pictures of a store, decoded in memory, seen through lightly's transform."""
+    """The first images of a store, decoded in memory, seen through lightly's transform."""
 
-    def __init__(self, store: PictureStore, image_size: int, length: int) -> None:
+    def __init__(self, store: ImageCache, image_size: int, length: int) -> None:
         loaded = store.gather(np.arange(min(length, len(store))), 0)
-        self.pictures = [
+        self.images = [
             Image.fromarray(pixels[:height, :width].numpy())
             for pixels, (height, width) in zip(loaded.pixels, loaded.sizes.tolist(), strict=True)
         ]
@@ -71,14 +71,14 @@ class LightlyViews(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        """Return both views (3, S, S) of one picture."""
-        return self.transform(self.pictures[index % len(self.pictures)])
+        """Return both views (3, S, S) of one image."""
+        return self.transform(self.images[index % len(self.images)])
 
 
 class LightlyStep:
     """BYOL put together from lightly's parts, with heads as wide as ours."""
 
-    def __init__(self, store: PictureStore, image_size: int, batch_size: int, steps: int) -> None:
+    def __init__(self, store: ImageCache, image_size: int, batch_size: int, steps: int) -> None:
         self.backbone = timm.create_model("resnet18", num_classes=0)
         self.projector = BYOLProjectionHead(self.backbone.num_features, 4096, 256)
         self.predictor = BYOLPredictionHead(256, 4096, 256)
@@ -129,9 +129,9 @@ class Stages:
                 (method.target_backbone, "forward", "target forward"),
                 (method.target_projector, "forward", "target forward"),
                 (step.accelerator, "backward", "backward"),
-                (engine.Guard, "remember_buffers", "guard"),
-                (engine.Guard, "check", "guard"),
-                (engine.Guard, "stop_after_bad_streak", "guard"),
+                (engine.NonFiniteGuard, "remember_buffers", "guard"),
+                (engine.NonFiniteGuard, "check", "guard"),
+                (engine.NonFiniteGuard, "stop_after_bad_streak", "guard"),
                 (step.optimizer, "step", "optimizer"),
                 (step.method, "after_step", "EMA"),
             )
@@ -183,7 +183,7 @@ def spread(values: list[float], digits: int = 2) -> str:
 def compare(image_size: int, arguments: argparse.Namespace) -> None:
     """Measure one size and print its three tables."""
     batch, steps = BATCH.get(image_size, 16), arguments.steps
-    with pictures(arguments.dataset, image_size) as store:
+    with images(arguments.dataset, image_size) as store:
         ours = our_step(store, image_size, batch, optimizer=arguments.optimizer)
         theirs = LightlyStep(store, image_size, batch, steps)
         with FlopCounterMode(display=False) as counter:
@@ -197,7 +197,7 @@ def compare(image_size: int, arguments: argparse.Namespace) -> None:
             shares.append(stages.run(steps))
             rates.append([gemm_rate(kind) for kind in kinds])
         stream.close()
-    images, precision = batch * steps, "bf16" if ours.accelerator.mixed_precision == "bf16" else "fp32"
+    made, precision = batch * steps, "bf16" if ours.accelerator.mixed_precision == "bf16" else "fp32"
     print(
         f"\n{image_size} px, batch {batch}, {arguments.rounds} rounds of {steps} steps, {gigaflop:.2f} GFLOP per image"
     )
@@ -206,12 +206,12 @@ def compare(image_size: int, arguments: argparse.Namespace) -> None:
     for column, name in enumerate(("lightly, fp32", f"tpssl_hf, {precision}, {arguments.optimizer}")):
         cpu, wall = ([row[column][kind] for row in rounds] for kind in (0, 1))
         ratios = [spread([row[0][kind] / row[column][kind] for row in rounds]) for kind in (0, 1)]
-        rate, cost = images / statistics.median(wall), statistics.median(cpu) / images * 1e3
+        rate, cost = made / statistics.median(wall), statistics.median(cpu) / made * 1e3
         print(f"| {name} | {rate:.1f} | {cost:.1f} | {' | '.join(ratios)} |")
     print(f"\n| {' | '.join(STAGES)} |\n|{' --- |' * len(STAGES)}")
     medians = {stage: statistics.median(100 * share[stage] for share in shares) for stage in STAGES}
     print("| " + " | ".join(f"{medians[stage]:.2f} %" for stage in STAGES) + " |")
-    done = [gigaflop * images / row[1][0] for row in rounds]
+    done = [gigaflop * made / row[1][0] for row in rounds]
     print("\n| GFLOP per CPU second | rate | our step's share of it |\n| --- | --- | --- |")
     print(f"| our step, {precision} | {spread(done, 1)} | |")
     for column, kind in enumerate(kinds):
@@ -230,7 +230,7 @@ def main() -> int:
     parser.add_argument("--sizes", type=whole_numbers, default=[64, 224])
     parser.add_argument("--threads", type=int, help="CPU threads of both; chosen for the machine when not given")
     parser.add_argument("--optimizer", choices=("lars", "sgd", "adamw"), default="lars")
-    parser.add_argument("--dataset", help="folder or name of a data set; 2,000 made pictures of 32 px by default")
+    parser.add_argument("--dataset", help="folder or name of a data set; 2,000 made images of 32 px by default")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     print(machine())
@@ -240,4 +240,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

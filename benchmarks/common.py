@@ -1,4 +1,4 @@
-"""What the benchmarks share: pictures to work on, this project's pretraining step, and CPU time.
+"""What the benchmarks share: images to work on, this project's pretraining step, and CPU time.
 
 It imports torch, so scripts settle their threads before they import it.
 """
@@ -21,9 +21,9 @@ from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.shared import RunConfig
-from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.sources import load_source
-from tpssl_hf.data.streams import PictureStream
+from tpssl_hf.data.streams import ImageStream
 from tpssl_hf.methods.base import Batch, Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
@@ -37,8 +37,8 @@ ANCHOR_WEIGHT = 1e-2  # the paper's: a run from pretrained weights, which costs 
 RATE = 0.05
 
 
-def write_pictures(folder: Path, count: int, side: int, quality: int | None = None) -> None:
-    """Write ``count`` square pictures of ``side`` pixels, smooth colours under noise; PNG, or JPEG of ``quality``."""
+def write_images(folder: Path, count: int, side: int, quality: int | None = None) -> None:
+    """Write ``count`` square images of ``side`` pixels, smooth colors under noise; PNG, or JPEG of ``quality``."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     for number in range(count):
@@ -52,12 +52,12 @@ def write_pictures(folder: Path, count: int, side: int, quality: int | None = No
 
 
 @contextmanager
-def pictures(dataset: str | None, image_size: int, count: int = 2_000, side: int = 32) -> Iterator[PictureStore]:
-    """Open at most ``count`` pictures of ``dataset``, or of a folder made for the purpose, in a temporary cache."""
+def images(dataset: str | None, image_size: int, count: int = 2_000, side: int = 32) -> Iterator[ImageCache]:
+    """Open at most ``count`` images of ``dataset``, or of a folder made for the purpose, in a temporary cache."""
     with TemporaryDirectory() as place:
         if dataset is None:
-            write_pictures(Path(place) / "made", count, side)
-        yield open_store(
+            write_images(Path(place) / "made", count, side)
+        yield load_image_cache(
             load_source(dataset or str(Path(place) / "made")),
             image_size=image_size,
             cache_budget=2**33,
@@ -65,7 +65,7 @@ def pictures(dataset: str | None, image_size: int, count: int = 2_000, side: int
             progress=False,
             cache_dir=Path(place) / "cache",
             limit_images=count,
-            allow_unlabelled=True,
+            allow_unlabeled=True,
         )[0]
 
 
@@ -77,7 +77,7 @@ class OurStep:
     method: nn.Module
     prepared: nn.Module
     optimizer: torch.optim.Optimizer
-    stream: PictureStream
+    stream: ImageStream
     transforms: Views
     batch_size: int
     done: int = 0
@@ -87,7 +87,7 @@ class OurStep:
         return batches_on_device({"images": self.stream}, self.transforms, self.done, self.accelerator.device)
 
     def views(self, loaded: Any) -> Batch:
-        """Return the augmented batch of ``loaded`` pictures."""
+        """Return the augmented batch of ``loaded`` images."""
         return {name: transform(loaded) for name, transform in self.transforms.items()}
 
     def run(self, steps: int, batches: Iterator[Batch]) -> None:
@@ -110,7 +110,7 @@ class OurStep:
 
 
 def our_step(
-    store: PictureStore,
+    store: ImageCache,
     image_size: int,
     batch_size: int,
     *,
@@ -123,9 +123,9 @@ def our_step(
     """Put BYOL together as the recipe does.
 
     Args:
-        store: the pictures.
+        store: the images.
         image_size: side of the views.
-        batch_size: pictures per step.
+        batch_size: images per step.
         backbone: a timm name; its weights are random.
         optimizer: lars | sgd | adamw.
         build: (backbone, config) -> method; BYOL by default.
@@ -144,7 +144,7 @@ def our_step(
         method,
         accelerator.prepare(method),
         build_optimizer(optimizer, method, weight_decay=1e-6, momentum=0.9),
-        PictureStream(store, batch_size=batch_size, seed=0),
+        ImageStream(store, batch_size=batch_size, seed=0),
         spec.views(ViewSettings(image_size, MEAN, STD, seed=0), spec.config()),
         batch_size,
     )

@@ -4,7 +4,7 @@
     python benchmarks/demo_load.py --config my_demo.yaml --clients 64 --requests 10
 
 Starts the demo in a process of its own, with small models made for the purpose or those of ``--config``. Clients send
-pictures of their own over the loopback and ask again when the queue is full; every answer is compared with what the
+images of their own over the loopback and ask again when the queue is full; every answer is compared with what the
 model says when it is called directly. Then comes a small file that claims 144 million pixels.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 prepare_process([])
 import httpx
@@ -94,8 +94,8 @@ def answers(url: str) -> bool:
         return False
 
 
-def picture_file(number: int) -> bytes:
-    """A smooth picture unlike that of any other number, as a PNG."""
+def image_file(number: int) -> bytes:
+    """A smooth image unlike that of any other number, as a PNG."""
     coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC).save(stream, format="PNG")
@@ -113,11 +113,11 @@ class Visitor:
 
     def upload(self, content: bytes) -> str:
         """Send a file and return what the server calls it."""
-        answer = self.http.post("/upload", files={"files": ("picture.png", content, "image/png")})
+        answer = self.http.post("/upload", files={"files": ("image.png", content, "image/png")})
         return str(answer.raise_for_status().json()[0])
 
     def ask(self, path: str) -> dict[str, Any]:
-        """Have an uploaded picture classified, asking again while the queue is full; returns the last event."""
+        """Have an uploaded image classified, asking again while the queue is full; returns the last event."""
         start = time.perf_counter()
         data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, self.model]
         while True:
@@ -143,19 +143,19 @@ def confidences(answer: dict[str, Any], class_names: list[str]) -> np.ndarray:
 
 
 def expected(classifier: Classifier, number: int) -> np.ndarray:
-    """Return the probabilities (K,) that the classifier gives picture ``number`` when it is called directly."""
-    with Image.open(io.BytesIO(picture_file(number))) as picture:
-        return np.array(list(classifier.confidences(picture.convert("RGB")).values()))
+    """Return the probabilities (K,) that the classifier gives image ``number`` when it is called directly."""
+    with Image.open(io.BytesIO(image_file(number))) as image:
+        return np.array(list(classifier.confidences(image.convert("RGB")).values()))
 
 
 def visit_all(url: str, model: str, numbers: list[list[int]]) -> tuple[dict[int, dict[str, Any]], list[Visitor]]:
-    """Let one visitor for each list ask for the pictures in it, all at the same time."""
+    """Let one visitor for each list ask for the images in it, all at the same time."""
     visitors = [Visitor(url, model) for _ in numbers]
     together = threading.Barrier(len(visitors))
 
     def visit(visitor: Visitor, row: list[int]) -> dict[int, dict[str, Any]]:
         together.wait()
-        return {number: visitor.ask(visitor.upload(picture_file(number))) for number in row}
+        return {number: visitor.ask(visitor.upload(image_file(number))) for number in row}
 
     with ThreadPoolExecutor(len(visitors)) as threads:
         found = list(threads.map(visit, visitors, numbers))
@@ -201,7 +201,7 @@ def main() -> int:
             after = server.memory_info().rss
             sent, told, sentence = bomb_seconds(visitors[0], 9)
     theirs = np.stack([confidences(found[number], classifier.class_names) for number in range(count)])
-    # of each answer to what should be told of each picture; only the likeliest classes are told
+    # of each answer to what should be told of each image; only the likeliest classes are told
     distances = np.fmax.reduce(np.abs(theirs[:, None] - ours), axis=2)
     own = np.diagonal(distances)
     right = int(((own < TOLERANCE) & (distances.argmin(axis=1) == np.arange(count))).sum())
@@ -230,4 +230,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

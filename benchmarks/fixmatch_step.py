@@ -4,16 +4,16 @@
 
 Rounds alternate between the two in one process tree, with equally many threads. Ratios are of the same round; those of
 CPU time (of the process and its workers) are less disturbed by other programs than those of wall time. The plain loop
-is what one writes without a library: Pillow pictures, torchvision transforms and a Pillow RandAugment behind two
+is what one writes without a library: Pillow images, torchvision transforms and a Pillow RandAugment behind two
 DataLoaders. Network and precision are ours; the memory layout is torch's default, and so is Resize, which is bilinear
 and costs less than our bicubic. The workers start in every round; what that takes is measured by itself and taken off,
 because training starts them once an epoch. Data and augmentation are measured on as many batches without the network;
-the views, of unlabelled pictures, without data and workers.
+the views, of unlabeled images, without data and workers.
 """
 
 import sys
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 if __name__ == "__main__":  # before torch is imported: OpenMP reads its settings once
     sys.stdout.write(prepare_process([argument.replace("--threads", "--cpu_threads") for argument in sys.argv]) + "\n")
@@ -33,7 +33,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from byol_step import WORKERS, spread
-from common import MEAN, RATE, STD, OurStep, machine, pictures, timed
+from common import MEAN, RATE, STD, OurStep, images, machine, timed
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -42,9 +42,9 @@ from torchvision import transforms
 from tpssl_hf.augment.classify_views import strong_view, weak_view
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.shared import ModelConfig, RunConfig
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import PictureStore
-from tpssl_hf.data.label_splits import Labelled
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.label_splits import Labeled
 from tpssl_hf.data.streams import EndlessStream
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.classify import CLASSIFY
@@ -57,77 +57,77 @@ from tpssl_hf.training.loop import batches_on_device
 from tpssl_hf.training.optim import build_optimizer
 
 BACKBONE, CLASSES, LABELS = "resnet18", 10, 40
-SIDE = 32  # of the pictures
-GREY = (127, 127, 127)
+SIDE = 32  # of the images
+GRAY = (127, 127, 127)
 PARTS = ("start", "whole", "data", "weak", "strong")  # what is timed, in this order
 TARGET, TARGET_SIZE = 12, 64  # per cent of our step that data and augmentation may take, and pixels
 HEADER = (
-    *("loop", "pictures/s", "CPU-ms per picture", "of it data and augmentation", "their share (min..max)"),
+    *("loop", "images/s", "CPU-ms per image", "of it data and augmentation", "their share (min..max)"),
     *("weak view, CPU-ms", "strong view, CPU-ms", "CPU time / ours (min..max)", "wall time / ours (min..max)"),
 )
 Times = dict[str, np.ndarray]  # part -> (rounds, 2) seconds of CPU and of wall time
 
 
-def moved(picture: Image.Image, *matrix: float) -> Image.Image:
-    """Take the pixel at (x, y) from matrix · (x, y, 1), or grey if that is outside."""
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, fillcolor=GREY)
+def moved(image: Image.Image, *matrix: float) -> Image.Image:
+    """Take the pixel at (x, y) from matrix · (x, y, 1), or gray if that is outside."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=GRAY)
 
 
-# Of a picture, a magnitude of 0.1 to 0.9 and a sign, in FixMatch's ranges.
+# Of an image, a magnitude of 0.1 to 0.9 and a sign, in FixMatch's ranges.
 OPERATIONS: tuple[Callable[[Image.Image, float, int], Image.Image], ...] = (
-    lambda picture, magnitude, way: picture,
-    lambda picture, magnitude, way: ImageOps.autocontrast(picture),
-    lambda picture, magnitude, way: ImageOps.equalize(picture),
-    lambda picture, magnitude, way: ImageOps.posterize(picture, 4 + int(4 * magnitude)),
-    lambda picture, magnitude, way: ImageOps.solarize(picture, 256 - int(256 * magnitude)),
-    lambda picture, magnitude, way: ImageEnhance.Brightness(picture).enhance(0.05 + 0.9 * magnitude),
-    lambda picture, magnitude, way: ImageEnhance.Contrast(picture).enhance(0.05 + 0.9 * magnitude),
-    lambda picture, magnitude, way: ImageEnhance.Color(picture).enhance(0.05 + 0.9 * magnitude),
-    lambda picture, magnitude, way: ImageEnhance.Sharpness(picture).enhance(0.05 + 0.9 * magnitude),
-    lambda picture, magnitude, way: picture.rotate(way * 30 * magnitude, fillcolor=GREY),
-    lambda picture, magnitude, way: moved(picture, 1, way * 0.3 * magnitude, 0, 0, 1, 0),
-    lambda picture, magnitude, way: moved(picture, 1, 0, 0, way * 0.3 * magnitude, 1, 0),
-    lambda picture, magnitude, way: moved(picture, 1, 0, way * 0.3 * magnitude * picture.width, 0, 1, 0),
-    lambda picture, magnitude, way: moved(picture, 1, 0, 0, 0, 1, way * 0.3 * magnitude * picture.height),
+    lambda image, magnitude, way: image,
+    lambda image, magnitude, way: ImageOps.autocontrast(image),
+    lambda image, magnitude, way: ImageOps.equalize(image),
+    lambda image, magnitude, way: ImageOps.posterize(image, 4 + int(4 * magnitude)),
+    lambda image, magnitude, way: ImageOps.solarize(image, 256 - int(256 * magnitude)),
+    lambda image, magnitude, way: ImageEnhance.Brightness(image).enhance(0.05 + 0.9 * magnitude),
+    lambda image, magnitude, way: ImageEnhance.Contrast(image).enhance(0.05 + 0.9 * magnitude),
+    lambda image, magnitude, way: ImageEnhance.Color(image).enhance(0.05 + 0.9 * magnitude),
+    lambda image, magnitude, way: ImageEnhance.Sharpness(image).enhance(0.05 + 0.9 * magnitude),
+    lambda image, magnitude, way: image.rotate(way * 30 * magnitude, fillcolor=GRAY),
+    lambda image, magnitude, way: moved(image, 1, way * 0.3 * magnitude, 0, 0, 1, 0),
+    lambda image, magnitude, way: moved(image, 1, 0, 0, way * 0.3 * magnitude, 1, 0),
+    lambda image, magnitude, way: moved(image, 1, 0, way * 0.3 * magnitude * image.width, 0, 1, 0),
+    lambda image, magnitude, way: moved(image, 1, 0, 0, 0, 1, way * 0.3 * magnitude * image.height),
 )
 
 
-def distorted(picture: Image.Image) -> Image.Image:
+def distorted(image: Image.Image) -> Image.Image:
     """Apply two operations, each half of the time."""
     for operation in random.choices(OPERATIONS, k=2):
         if random.random() < 0.5:
-            picture = operation(picture, random.randint(1, 9) / 10, random.choice((-1, 1)))
-    return picture
+            image = operation(image, random.randint(1, 9) / 10, random.choice((-1, 1)))
+    return image
 
 
-def cut_out(picture: Image.Image) -> Image.Image:
-    """Paint a grey square of half the side, centred anywhere in the picture."""
-    half = picture.width // 4
-    left, top = random.randrange(picture.width) - half, random.randrange(picture.height) - half
-    picture = picture.copy()
-    ImageDraw.Draw(picture).rectangle((left, top, left + 2 * half - 1, top + 2 * half - 1), fill=GREY)
-    return picture
+def cut_out(image: Image.Image) -> Image.Image:
+    """Paint a gray square of half the side, centered anywhere in the image."""
+    half = image.width // 4
+    left, top = random.randrange(image.width) - half, random.randrange(image.height) - half
+    image = image.copy()
+    ImageDraw.Draw(image).rectangle((left, top, left + 2 * half - 1, top + 2 * half - 1), fill=GRAY)
+    return image
 
 
-class PlainPictures(Dataset):
-    """Pillow pictures in memory with labels, seen through one or more transforms."""
+class PlainImages(Dataset):
+    """Pillow images in memory with labels, seen through one or more transforms."""
 
     def __init__(self, images: list[Image.Image], labels: list[int], views: list[transforms.Compose]) -> None:
         self.images, self.labels, self.views = images, labels, views
 
     def __len__(self) -> int:
-        """Return how many pictures there are."""
+        """Return how many images there are."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
-        """Return the views (3, S, S) of one picture, and its label."""
+        """Return the views (3, S, S) of one image, and its label."""
         return [view(self.images[index]) for view in self.views], self.labels[index]
 
 
 class PlainFixMatch:
     """FixMatch the way one writes it down."""
 
-    def __init__(self, store: PictureStore, arguments: argparse.Namespace, bf16: bool) -> None:
+    def __init__(self, store: ImageCache, arguments: argparse.Namespace, bf16: bool) -> None:
         self.steps, self.bf16, tune = arguments.steps, bf16, FinetuneConfig()
         self.sizes = arguments.batch_size, arguments.batch_size * arguments.unlabeled_ratio
         crop = [transforms.RandomHorizontalFlip(), transforms.RandomCrop(SIDE, padding=4, padding_mode="reflect")]
@@ -137,7 +137,7 @@ class PlainFixMatch:
         strong = transforms.Compose([*crop, distorted, cut_out, resize, *finish])
         images = [Image.fromarray(pixels.numpy()) for pixels in store.gather(np.arange(len(store)), 0).pixels]
         labels = [number % CLASSES for number in range(len(images))]
-        self.samples = PlainPictures(images[:LABELS], labels, [weak]), PlainPictures(images, labels, [weak, strong])
+        self.samples = PlainImages(images[:LABELS], labels, [weak]), PlainImages(images, labels, [weak, strong])
         self.network = timm.create_model(BACKBONE, num_classes=CLASSES)
         self.average = copy.deepcopy(self.network)
         self.optimizer = torch.optim.SGD(
@@ -153,14 +153,14 @@ class PlainFixMatch:
             loader(samples, size, sampler=RandomSampler(samples, True, size * steps) if steps else [])
             for samples, size in zip(self.samples, self.sizes, strict=True)
         ]
-        for ((labelled,), labels), ((weak, strong), _) in zip(*loaders, strict=True):
-            yield labelled, labels, weak, strong
+        for ((labeled,), labels), ((weak, strong), _) in zip(*loaders, strict=True):
+            yield labeled, labels, weak, strong
 
-    def learn(self, labelled: Tensor, labels: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
+    def learn(self, labeled: Tensor, labels: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
         """Make one step and return its loss."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            logits = self.network(torch.cat([labelled, weak, strong])).float()
-        logits, weak_logits, strong_logits = logits.split([len(labelled), len(weak), len(strong)])
+            logits = self.network(torch.cat([labeled, weak, strong])).float()
+        logits, weak_logits, strong_logits = logits.split([len(labeled), len(weak), len(strong)])
         confidence, guesses = weak_logits.detach().softmax(dim=1).max(dim=1)
         masked = F.cross_entropy(strong_logits, guesses, reduction="none") * (confidence >= 0.95).float()
         loss = F.cross_entropy(logits, labels) + masked.mean()
@@ -187,7 +187,7 @@ class PlainFixMatch:
             pass
 
     def make(self, view: Callable[[Image.Image], Tensor]) -> None:
-        """Make one view of all unlabelled pictures of a round, in this process."""
+        """Make one view of all unlabeled images of a round, in this process."""
         images = self.samples[1].images
         for number in range(self.sizes[1] * self.steps):
             view(images[number % len(images)])
@@ -196,27 +196,27 @@ class PlainFixMatch:
 class OurFixMatch:
     """FixMatch put together as the recipe does it, in the precision the recipe picks."""
 
-    def __init__(self, store: PictureStore, arguments: argparse.Namespace) -> None:
+    def __init__(self, store: ImageCache, arguments: argparse.Namespace) -> None:
         accelerator, spec, tune = make_accelerator(RunConfig()), CLASSIFY["fixmatch"], FinetuneConfig()
         if accelerator.device.type != "cpu":
             raise InputError("this measures CPU time; hide the GPU by CUDA_VISIBLE_DEVICES= before the command.")
         self.bf16, self.steps, size = accelerator.mixed_precision == "bf16", arguments.steps, arguments.image_size
         classifier, _ = load_classifier(BACKBONE, init="random", classes=CLASSES, image_size=size)
         method = place(spec.build(classifier, spec.config(), len(store)), ModelConfig(), accelerator)
-        chosen = {key: getattr(tune, key) for key in ("weight_decay", "momentum", "decay_vectors", "nesterov")}
+        chosen = {key: getattr(tune, key) for key in ("weight_decay", "momentum", "decay_norm_and_bias", "nesterov")}
         optimizer = build_optimizer(tune.optimizer, method, **chosen)
         self.settings = ViewSettings(size, MEAN, STD, seed=0, work_size=min(SIDE, size))
         numbers = np.arange(LABELS)
-        labels = Labelled(numbers, numbers % CLASSES, tuple(map(str, range(CLASSES))), f"the first {LABELS}")
+        labels = Labeled(numbers, numbers % CLASSES, tuple(map(str, range(CLASSES))), f"the first {LABELS}")
         self.views = dict(spec.views(self.settings, spec.config()))
         self.views["labeled"] = with_labels(self.views["labeled"], labels, len(store), accelerator.device)
-        labelled = EndlessStream(store, batch_size=arguments.batch_size, seed=0, indices=numbers)
-        unlabelled = EndlessStream(store, batch_size=arguments.batch_size * arguments.unlabeled_ratio, seed=0)
-        self.streams = {"labeled": labelled, "unlabeled": unlabelled}
+        labeled = EndlessStream(store, batch_size=arguments.batch_size, seed=0, indices=numbers)
+        unlabeled = EndlessStream(store, batch_size=arguments.batch_size * arguments.unlabeled_ratio, seed=0)
+        self.streams = {"labeled": labeled, "unlabeled": unlabeled}
         self.batches = batches_on_device(self.streams, self.views, 0, accelerator.device)
         prepared, count = accelerator.prepare(method), arguments.batch_size * (1 + arguments.unlabeled_ratio)
-        self.loop = OurStep(accelerator, method, prepared, optimizer, unlabelled, self.views, count)
-        self.pictures = [unlabelled.batch(number) for number in range(self.steps)]
+        self.loop = OurStep(accelerator, method, prepared, optimizer, unlabeled, self.views, count)
+        self.images = [unlabeled.batch(number) for number in range(self.steps)]
         self.parts = {"start": lambda: None, "whole": self.whole, "data": self.data}
         self.parts["weak"] = partial(self.make, weak_view, UNLABELED_WEAK)
         self.parts["strong"] = partial(self.make, strong_view, UNLABELED_STRONG)
@@ -231,9 +231,9 @@ class OurFixMatch:
             for name, view in self.views.items():
                 view(self.streams[name].batch(number))
 
-    def make(self, view: Callable[[Pictures, ViewSettings, int], Tensor], number: int) -> None:
-        """Make one view of all unlabelled pictures of a round."""
-        for loaded in self.pictures:
+    def make(self, view: Callable[[ImageBatch, ViewSettings, int], Tensor], number: int) -> None:
+        """Make one view of all unlabeled images of a round."""
+        for loaded in self.images:
             view(loaded, self.settings, number)
 
 
@@ -246,8 +246,8 @@ def measure(plain: PlainFixMatch, ours: OurFixMatch, rounds: int) -> tuple[Times
 
 def report(kept: tuple[Times, Times], arguments: argparse.Namespace) -> None:
     """Print the table, and our share of data and augmentation beside its target."""
-    unlabelled = arguments.batch_size * arguments.unlabeled_ratio * arguments.steps
-    count = arguments.batch_size * arguments.steps + unlabelled
+    unlabeled = arguments.batch_size * arguments.unlabeled_ratio * arguments.steps
+    count = arguments.batch_size * arguments.steps + unlabeled
     print(f"\n| {' | '.join(HEADER)} |\n|{' --- |' * len(HEADER)}")
     for name, times in zip(("plain", "tpssl_hf"), kept, strict=True):
         _, whole, data, weak, strong = (1e3 * np.median(times[part][:, 0]) for part in PARTS)
@@ -255,7 +255,7 @@ def report(kept: tuple[Times, Times], arguments: argparse.Namespace) -> None:
         cpu, wall = (spread(list(column)) for column in (times["whole"] / kept[1]["whole"]).T)
         print(
             f"| {name} | {count / np.median(times['whole'][:, 1]):.1f} | {whole / count:.2f} | {data / count:.3f} "
-            f"| {spread(list(shares), 1)} % | {weak / unlabelled:.3f} | {strong / unlabelled:.3f} | {cpu} | {wall} |"
+            f"| {spread(list(shares), 1)} % | {weak / unlabeled:.3f} | {strong / unlabeled:.3f} | {cpu} | {wall} |"
         )
     print(f"\nStarting the plain loop's workers took {1e3 * np.median(kept[0]['start'][:, 0]):.0f} CPU-ms per round.")
     if arguments.image_size == TARGET_SIZE:
@@ -267,23 +267,23 @@ def main() -> int:
     """Compare at one size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image_size", type=int, default=TARGET_SIZE)
-    parser.add_argument("--batch_size", type=int, default=64, help="labelled pictures per step")
-    parser.add_argument("--unlabeled_ratio", type=int, default=7, help="unlabelled pictures per labelled one")
+    parser.add_argument("--batch_size", type=int, default=64, help="labeled images per step")
+    parser.add_argument("--unlabeled_ratio", type=int, default=7, help="unlabeled images per labeled one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="steps per round")
     parser.add_argument("--threads", type=int, help="CPU threads of both; chosen for the machine when not given")
     arguments = parser.parse_args()
     if arguments.image_size < SIDE:
-        parser.error(f"--image_size is below the {SIDE} px of the pictures")
+        parser.error(f"--image_size is below the {SIDE} px of the images")
     warnings.filterwarnings("ignore")
-    with pictures(None, arguments.image_size, side=SIDE) as store:
+    with images(None, arguments.image_size, side=SIDE) as store:
         ours = OurFixMatch(store, arguments)
         plain = PlainFixMatch(store, arguments, ours.bf16)
         versions = ", ".join(f"{name} {version(name)}" for name in ("torchvision", "pillow", "timm"))
         print(
             f"{machine()}, {versions}; both {'bf16' if ours.bf16 else 'fp32'}; {BACKBONE}\n\n"
-            f"{arguments.image_size} px from {SIDE}, {arguments.batch_size} labelled pictures per step, "
-            f"{arguments.unlabeled_ratio} unlabelled to each; {arguments.rounds} rounds of {arguments.steps} steps",
+            f"{arguments.image_size} px from {SIDE}, {arguments.batch_size} labeled images per step, "
+            f"{arguments.unlabeled_ratio} unlabeled to each; {arguments.rounds} rounds of {arguments.steps} steps",
             flush=True,
         )
         with closing(ours.batches):
@@ -295,4 +295,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

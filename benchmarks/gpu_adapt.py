@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_adapt.py --steps 50
 
-Measures BYOL from stored pictures through pinned memory and augmentation on the device, against the same step on views
+Measures BYOL from stored images through pinned memory and augmentation on the device, against the same step on views
 that already lie there, for every network, size, way of compiling and way of feeding BatchNorm. "joint" runs both views
 through each network at once; it is measured here only, because it changes what BatchNorm sees. Steps between two log
 lines must not make the host wait for the device: torch is told to raise an error if one does.
@@ -17,18 +17,18 @@ from collections.abc import Iterator
 from itertools import cycle, islice, product
 
 import torch
-from common import machine, our_step, pictures, whole_numbers
+from common import images, machine, our_step, whole_numbers
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import negative_cosine
 from tpssl_hf.methods.base import Batch, Losses
 from tpssl_hf.methods.pretrain.byol import BYOL
-from tpssl_hf.process import leave
+from tpssl_hf.process import run_cli
 
 MODES = {"eager": None, "compile": "default", "graphs": "reduce-overhead"}
 BATCH = {64: 1024, 96: 512, 224: 256}
 WARM_UP = 5
-PAPER_PICTURES = 300 * 50_000  # 300 epochs of CIFAR-10
+PAPER_IMAGES = 300 * 50_000  # 300 epochs of CIFAR-10
 
 
 class JointBYOL(BYOL):
@@ -64,7 +64,7 @@ def finish(device: torch.device) -> float:
 def measure(backbone: str, image_size: int, mode: str, feed: str, arguments: argparse.Namespace) -> str:
     """Return one row of the table."""
     batch, steps = arguments.batch or BATCH.get(image_size, 256), arguments.steps
-    with pictures(arguments.dataset, image_size, count=max(2_000, 2 * batch)) as store:
+    with images(arguments.dataset, image_size, count=max(2_000, 2 * batch)) as store:
         step = our_step(
             store,
             image_size,
@@ -86,7 +86,7 @@ def measure(backbone: str, image_size: int, mode: str, feed: str, arguments: arg
         stream.close()
     real, ready_rate = (statistics.median(rates[name]) for name in ("real", "ready"))
     share = statistics.median(100 * a / b for a, b in zip(rates["real"], rates["ready"], strict=True))
-    hours = f"{PAPER_PICTURES / real / 3600:.1f} h" if device.type == "cuda" else "-"
+    hours = f"{PAPER_IMAGES / real / 3600:.1f} h" if device.type == "cuda" else "-"
     return (
         f"| {backbone} | {image_size} | {batch} | {mode} | {feed} | {real:,.0f} | {ready_rate:,.0f} | {share:.0f} % "
         f"| {hours} |"
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--sizes", type=whole_numbers, default=[64, 96, 224])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--feeds", nargs="+", choices=FEEDS, default=list(FEEDS))
-    parser.add_argument("--dataset", help="folder or name of a data set; made pictures of 32 px by default")
+    parser.add_argument("--dataset", help="folder or name of a data set; made images of 32 px by default")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("this benchmark needs a CUDA device; --device cpu --steps 1 runs its code without one.")
@@ -120,4 +120,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

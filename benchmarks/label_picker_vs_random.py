@@ -1,10 +1,10 @@
-"""Whether pictures chosen from features are worth more, once labelled, than pictures drawn at random.
+"""Whether images chosen from features are worth more, once labeled, than images drawn at random.
 
     python benchmarks/label_picker_vs_random.py --dataset cifar10 --init outputs/mine/model --labels 40
 
-Frozen features of the weights; a fifth of the training pictures is held out to ask about, the rest is chosen from.
+Frozen features of the weights; a fifth of the training images is held out to ask about, the rest is chosen from.
 Each way of choosing gets the same number of labels, several times: with other seeds of k-means, or other draws. Random
-*balanced* draws, the customary ones, take as many pictures of each class and so use labels that the other ways do not
+*balanced* draws, the customary ones, take as many images of each class and so use labels that the other ways do not
 see, and that nobody has who is about to label. What to compare with is the unbalanced draws. Prints a Markdown table.
 """
 
@@ -22,15 +22,15 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 
-from tpssl_hf.active_learning.strategies import choose_pictures
-from tpssl_hf.data.image_cache import open_store
+from tpssl_hf.active_learning.strategies import choose_images
+from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.label_splits import draw_labels
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.evaluation.feature_cache import features_of
 from tpssl_hf.evaluation.probes import ProbeSplit, knn_accuracy, linear_probe_accuracy, probe_split
 
 STRATEGIES = ("typical", "coverage", "random")
-NEIGHBOURS = 1  # some draws have but one picture of a class
+NEIGHBORS = 1  # some draws have but one image of a class
 
 
 def row_of(
@@ -58,7 +58,7 @@ def row_of(
     for rows in drawn:
         known = bank[rows], split.bank_labels[rows], queries, split.query_labels
         linear.append(100 * linear_probe_accuracy(*known))
-        nearest.append(100 * knn_accuracy(*known, neighbours=NEIGHBOURS))
+        nearest.append(100 * knn_accuracy(*known, neighbors=NEIGHBORS))
         classes.append(len(np.unique(split.bank_labels[rows])))
     cells = [f"{mean(values):.1f} ± {stdev(values):.1f} ({min(values):.1f})" for values in (linear, nearest)]
     return f"| {way} | {cells[0]} | {cells[1]} | {mean(classes):.1f} | {seconds:.1f} |"
@@ -76,18 +76,18 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     arguments = parser.parse_args()
     source = load_source(arguments.dataset)
-    store, _ = open_store(
+    store, _ = load_image_cache(
         source,
         image_size=arguments.image_size,
         cache_budget=2**34,
         num_workers=2,
         progress=False,
         limit_images=arguments.images,
-        allow_unlabelled=True,
+        allow_unlabeled=True,
     )
     assert store.labels is not None, "this comparison needs labels to score by"
     split = probe_split(store.labels, most=arguments.images)
-    assert split is not None, "too few pictures"
+    assert split is not None, "too few images"
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     classes = int(store.labels.max()) + 1
     for init in arguments.init:
@@ -98,17 +98,15 @@ def main() -> None:
             for part in (split.bank, split.queries)
         )
         for labels in arguments.labels:
-            ways = {strategy: partial(choose_pictures, bank, labels, strategy=strategy) for strategy in STRATEGIES}
+            ways = {strategy: partial(choose_images, bank, labels, strategy=strategy) for strategy in STRATEGIES}
             balanced = partial(draw_labels, split.bank_labels, labels, classes, mode="balanced")
             ways["random, balanced (needs all labels)"] = balanced
-            print(
-                f"\n{Path(init).parent.name}/{Path(init).name}: {labels} labels chosen from {len(bank):,} pictures of"
-            )
+            print(f"\n{Path(init).parent.name}/{Path(init).name}: {labels} labels chosen from {len(bank):,} images of")
             print(
                 f"{source.name}, {len(queries):,} others asked about, {arguments.draws} draws: mean ± sd (worst), %\n"
             )
             print(
-                "| chosen by | linear probe | nearest neighbour | classes hit | s per choice |\n|---|---|---|---|---|"
+                "| chosen by | linear probe | nearest neighbor | classes hit | s per choice |\n|---|---|---|---|---|"
             )
             for way, choose in ways.items():
                 print(row_of(way, choose, arguments.draws, bank, queries, split), flush=True)

@@ -1,4 +1,4 @@
-"""What each learner makes of the same start, the same pictures, the same labels and as many steps.
+"""What each learner makes of the same start, the same images, the same labels and as many steps.
 
     python benchmarks/learners_same_budget.py --dataset cifar10 --init path/to/weights --steps 100
 
@@ -29,7 +29,7 @@ PAIRED = (
     "mean_teacher",
     "vat",
     "self_tuning",
-)  # as many unlabelled pictures as labelled ones, as their sources have it
+)  # as many unlabeled images as labeled ones, as their sources have it
 
 
 def command_of(method: str, labels: int, folder: Path, arguments: argparse.Namespace) -> list[str]:

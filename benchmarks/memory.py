@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from common import write_pictures
+from common import write_images
 
-from tpssl_hf.process import leave
+from tpssl_hf.process import run_cli
 
 RECIPE = Path(__file__).parent.parent / "recipes/target_pretrain.py"
-IMAGE_SIZE, BATCH, SIDE = 64, 256, 74  # 74 px is what a store for views of 64 px keeps of larger pictures
+IMAGE_SIZE, BATCH, SIDE = 64, 256, 74  # 74 px is what a store for views of 64 px keeps of larger images
 ALLOWANCE = 1.5  # GiB
 
 
@@ -50,17 +50,17 @@ def main() -> int:
     """Run the recipe on each data set and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--counts", type=int, nargs=2, default=[2_000, 20_000], help="pictures of the two data sets")
+    parser.add_argument("--counts", type=int, nargs=2, default=[2_000, 20_000], help="images of the two data sets")
     arguments = parser.parse_args()
     print(f"resnet18, {IMAGE_SIZE} px, batch {BATCH}, {arguments.steps} steps\n")
-    print("| pictures | decoded size | cached | largest resident set | allowed |\n| --- | --- | --- | --- | --- |")
+    print("| images | decoded size | cached | largest resident set | allowed |\n| --- | --- | --- | --- | --- |")
     with TemporaryDirectory() as root:
         for count in arguments.counts:
-            write_pictures(Path(root) / f"pictures{count}", count, SIDE, quality=90)
+            write_images(Path(root) / f"images{count}", count, SIDE, quality=90)
             for cache_budget in (16.0, 0.0001):
                 decoded = count * SIDE * SIDE * 3 / 2**30
                 with TemporaryDirectory(dir=root) as place:
-                    most, cached = peak(Path(root) / f"pictures{count}", Path(place), arguments.steps, cache_budget)
+                    most, cached = peak(Path(root) / f"images{count}", Path(place), arguments.steps, cache_budget)
                 allowed = f"{decoded + ALLOWANCE:.2f} GiB" if cached else f"{ALLOWANCE:.2f} GiB, whatever the count"
                 answer = "yes" if cached else "no"
                 print(f"| {count:,} | {decoded:.3f} GiB | {answer} | {most:.2f} GiB | {allowed} |", flush=True)
@@ -68,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

@@ -3,9 +3,9 @@
     python benchmarks/methods_same_time.py --dataset cifar10 --init path/to/weights --minutes 5
 
 Runs the recipe once per method with ``--budget``, then probes the start and each result on frozen features: kNN with
-all training labels of the pictures used, and logistic regression on ``--labels`` labels, class-balanced, over
-``--draws`` draws. Both are asked about pictures of the test split, which no run has seen. "before, BatchNorm" is the
-start with nothing but the BatchNorm statistics of these pictures, which every saved model gets: what adapting itself
+all training labels of the images used, and logistic regression on ``--labels`` labels, class-balanced, over
+``--draws`` draws. Both are asked about images of the test split, which no run has seen. "before, BatchNorm" is the
+start with nothing but the BatchNorm statistics of these images, which every saved model gets: what adapting itself
 is worth lies between that row and a method's. Each method trains at its source's rate for a batch of 256, whatever the
 batch. Prints a markdown table.
 """
@@ -24,16 +24,16 @@ import numpy as np
 import torch
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
-from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.sources import load_source
-from tpssl_hf.evaluation.batchnorm import recalibrated
+from tpssl_hf.evaluation.batchnorm import with_reestimated_batchnorm
 from tpssl_hf.evaluation.features import batches_of, extract_features
 from tpssl_hf.evaluation.probes import knn_accuracy, linear_probe_accuracy
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.backbone import load_backbone
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "target_pretrain.py"
-# What differs from each method's own defaults: queues that suit a few thousand pictures.
+# What differs from each method's own defaults: queues that suit a few thousand images.
 EXTRA = {
     "byol": [],
     "moco": ["--queue_size", "4096"],
@@ -50,25 +50,25 @@ def balanced_draw(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.concatenate([random.choice(np.flatnonzero(labels == c), each, replace=False) for c in classes])
 
 
-def store_of(arguments: argparse.Namespace, split: str, limit: int) -> PictureStore:
+def open_image_cache(arguments: argparse.Namespace, split: str, limit: int) -> ImageCache:
     """Open a fixed random subset of one split."""
     source = load_source(arguments.dataset, split=split)
     budget = 4 * 2**30
-    return open_store(
+    return load_image_cache(
         source, image_size=arguments.image_size, cache_budget=budget, limit_images=limit, num_workers=2, progress=False
     )[0]
 
 
 def probe(
-    weights: str, arguments: argparse.Namespace, train: PictureStore, test: PictureStore, *, recalibrate: bool = False
+    weights: str, arguments: argparse.Namespace, train: ImageCache, test: ImageCache, *, recalibrate: bool = False
 ) -> dict[str, float]:
     """Return kNN and few-label accuracy of one backbone, in per cent."""
     backbone, _ = load_backbone(arguments.backbone, init=weights, image_size=arguments.image_size)
     facts = backbone.pretrained_cfg
     settings = ViewSettings(arguments.image_size, facts["mean"], facts["std"], 0)
     if recalibrate:
-        pictures = (train.gather(part, epoch=0) for part in batches_of(np.arange(len(train))))
-        backbone = recalibrated(backbone, pictures, settings, torch.device("cpu"))
+        images = (train.gather(part, epoch=0) for part in batches_of(np.arange(len(train))))
+        backbone = with_reestimated_batchnorm(backbone, images, settings, torch.device("cpu"))
     bank, queries = (
         extract_features(backbone, store, np.arange(len(store)), settings, torch.device("cpu"))
         for store in (train, test)
@@ -98,7 +98,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(EXTRA), choices=list(EXTRA))
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/methods_same_time"))
     arguments = parser.parse_args()
-    train, test = store_of(arguments, "train", arguments.images), store_of(arguments, "test", arguments.test_images)
+    train, test = (
+        open_image_cache(arguments, "train", arguments.images),
+        open_image_cache(arguments, "test", arguments.test_images),
+    )
     rows = [
         ("before", 0, 0.0, probe(arguments.init, arguments, train, test)),
         ("before, BatchNorm", 0, 0.0, probe(arguments.init, arguments, train, test, recalibrate=True)),

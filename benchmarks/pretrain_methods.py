@@ -2,7 +2,7 @@
 
     python benchmarks/pretrain_methods.py --image_sizes 64 224 --rounds 3 --steps 4
 
-All methods and both sides take turns in every round, over the same made pictures, with equally many threads; ratios
+All methods and both sides take turns in every round, over the same made images, with equally many threads; ratios
 are of the same round. CPU time is that of the process and its workers. lightly's step is put together from its public
 parts in the way of its published examples: its views behind a DataLoader, float32, one optimizer of the kind that ours
 takes. PixPro is not in lightly. Peak memory is how far the resident set of a process of its own grows while it builds
@@ -12,7 +12,7 @@ the method and makes two steps. On a GPU, times are wall times, memory is the GP
 
 import sys
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 if __name__ == "__main__":  # before torch is imported: OpenMP reads its settings once
     sys.stdout.write(prepare_process([argument.replace("--threads", "--cpu_threads") for argument in sys.argv]) + "\n")
@@ -37,7 +37,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from byol_step import WORKERS, LightlyViews, spread
-from common import MEAN, RATE, STD, OurStep, machine, pictures, timed
+from common import MEAN, RATE, STD, OurStep, images, machine, timed
 from lightly import transforms
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 from lightly.models import utils
@@ -48,8 +48,8 @@ from torch.utils.data import DataLoader
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.shared import RunConfig
-from tpssl_hf.data.image_cache import PictureStore
-from tpssl_hf.data.streams import PictureStream
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.streams import ImageStream
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
@@ -70,7 +70,7 @@ def settings_of(name: str) -> Any:
     return config(**({"queue_size": QUEUE} if "queue_size" in {field.name for field in fields(config)} else {}))
 
 
-def our_method(name: str, store: PictureStore, image_size: int, batch_size: int, accelerator: Accelerator) -> OurStep:
+def our_method(name: str, store: ImageCache, image_size: int, batch_size: int, accelerator: Accelerator) -> OurStep:
     """Put a method together as the recipe does for random weights: its optimizer, and an anchor that only measures.
 
     Raises:
@@ -81,9 +81,9 @@ def our_method(name: str, store: PictureStore, image_size: int, batch_size: int,
     spec.check(network, config, image_size, batch_size)
     method = Anchor(spec.build(network, config), 0.0)
     method = method.to(accelerator.device, memory_format=torch.channels_last)
-    chosen = {key: spec.defaults.get(key, False) for key in ("weight_decay", "momentum", "decay_vectors")}
+    chosen = {key: spec.defaults.get(key, False) for key in ("weight_decay", "momentum", "decay_norm_and_bias")}
     optimizer = build_optimizer(spec.defaults["optimizer"], method, **chosen)
-    stream = PictureStream(store, batch_size=batch_size, seed=0)
+    stream = ImageStream(store, batch_size=batch_size, seed=0)
     views = spec.views(ViewSettings(image_size, MEAN, STD, seed=0), config)
     return OurStep(accelerator, method, accelerator.prepare(method), optimizer, stream, views, batch_size)
 
@@ -95,13 +95,13 @@ def byol_views(size: int, **shared: Any) -> transforms.BYOLTransform:
 
 
 def encode(network: nn.Sequential, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features (B, N, D) of cells, and projections (B, P) of pictures and (B, N, P) of cells."""
+    """Return features (B, N, D) of cells, and projections (B, P) of images and (B, N, P) of cells."""
     backbone, whole, cells = network
     features = backbone.forward_features(view).flatten(2).transpose(1, 2)
     return features, whole(features.mean(dim=1)), cells(features)
 
 
-# What lightly has: the head of the method, and its views. Colours of SimCLR at half strength, as ours.
+# What lightly has: the head of the method, and its views. Colors of SimCLR at half strength, as ours.
 PEERS: dict[str, tuple[type[nn.Module], Callable[..., Any]]] = {
     "byol": (heads.BYOLProjectionHead, byol_views),
     "moco": (heads.MoCoProjectionHead, transforms.MoCoV2Transform),
@@ -156,7 +156,7 @@ class Peer(nn.Module):
         return self.criterion(self.online(view1), self.online(view2))
 
     def densecl(self, view1: Tensor, view2: Tensor) -> Tensor:
-        """One way; every matched cell is kept as a key, where ours keeps one key per picture."""
+        """One way; every matched cell is kept as a key, where ours keeps one key per image."""
         features, whole, cells = encode(self.online, view1)
         with torch.no_grad():
             key_features, key_whole, key_cells = encode(self.slow, view2)
@@ -168,10 +168,10 @@ class Peer(nn.Module):
 class PeerStep:
     """A method of lightly at work: views behind a DataLoader, torch's SGD or lightly's LARS."""
 
-    def __init__(self, name: str, store: PictureStore, image_size: int, batch_size: int, device: torch.device) -> None:
+    def __init__(self, name: str, store: ImageCache, image_size: int, batch_size: int, device: torch.device) -> None:
         self.device, self.method = device, Peer(name, settings_of(name)).to(device)
         defaults = PRETRAIN[name].defaults
-        vectors = defaults.get("decay_vectors", False)
+        vectors = defaults.get("decay_norm_and_bias", False)
         groups = utils.get_weight_decay_parameters([self.method], decay_norm=vectors, decay_bias=vectors)
         decays = defaults["weight_decay"], 0.0
         self.optimizer = {"lars": LARS, "sgd": torch.optim.SGD}[defaults["optimizer"]](
@@ -204,7 +204,7 @@ class PeerStep:
 def memory_growth(name: str, image_size: int, batch_size: int) -> float:
     """Return by how many GiB this process, or the GPU's memory, grows while it builds a method and makes steps."""
     accelerator, status = make_accelerator(RunConfig()), Path("/proc/self/status")
-    with pictures(None, image_size, count=MEMORY_STEPS * batch_size) as store:
+    with images(None, image_size, count=MEMORY_STEPS * batch_size) as store:
         Path("/proc/self/clear_refs").write_text("5")  # forget the largest resident set so far
         before = re.search(r"VmRSS:\s*(\d+) kB", status.read_text())
         ours = our_method(name, store, image_size, batch_size, accelerator)
@@ -223,8 +223,8 @@ def measure(
     ours: dict[str, list[Times]] = {}
     theirs: dict[str, list[Times]] = {}
     with ExitStack() as stack:
-        # As many pictures as a round takes: in every round both sides see each of them once.
-        store = stack.enter_context(pictures(None, image_size, count=batch_size * arguments.steps))
+        # As many images as a round takes: in every round both sides see each of them once.
+        store = stack.enter_context(images(None, image_size, count=batch_size * arguments.steps))
         for name in arguments.methods:
             try:
                 step = our_method(name, store, image_size, batch_size, accelerator)
@@ -252,7 +252,7 @@ def compare(image_size: int, batch_size: int, arguments: argparse.Namespace, acc
     images, spawn = batch_size * arguments.steps, get_context("spawn")
     print(f"\n{image_size} px, batch {batch_size}, {arguments.rounds} rounds of {arguments.steps} steps\n")
     print(
-        f"| method | optimizer | pictures/s | CPU-s per picture | {clock} time / BYOL's (min..max) | peak memory "
+        f"| method | optimizer | images/s | CPU-s per image | {clock} time / BYOL's (min..max) | peak memory "
         f"| lightly's {clock} time / ours (min..max) |\n|{' --- |' * 7}"
     )
     for name, rounds in ours.items():
@@ -296,4 +296,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

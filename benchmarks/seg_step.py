@@ -3,13 +3,13 @@
     python benchmarks/seg_step.py --rounds 3 --steps 1
 
 Rounds alternate between the learners in one process, each put together as the recipe does it, from random weights,
-with its own augmentation and share of unlabelled pictures. Shares are of the same round: of CPU time (of the process
+with its own augmentation and share of unlabeled images. Shares are of the same round: of CPU time (of the process
 with its prefetching threads), which other programs disturb less than wall time; on a GPU of wall time, waiting for it
 before the clock is read. Data and augmentation are measured on as many batches without the network; what is mixed
-inside the step, by predictions, is measured there, on the CPU only. Pictures and masks are made on the spot; --dataset
-takes a folder as the recipe does. Pictures per second count labelled and unlabelled ones.
+inside the step, by predictions, is measured there, on the CPU only. Images and masks are made on the spot; --dataset
+takes a folder as the recipe does. Images per second count labeled and unlabeled ones.
 
-Memory is the growth of the resident set in a process of its own, from before pictures are opened and the network is
+Memory is the growth of the resident set in a process of its own, from before images are opened and the network is
 built to its peak in the first two steps: weights, optimizer, activations, views and what libraries keep for
 themselves, but not the imported modules. On a GPU it is the most that torch has allocated there. --device cuda has not
 been tried yet.
@@ -17,7 +17,7 @@ been tried yet.
 
 import sys
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 if __name__ == "__main__":  # before torch is imported: OpenMP reads its settings once
     sys.stdout.write(prepare_process([argument.replace("--threads", "--cpu_threads") for argument in sys.argv]) + "\n")
@@ -51,12 +51,12 @@ from tpssl_hf.tasks.segment.run import Job, prepare
 from tpssl_hf.training.accelerator import make_accelerator
 from tpssl_hf.training.loop import LoopSettings, batches_on_device, train
 
-HEIGHT, WIDTH = 120, 160  # of the pictures made and of the crops
+HEIGHT, WIDTH = 120, 160  # of the images made and of the crops
 COUNT, CLASSES, LABELS = 64, 6, 16
 TARGET = 15  # per cent of a step's CPU time that data, augmentation and mixing may take
 GROUPS: list[type] = [SegmentConfig, MaskDataConfig, ModelConfig, SegmentOptimConfig, RunConfig]
 HEADER = (
-    *("learner", "labelled + unlabelled per step", "pictures/s", "CPU-ms per picture"),
+    *("learner", "labeled + unlabeled per step", "images/s", "CPU-ms per image"),
     *(
         "data and augmentation, share of the step (min..max)",
         "mixing inside the step",
@@ -67,7 +67,7 @@ HEADER = (
 
 
 def write_scenes(folder: Path) -> None:
-    """Write ``images`` and ``masks``: smooth colours under noise, with a box of every class."""
+    """Write ``images`` and ``masks``: smooth colors under noise, with a box of every class."""
     generator = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
@@ -136,7 +136,7 @@ class Steps:
             job.optimizer,
             job.rate,
             self.batches,
-            LoopSettings(end, job.pictures_per_step, log_every=10**9, save_every=10**9),
+            LoopSettings(end, job.images_per_step, log_every=10**9, save_every=10**9),
             start_step=self.done,
             log=lambda step, values: losses.append(values["loss"]),
             save=lambda step: None,
@@ -195,7 +195,7 @@ def compare(arguments: argparse.Namespace) -> None:
     precision = next(iter(sides.values())).job.accelerator.mixed_precision.replace("no", "fp32")
     print(
         f"{machine()}; {arguments.device}, {precision}; {arguments.backbone}, output stride 16\n\n{WIDTH} x {HEIGHT} "
-        f"px, {arguments.batch_size} labelled pictures per step; {arguments.rounds} rounds of {arguments.steps} steps"
+        f"px, {arguments.batch_size} labeled images per step; {arguments.rounds} rounds of {arguments.steps} steps"
         f"\n\n| {' | '.join(HEADER)} |\n|{' --- |' * len(HEADER)}",
         flush=True,
     )
@@ -207,13 +207,13 @@ def compare(arguments: argparse.Namespace) -> None:
         side.batches.close()
         side.alone.close()
         cpu, wall, data_cpu, data_wall, mixed = kept[:, row].T
-        count, on_gpu = side.job.pictures_per_step * arguments.steps, side.device.type == "cuda"
+        count, on_gpu = side.job.images_per_step * arguments.steps, side.device.type == "cuda"
         data = 100 * (data_wall / wall if on_gpu else data_cpu / cpu)
         both = data if on_gpu else data + 100 * mixed / cpu
         missed += [learner] if np.median(both) > TARGET else []
-        labelled = arguments.batch_size
+        labeled = arguments.batch_size
         print(
-            f"| {learner} | {labelled} + {side.job.pictures_per_step - labelled} | {count / np.median(wall):.1f} "
+            f"| {learner} | {labeled} + {side.job.images_per_step - labeled} | {count / np.median(wall):.1f} "
             f"| {1e3 * np.median(cpu) / count:.1f} | {np.median(data):.1f} ({data.min():.1f}..{data.max():.1f}) % "
             f"| {'not measured' if on_gpu else f'{100 * np.median(mixed / cpu):.1f} %'} | {np.median(both):.1f} % "
             f"| {memory_of(learner, arguments):.0f} |",
@@ -225,9 +225,9 @@ def compare(arguments: argparse.Namespace) -> None:
 def main() -> int:
     """Compare, or measure the memory of one learner."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", help="a folder of pictures and masks; made on the spot when not given")
+    parser.add_argument("--dataset", help="a folder of images and masks; made on the spot when not given")
     parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--batch_size", type=int, default=4, help="labelled pictures per step")
+    parser.add_argument("--batch_size", type=int, default=4, help="labeled images per step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="steps per round")
     parser.add_argument("--threads", type=int, help="CPU threads; chosen for the machine when not given")
@@ -251,4 +251,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

@@ -32,7 +32,7 @@ def command_of(method: str, init: str, folder: Path, arguments: argparse.Namespa
         "max_steps": arguments.steps,
         "optimizer": "adamw",
         "learning_rate": arguments.learning_rate,
-        "head_rate_factor": 10,
+        "head_lr_multiplier": 10,
         "weight_decay": 0,
         "schedule": "poly",
         "save_every": 100000,

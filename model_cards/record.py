@@ -4,7 +4,7 @@
     python model_cards/record.py --again          # render every card anew from its record, after a change of the card
 
 Beside this script stand then NAME.json, the run's facts as the card needs them, and NAME.md, the card as it would be
-published with that repository's name; no weights, no pictures. Takes the settings of recipes/publish.py.
+published with that repository's name; no weights, no images. Takes the settings of recipes/publish.py.
 """
 
 import json
@@ -19,7 +19,7 @@ from tpssl_hf.hub.card import render_card
 from tpssl_hf.hub.config import PublishConfig, PublishRunConfig
 from tpssl_hf.hub.redaction import publishable, secrets, without_paths, without_secrets
 from tpssl_hf.hub.run_record import Base, Evidence, gather
-from tpssl_hf.process import leave
+from tpssl_hf.process import run_cli
 
 HERE = Path(__file__).parent
 
@@ -59,4 +59,4 @@ def card_of(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

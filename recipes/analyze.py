@@ -7,19 +7,19 @@
     python recipes/analyze.py --analysis convergence --runs outputs/one,outputs/two
 
 clustering    accuracy of k-means on the features of each split (Table VII; Eq. 8, 9), over several starts
-tsne          the same random test pictures before and after in one plane (Fig. 5): tsne.png and tsne.csv
+tsne          the same random test images before and after in one plane (Fig. 5): tsne.png and tsne.csv
 drift         how far each stage has moved, in its weights and in its features (linear CKA): drift.png
 steps         accuracy over steps of target pretraining (Fig. 3): with --run, probes of frozen features of its
               snapshots, a cheap stand-in; with --runs, of finetunings that started from those snapshots: steps.png
 transfer      test accuracy of finished finetunings by start and data set (Table VI), and the commands still to run
 convergence   test accuracy of finished finetunings along the way (Fig. 4; --evaluate_every): convergence.png
 
-Every setting is one flat key: defaults < --config file < command line; --help lists them. Pictures, backbone, base and
+Every setting is one flat key: defaults < --config file < command line; --help lists them. Images, backbone, base and
 seed are those of the run that --run, or else the first of --adapted, is the folder of, unless they are given. Each
 analysis leaves a .json file in --output_dir with every value, its seed, the commit and all settings.
 """
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -31,7 +31,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from tpssl_hf.analysis.common import Found
+from tpssl_hf.analysis.common import AnalysisResult
 from tpssl_hf.analysis.config import AnalyzeConfig
 from tpssl_hf.analysis.features import clustering, drift, tsne
 from tpssl_hf.analysis.runs import convergence, steps, transfer
@@ -43,7 +43,7 @@ from tpssl_hf.training.accelerator import describe, make_accelerator
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import CONFIG, RunDir
 
-ANALYSES: dict[str, Callable[[dict[str, Any], Accelerator, RunDir], Found]] = {
+ANALYSES: dict[str, Callable[[dict[str, Any], Accelerator, RunDir], AnalysisResult]] = {
     "clustering": clustering,
     "tsne": tsne,
     "drift": drift,
@@ -94,4 +94,4 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

@@ -13,7 +13,7 @@ only. The folder is loaded back and its features are compared before it takes it
 Every setting is one flat key: defaults < --config file < command line; --help lists them.
 """
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -35,4 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

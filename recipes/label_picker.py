@@ -1,17 +1,17 @@
-r"""Choose which pictures to label next, by the features of an adapted backbone (TypiClust, ProbCover).
+r"""Choose which images to label next, by the features of an adapted backbone (TypiClust, ProbCover).
 
     python recipes/label_picker.py                              # 40 of the embedded digits
-    python recipes/label_picker.py --dataset path/to/pictures --init outputs/mine --count 40
+    python recipes/label_picker.py --dataset path/to/images --init outputs/mine --count 40
     python recipes/label_picker.py --config outputs/to_label/config.yaml \
-        --labelled outputs/to_label/to_label.csv --output_dir outputs/to_label_next    # the next 40
+        --labeled outputs/to_label/to_label.csv --output_dir outputs/to_label_next    # the next 40
 
 Labels that the data set may have are not looked at. The folder --output_dir then holds contact_sheet.png, and
 to_label.csv and to_label.json: fill in the empty labels of either (names or numbers from 0), and give it to
-recipes/ssl_classify.py as --labels. Entries left empty are passed over. With --labelled the files hold those labels
+recipes/ssl_classify.py as --labels. Entries left empty are passed over. With --labeled the files hold those labels
 as well, and classes that have few are preferred. A folder that holds a finished list is never written to again.
 """
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from tpssl_hf.active_learning.strategies import NONE_KNOWN, Known, choose_pictures
+from tpssl_hf.active_learning.strategies import NONE_KNOWN, Known, choose_images
 from tpssl_hf.analysis.common import located, open_split
 from tpssl_hf.analysis.config import LabelPickerConfig
 from tpssl_hf.config.parser import config_files, parse_config, take
 from tpssl_hf.config.shared import CARRY_OUT_KEYS, DataConfig, RunConfig
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.image_names import row_digests, rows_by_file
-from tpssl_hf.data.label_splits import Labelled, read_labels
+from tpssl_hf.data.label_splits import Labeled, read_labels
 from tpssl_hf.data.sources import Source
 from tpssl_hf.evaluation.feature_cache import features_of
-from tpssl_hf.models.backbone import Origin
+from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.plots.contact_sheet import draw_contact_sheet
 from tpssl_hf.training.accelerator import describe, make_accelerator
 from tpssl_hf.training.provenance import run_facts
@@ -47,7 +47,7 @@ DIGITS_SIZE = 32
 
 
 def main() -> int:
-    """Settle the settings, choose pictures, leave list and contact sheet behind; returns the exit code."""
+    """Settle the settings, choose images, leave list and contact sheet behind; returns the exit code."""
     settings = read_settings(sys.argv[1:])
     accelerator = make_accelerator(RunConfig(output_dir=settings["output_dir"], precision="fp32"))
     with RunDir(Path(settings["output_dir"]), settings, ignore=CARRY_OUT_KEYS) as run:
@@ -69,29 +69,29 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
 
 
 def pick(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> str:
-    """Choose the pictures and write everything; returns the summary for people."""
+    """Choose the images and write everything; returns the summary for people."""
     options, began = take(LabelPickerConfig, settings), time.perf_counter()
     source, store = open_split(settings, settings["split"], accelerator, run)
-    # Not choose_labels: it refuses labels that leave a class without any, which more pictures are wanted for.
-    labelled = read_labels(Path(options.labelled), store, source) if options.labelled else None
-    for note in (f"labels so far: {labelled.counts(len(store))}", *labelled.notes) if labelled else ():
+    # Not choose_labels: it refuses labels that leave a class without any, which more images are wanted for.
+    labeled = read_labels(Path(options.labeled), store, source) if options.labeled else None
+    for note in (f"labels so far: {labeled.counts(len(store))}", *labeled.notes) if labeled else ():
         print(f"  {note}")
-    known = Known(labelled.indices, labelled.labels, len(labelled.class_names)) if labelled else NONE_KNOWN
+    known = Known(labeled.indices, labeled.labels, len(labeled.class_names)) if labeled else NONE_KNOWN
     features, origin = np.zeros((len(store), 1), dtype=np.float32), None
     if options.strategy != "random":
         features, origin = extracted(options, settings, store, accelerator)
         if note := origin.size_note(settings["image_size"]):
             print(note)
-    chosen = choose_pictures(features, options.count, strategy=options.strategy, seed=options.seed, known=known)
+    chosen = choose_images(features, options.count, strategy=options.strategy, seed=options.seed, known=known)
     names = names_of(source, store, chosen)
-    write_lists(run.path, options, source, store, chosen, labelled)
-    pictures = [shown(store, index) for index in chosen.tolist()]
-    draw_contact_sheet(run.path / "contact_sheet.png", pictures, [(f"{n}", name) for n, name in enumerate(names, 1)])
+    write_lists(run.path, options, source, store, chosen, labeled)
+    images = [shown(store, index) for index in chosen.tolist()]
+    draw_contact_sheet(run.path / "contact_sheet.png", images, [(f"{n}", name) for n, name in enumerate(names, 1)])
     results = run_facts(
         recipe="label_picker",
         strategy=options.strategy,
         dataset={"name": source.name, "fingerprint": store.fingerprint, "images": len(store)},
-        labelled_before=len(known.indices),
+        labeled_before=len(known.indices),
         rows=store.rows[chosen].tolist(),
         init=origin.as_dict() if origin else None,
         seed=options.seed,
@@ -103,9 +103,9 @@ def pick(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> str
 
 
 def extracted(
-    options: LabelPickerConfig, settings: dict[str, Any], store: PictureStore, accelerator: Accelerator
-) -> tuple[np.ndarray, Origin]:
-    """Features (N, D) of every picture, kept on disk, and where the weights come from."""
+    options: LabelPickerConfig, settings: dict[str, Any], store: ImageCache, accelerator: Accelerator
+) -> tuple[np.ndarray, WeightsSource]:
+    """Features (N, D) of every image, kept on disk, and where the weights come from."""
     init, backbone = located(options.init, options.backbone)
     found = features_of(
         store,
@@ -120,8 +120,8 @@ def extracted(
     return found.values, found.origin
 
 
-def names_of(source: Source, store: PictureStore, indices: np.ndarray) -> list[str]:
-    """Return files as paths below the data set's folder, or ``row N`` where the pictures are no files of their own."""
+def names_of(source: Source, store: ImageCache, indices: np.ndarray) -> list[str]:
+    """Return files as paths below the data set's folder, or ``row N`` where the images are no files of their own."""
     files: dict[int, str] = {}
     if source.folder is not None:
         for name, row in rows_by_file(source).items():
@@ -134,13 +134,13 @@ def write_lists(
     folder: Path,
     options: LabelPickerConfig,
     source: Source,
-    store: PictureStore,
+    store: ImageCache,
     chosen: np.ndarray,
-    labelled: Labelled | None,
+    labeled: Labeled | None,
 ) -> None:
-    """Write to_label.csv and to_label.json: the chosen pictures without labels, then those labelled already."""
-    before = labelled.indices if labelled else NONE_KNOWN.indices
-    given = [labelled.class_names[number] for number in labelled.labels.tolist()] if labelled else []
+    """Write to_label.csv and to_label.json: the chosen images without labels, then those labeled already."""
+    before = labeled.indices if labeled else NONE_KNOWN.indices
+    given = [labeled.class_names[number] for number in labeled.labels.tolist()] if labeled else []
     indices = np.concatenate([chosen, before])
     rows, names = store.rows[indices].tolist(), names_of(source, store, indices)
     labels = [None] * len(chosen) + given
@@ -156,7 +156,7 @@ def write_lists(
     content = {
         "dataset": source.name,
         "fingerprint": source.fingerprint,
-        "chosen": f"{options.count} pictures by {options.strategy}, seed {options.seed}",
+        "chosen": f"{options.count} images by {options.strategy}, seed {options.seed}",
         "class_names": list(source.class_names or ()),  # none: those that are filled in
         "labels": [
             {"row": row, **({"file": name} if by_file else {}), "label": label} for row, name, label in entries
@@ -165,10 +165,10 @@ def write_lists(
     (folder / "to_label.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def shown(store: PictureStore, index: int) -> np.ndarray:
-    """(H, W, 3) uint8 pixels of one picture as it is stored."""
-    picture = store.gather(np.array([index]), epoch=0)
-    pixels: np.ndarray = picture.pixels[0].numpy()
+def shown(store: ImageCache, index: int) -> np.ndarray:
+    """(H, W, 3) uint8 pixels of one image as it is stored."""
+    image = store.gather(np.array([index]), epoch=0)
+    pixels: np.ndarray = image.pixels[0].numpy()
     return pixels
 
 
@@ -176,10 +176,10 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
     """Say in a few lines what was chosen and what to type next."""
     settings, count = results["config"], len(results["rows"])
     init, backbone = located(settings["init"], settings["backbone"])
-    prior = f" beside the {results['labelled_before']} labelled already" if results["labelled_before"] else ""
+    prior = f" beside the {results['labeled_before']} labeled already" if results["labeled_before"] else ""
     return "\n".join(
         [
-            f"\n{count} of {results['dataset']['images']:,} pictures of {results['dataset']['name']} to label"
+            f"\n{count} of {results['dataset']['images']:,} images of {results['dataset']['name']} to label"
             f"{prior} ({results['strategy']}), in {results['seconds']:.0f} s",
             f"  look at       {folder / 'contact_sheet.png'}",
             f"  fill in       the column label of {folder / 'to_label.csv'} (the number is the one on the sheet)",
@@ -191,4 +191,4 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

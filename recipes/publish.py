@@ -10,7 +10,7 @@ Also the demo as a Space, with models that are published already, and the metric
     python recipes/publish.py --metric tpssl_hf/metrics/tpssl_classification --repo me/tpssl_classification
 
 Everything goes in one commit, so that whoever loads the model gets the old one or the new one, never a mix. A card
-needs to know the base weights, the data set, the licence and the seed, and is refused without them. Log in before,
+needs to know the base weights, the data set, the license and the seed, and is refused without them. Log in before,
 with `hf auth login` or HF_TOKEN; a token is never given here. If the Hub is down or says no, the run stays as it is,
 and the command to push it again is printed.
 
@@ -26,7 +26,7 @@ from tpssl_hf.hub.config import ONLY_OF_RUNS, PublishConfig, PublishRunConfig
 from tpssl_hf.hub.metric_modules import publish_metric
 from tpssl_hf.hub.publish import publish_run
 from tpssl_hf.hub.spaces import DEMO_YAML, publish_space
-from tpssl_hf.process import leave
+from tpssl_hf.process import run_cli
 
 
 def main() -> int:
@@ -65,4 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

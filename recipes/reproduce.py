@@ -26,7 +26,7 @@ from tpssl_hf.config.parser import parse_config, take
 from tpssl_hf.paper.cells import LEVEL, Cell, Stage
 from tpssl_hf.paper.config import ReproduceConfig
 from tpssl_hf.paper.grid import Plan, figure_of, make_plan
-from tpssl_hf.process import leave
+from tpssl_hf.process import run_cli
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RunDir, StopSignals
 
@@ -140,9 +140,9 @@ def draw_figure(
     write_table(plan, folder, settings, failures)
 
 
-def pictures(plan: Plan, folder: Path) -> list[str]:
-    """Return the pictures that are there."""
-    name, stage = plan.content.get("picture"), figure_of(plan, folder / "runs")
+def images(plan: Plan, folder: Path) -> list[str]:
+    """Return the images that are there."""
+    name, stage = plan.content.get("image"), figure_of(plan, folder / "runs")
     found = [folder / "runs" / cell.stages[-1].name / name for cell in plan.cells] if name else []
     if stage is not None:
         found.append(folder / "runs" / stage.name / f"{plan.content['figure']}.png")
@@ -178,7 +178,7 @@ def last_words(log: Path) -> str:
 def said(outcome: Mapping[str, Any]) -> str:
     """Return a value for people."""
     if not outcome["values"]:
-        return "see its pictures" if outcome["finished"] else "no value yet"
+        return "see its images" if outcome["finished"] else "no value yet"
     return f"ours {with_interval(outcome)} % (n = {len(outcome['values'])})"
 
 
@@ -217,7 +217,7 @@ def write_table(plan: Plan, folder: Path, settings: dict[str, Any], failures: Ma
         measure=plan.content["measure"],
         columns=list(plan.content["columns"]),
         cells=entries,
-        pictures=pictures(plan, folder),
+        images=images(plan, folder),
         seconds=sum(unique.values()),
         config=settings,
     )
@@ -247,7 +247,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
         values = (ours, str(len(entry["values"])), paper, difference, " + ".join(seconds), state)
         lines.append(f"| {row}/{column} | " + " | ".join(text.replace("|", "\\|") for text in values) + " |")
     lines += ["", f"Seconds: those of a cell's commands in order; {facts['seconds']:.0f} s in all, shared ones once."]
-    lines += ["", *(f"Figure: {path}" for path in facts["pictures"])] if facts["pictures"] else []
+    lines += ["", *(f"Figure: {path}" for path in facts["images"])] if facts["images"] else []
     given = {name: value for name, value in facts["config"].items() if value is not None and name != "list"}
     words = ["python", "recipes/reproduce.py", *(f"--{name}={value}" for name, value in given.items())]
     return "\n".join([*lines, "", f"    {shlex.join(words)}", ""])
@@ -260,4 +260,4 @@ def short(entry: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

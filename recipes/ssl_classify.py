@@ -1,7 +1,7 @@
-"""Finetune a classifier with few labels and many pictures (paper §III-A, Eq. 4; Tables I, V, VI).
+"""Finetune a classifier with few labels and many images (paper §III-A, Eq. 4; Tables I, V, VI).
 
     accelerate launch recipes/ssl_classify.py                       # FixMatch, 40 labels of the embedded digits
-    accelerate launch recipes/ssl_classify.py --dataset path/to/pictures --labels labels.csv --init outputs/mine/model
+    accelerate launch recipes/ssl_classify.py --dataset path/to/images --labels labels.csv --init outputs/mine/model
     accelerate launch recipes/ssl_classify.py --config recipes/configs/ssl_classify/cifar10_40_fixmatch.yaml
 
 Every setting is one flat key: defaults < --config file < command line; --help lists them. Without --config and
@@ -13,7 +13,7 @@ each draw of labels in a folder of its own, and a results.json over all of them.
 --push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -31,16 +31,16 @@ from torch import nn
 from tpssl_hf.config.parser import config_files, parse_with_method, take
 from tpssl_hf.config.shared import DataConfig, ModelConfig, RunConfig
 from tpssl_hf.hub.config import PushConfig
-from tpssl_hf.hub.push_after_training import push_finished, settle_push
+from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.monitoring.pseudo_labels import draw_pseudo_labels
 from tpssl_hf.plots.training import draw_curves
 from tpssl_hf.tasks.classify.config import ClassifyConfig, FinetuneConfig
 from tpssl_hf.tasks.classify.run import Job, evaluations, finetune, prepare, published_path, score_test
-from tpssl_hf.tasks.label_seeds import run_each_draw, spread_of
+from tpssl_hf.tasks.label_seeds import mean_and_spread, run_each_label_seed
 from tpssl_hf.training.accelerator import describe, make_accelerator
-from tpssl_hf.training.checkpoint_manager import claim_folder
+from tpssl_hf.training.checkpoint_manager import open_run_dir
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir, StopSignals, read_metrics
 
@@ -56,15 +56,15 @@ def main() -> int:
     settings, method_config = read_settings(sys.argv[1:])
     accelerator = make_accelerator(take(RunConfig, settings))
     say: Callable[..., None] = print if accelerator.is_main_process else lambda *_: None
-    push = settle_push(settings, accelerator, say)
+    push = validate_push(settings, accelerator, say)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         say(describe(accelerator, THREADS))
-        code = run_each_draw(
+        code = run_each_label_seed(
             settings,
             accelerator,
             lambda one: run_once(one, method_config, accelerator, signals, say),
-            lambda whole, seeds: say(leave_spread(whole, settings, seeds)),
+            lambda whole, seeds: say(save_label_seed_summary(whole, settings, seeds)),
         )
     return code or push_finished(push, say)
 
@@ -91,12 +91,12 @@ def run_once(
 ) -> int:
     """Make, or finish, the run of one draw of labels; returns the exit code."""
     with ExitStack() as stack:
-        run, finished = claim_folder(stack, settings, accelerator, say)
+        run, finished = open_run_dir(stack, settings, accelerator, say)
         if finished:
             return 0
         job = prepare(settings, method_config, accelerator, run)
         say(
-            f"{job.data.labelled.chosen}: {len(job.data.labelled.indices)} of {len(job.data.store):,} pictures; "
+            f"{job.data.labeled.chosen}: {len(job.data.labeled.indices)} of {len(job.data.store):,} images; "
             f"from {job.origin.kind} weights ({job.origin.name}); {job.max_steps} steps"
         )
         for line in job.data.notes:
@@ -109,7 +109,7 @@ def run_once(
             say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
             return signals.exit_code or 143  # or another process of the run was told
         if run:
-            say(leave_results(job, run, state))
+            say(save_results(job, run, state))
     return 0
 
 
@@ -119,18 +119,18 @@ def rate_note(settings: dict[str, Any], start: str) -> str | None:
     if start == "random" or settings["optimizer"] != "sgd" or settings["learning_rate"] <= 2 * proportional:
         return None
     return (
-        f"note: learning_rate {settings['learning_rate']:g} is high for {settings['batch_size']} labelled pictures a "
+        f"note: learning_rate {settings['learning_rate']:g} is high for {settings['batch_size']} labeled images a "
         "step and may undo what was pretrained; "
         f"in proportion to FixMatch's 0.03 for 64 it would be {proportional:.2g}"
     )
 
 
-def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
-    """Score the last EMA network once, write pictures, model/ and results.json; returns the summary for people."""
+def save_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
+    """Score the last EMA network once, write images, model/ and results.json; returns the summary for people."""
     data, settings = job.data, job.settings
     entries = read_metrics(run.path / "metrics.jsonl")
     draw_curves(run.path / "curves.png", entries)
-    draw_pseudo_labels(run.path / "pseudo_labels.png", entries, data.labelled.class_names)
+    draw_pseudo_labels(run.path / "pseudo_labels.png", entries, data.labeled.class_names)
     network = cast(nn.Module, job.method.deployed)
     scored, answers = score_test(job)
     validation = evaluations(job, test=False)
@@ -138,17 +138,17 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
     if last:
         scored[f"median_of_last_{len(last)}_evaluations"] = median(last)
     dataset = {"name": data.source.name, "fingerprint": data.store.fingerprint, "images": len(data.store)}
-    labels = {"count": len(data.labelled.indices), "chosen": data.labelled.chosen, "seed": settings["label_seed"]}
+    labels = {"count": len(data.labeled.indices), "chosen": data.labeled.chosen, "seed": settings["label_seed"]}
     results = run_facts(
         recipe="ssl_classify",
         method=settings["method"],
         task="image classification",
         dataset=dataset,
-        unlabelled_images=len(data.unlabelled) if "unlabeled" in job.transforms else 0,
+        unlabeled_images=len(data.unlabeled) if "unlabeled" in job.transforms else 0,
         test={"images": len(data.test.indices), "split": data.test.name} if data.test else None,
         labels=labels,
         notes=list(data.notes),
-        class_names=list(data.labelled.class_names),
+        class_names=list(data.labeled.class_names),
         backbone=settings["backbone"],
         init=job.origin.as_dict(),
         seed=settings["seed"],
@@ -165,26 +165,26 @@ def leave_results(job: Job, run: RunDir, state: dict[str, Any]) -> str:
         run.path / "model",
         preprocessing=job.views.preprocessing,
         provenance={**{key: results[key] for key in kept}, "paper": PAPER},
-        licence=job.origin.licence,
-        label_names=list(data.labelled.class_names),
+        license=job.origin.license,
+        label_names=list(data.labeled.class_names),
     )
     results["published_path"] = published_path(job, run.path / "model", answers)
     run.write_json(RESULTS, results)
     return summary(run.path, results)
 
 
-def leave_spread(run: RunDir, settings: dict[str, Any], seeds: list[int]) -> str:
+def save_label_seed_summary(run: RunDir, settings: dict[str, Any], seeds: list[int]) -> str:
     """Write results.json over several draws of labels; returns the summary for people."""
     parts = [json.loads((run.path / f"label_seed_{seed}" / RESULTS).read_text(encoding="utf-8")) for seed in seeds]
     values = [part["metrics"]["accuracy"] for part in parts if "accuracy" in part["metrics"]]
-    spread = spread_of(values)
+    spread = mean_and_spread(values)
     shared = {
         key: parts[0][key] for key in ("recipe", "method", "task", "dataset", "test", "backbone", "init", "protocol")
     }
     seconds = sum(part["seconds"] for part in parts)
     run.write_json(RESULTS, run_facts(**shared, label_seeds=seeds, accuracy=spread, seconds=seconds, config=settings))
     if not values:
-        return f"\n{len(seeds)} draws of labels, no test pictures, so no score: {run.path}"
+        return f"\n{len(seeds)} draws of labels, no test images, so no score: {run.path}"
     plus = f" ± {100 * spread['standard_deviation']:.1f}" if len(values) > 1 else ""
     each = ", ".join(f"{100 * value:.1f}" for value in values)
     return (
@@ -198,9 +198,7 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
     metrics, lines, warning = results["metrics"], [], results["published_path"]["warning"]
     if "accuracy" in metrics:
         count = results["test"]["images"]
-        lines.append(
-            f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test pictures (last EMA network)"
-        )
+        lines.append(f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test images (last EMA network)")
         lines.append(
             f"  sure and wrong  expected calibration error {100 * metrics['expected_calibration_error']:.1f} %"
         )
@@ -220,4 +218,4 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

@@ -1,7 +1,7 @@
-"""Adapt a backbone to your own pictures, without labels: Φ_pre → target pretraining → Φ_T (paper §III-B, Eq. 3).
+"""Adapt a backbone to your own images, without labels: Φ_pre → target pretraining → Φ_T (paper §III-B, Eq. 3).
 
     accelerate launch recipes/target_pretrain.py                    # the embedded digits: minutes on a laptop
-    accelerate launch recipes/target_pretrain.py --dataset path/to/pictures --init timm --backbone resnet18.tv_in1k
+    accelerate launch recipes/target_pretrain.py --dataset path/to/images --init timm --backbone resnet18.tv_in1k
     accelerate launch recipes/target_pretrain.py --config recipes/configs/target_pretrain/cifar10_byol_paper.yaml
 
 Every setting is one flat key: defaults < --config file < command line; --help lists them. Without --config and
@@ -11,7 +11,7 @@ transformers) and results.json. Started again with the same settings, an unfinis
 --push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from tpssl_hf.config.parser import config_files, method_named, parse_with_method, read_config_file, take
 from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, RunConfig
 from tpssl_hf.hub.config import PushConfig
-from tpssl_hf.hub.push_after_training import push_finished, settle_push
+from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.plots.training import draw_curves
@@ -35,7 +35,7 @@ from tpssl_hf.tasks.pretrain.config import HealthConfig, PretrainConfig
 from tpssl_hf.tasks.pretrain.helped import accuracies, sentence, verdict
 from tpssl_hf.tasks.pretrain.run import Job, cautions, finished_backbone, prepare, pretrain, probed
 from tpssl_hf.training.accelerator import describe, make_accelerator
-from tpssl_hf.training.checkpoint_manager import claim_folder
+from tpssl_hf.training.checkpoint_manager import open_run_dir
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import CONFIG, RESULTS, RunDir, StopSignals, read_metrics
 
@@ -50,9 +50,9 @@ def main() -> int:
     options = take(RunConfig, settings)
     accelerator = make_accelerator(options)
     say: Callable[..., None] = print if accelerator.is_main_process else lambda *_: None
-    push = settle_push(settings, accelerator, say)
+    push = validate_push(settings, accelerator, say)
     if settings["budget"]:
-        settle_budget(settings, method_config, accelerator, say)
+        apply_time_budget(settings, method_config, accelerator, say)
         if settings["plan"]:
             return 0
     return run_once(settings, method_config, accelerator, say) or push_finished(push, say)
@@ -71,7 +71,7 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
     return settings, method_config
 
 
-def settle_budget(
+def apply_time_budget(
     settings: dict[str, Any], method_config: Any, accelerator: Accelerator, say: Callable[..., None]
 ) -> None:
     """Put batch size, length, rate and momentum that fit the budget in; a run that has begun keeps its own."""
@@ -93,7 +93,7 @@ def settle_budget(
 def run_once(settings: dict[str, Any], method_config: Any, accelerator: Accelerator, say: Callable[..., None]) -> int:
     """Make, or finish, the run; returns the exit code."""
     with ExitStack() as stack:
-        run, finished = claim_folder(stack, settings, accelerator, say)
+        run, finished = open_run_dir(stack, settings, accelerator, say)
         if finished:
             return 0
         signals = stack.enter_context(StopSignals())
@@ -108,12 +108,12 @@ def run_once(settings: dict[str, Any], method_config: Any, accelerator: Accelera
             say(f"stopped after step {done} of {job.max_steps}; the same command continues from there")
             return signals.exit_code or 143  # or another process of the run was told
         if run:
-            say(leave_results(job, run, done, state))
+            say(save_results(job, run, done, state))
     accelerator.end_training()
     return 0
 
 
-def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> str:
+def save_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> str:
     """Write curves.png, model/ and results.json; returns the summary for people."""
     optim = take(OptimConfig, job.settings)
     backbone = finished_backbone(job)
@@ -149,7 +149,7 @@ def leave_results(job: Job, run: RunDir, done: int, state: dict[str, Any]) -> st
         run.path / "model",
         preprocessing=job.views.preprocessing,
         provenance={**provenance, "paper": PAPER},
-        licence=job.origin.licence,
+        license=job.origin.license,
     )
     run.write_json(RESULTS, results)
     return summary(run.path, results)
@@ -163,7 +163,7 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
             before, alone, after = (100 * metrics[f"{name}_{when}"] for when in ("before", "statistics_only", "after"))
             lines.append(
                 f"  {title:13} {before:.1f} % before, {alone:.1f} % with nothing but new BatchNorm statistics, "
-                f"{after:.1f} % after (training pictures, labels held out)"
+                f"{after:.1f} % after (training images, labels held out)"
             )
     judged, model = results["verdict"], folder / "model"
     ask = "python recipes/verdict.py --adapted {} --base {} --backbone {} --dataset FOLDER --labels labels.csv".format(
@@ -175,14 +175,14 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
         "unknown": [f"did it help? With a few labels: {ask}", f"use them anywhere: {use}"],
     }.get(judged["verdict"], [f"use them anywhere: {use}", f"what few labels make of it: {ask}"])
     steps.append(
-        "adapt to your own pictures: accelerate launch recipes/target_pretrain.py "
+        "adapt to your own images: accelerate launch recipes/target_pretrain.py "
         "--dataset FOLDER --backbone resnet18.tv_in1k --init timm --output_dir outputs/mine"
     )
     return "\n".join(
         [
             f"\n{sentence(judged)}",
             f"Adapted {results['backbone']} ({results['init']['kind']} weights) to {results['dataset']['name']}: "
-            f"{results['steps']} steps in {results['seconds']:.0f} s, {results['images_per_second']:.0f} pictures/s",
+            f"{results['steps']} steps in {results['seconds']:.0f} s, {results['images_per_second']:.0f} images/s",
             *([f"  {results['stopped']}"] if results["stopped"] else []),
             *lines,
             f"  weights       {model}",
@@ -193,4 +193,4 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

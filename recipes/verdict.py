@@ -1,13 +1,13 @@
-"""Did adapting help? Hold adapted weights against what they were adapted from, on your pictures and your few labels.
+"""Did adapting help? Hold adapted weights against what they were adapted from, on your images and your few labels.
 
     python recipes/verdict.py                                       # the digits of the default target pretraining
-    python recipes/verdict.py --base timm --adapted outputs/mine --dataset path/to/pictures --labels labels.csv
+    python recipes/verdict.py --base timm --adapted outputs/mine --dataset path/to/images --labels labels.csv
     python recipes/verdict.py --base random --adapted outputs/one,outputs/two --dataset cifar10 --image_size 64
 
 Features stay frozen; nothing is trained but linear probes. Every set of weights answers the same questions after the
 same draws of labels, and what is judged is the difference, with an interval that covers both which labels were drawn
 and what was asked. The base is shown a second time with nothing but BatchNorm statistics measured anew, which is
-worth points on its own. Only pictures of the training split are looked at; without labels the measures that need
+worth points on its own. Only images of the training split are looked at; without labels the measures that need
 none are shown, and how little they say.
 
 Every setting is one flat key: defaults < --config file < command line; --help lists them. The folder --output_dir
@@ -16,7 +16,7 @@ statistics_only/ with the base's weights and new statistics. Features are kept o
 other labels or draws, takes seconds.
 """
 
-from tpssl_hf.process import leave, prepare_process
+from tpssl_hf.process import prepare_process, run_cli
 
 THREADS = prepare_process()  # before torch is imported: OpenMP reads its settings once
 
@@ -33,25 +33,25 @@ from accelerate import Accelerator
 from tpssl_hf.analysis.common import open_split
 from tpssl_hf.config.parser import config_files, parse_config, take
 from tpssl_hf.config.shared import CARRY_OUT_KEYS, DataConfig, RunConfig
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation.batchnorm import recalibrated, sample_for_statistics
+from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
 from tpssl_hf.evaluation.feature_cache import features_of, open_backbone
-from tpssl_hf.models.backbone import Origin
+from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.training.accelerator import describe, make_accelerator
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 from tpssl_hf.verdict.config import VerdictConfig, VerdictRunConfig
 from tpssl_hf.verdict.decision import BASE, STATISTICS, Row, Verdict, judge, score
-from tpssl_hf.verdict.inputs import ANOTHER_BASE, Questions, Weights, choose_questions, find_weights, remarks
+from tpssl_hf.verdict.inputs import ANOTHER_BASE, ProbeSet, Weights, choose_probe_set, find_weights, remarks
 from tpssl_hf.verdict.report import draw_verdict, ranking, sentence, table
 
 GROUPS: list[type] = [VerdictConfig, DataConfig, VerdictRunConfig]
 ADAPTED_DIGITS = Path("outputs/digits_byol")  # where the default target pretraining leaves its run
 DIGITS = {"base": "random", "image_size": 32, "output_dir": "outputs/digits_verdict"}
 UNIMPORTANT = CARRY_OUT_KEYS | {"feature_dir", "cpu_threads"}
-REPORT, NUMBERS, PICTURE, NEW_STATISTICS = "verdict.md", "verdict.json", "verdict.png", "statistics_only"
+REPORT, NUMBERS, IMAGE, NEW_STATISTICS = "verdict.md", "verdict.json", "verdict.png", "statistics_only"
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def main() -> int:
     config, data = take(VerdictConfig, settings), take(DataConfig, settings)
     if data.streaming or data.split == "test":
         raise InputError(
-            "a verdict is taken on training pictures that can be read by number: no streaming, no split test."
+            "a verdict is taken on training images that can be read by number: no streaming, no split test."
         )
     accelerator = make_accelerator(RunConfig(output_dir=settings["output_dir"], precision="fp32"))
     if accelerator.num_processes > 1:
@@ -77,8 +77,8 @@ def main() -> int:
             return 0
         print(describe(accelerator, THREADS))
         source, store = open_split(settings, data.split, accelerator, run)
-        questions = choose_questions(config, store, source, seed=settings["seed"])
-        print(f"{len(questions.indices):,} of {len(store):,} pictures; {questions.chosen}")
+        questions = choose_probe_set(config, store, source, seed=settings["seed"])
+        print(f"{len(questions.indices):,} of {len(store):,} images; {questions.chosen}")
         for note in questions.notes:
             print(f"  {note}")
         rows, origins = scored_rows(base, adapted, store, questions, settings, accelerator)
@@ -88,7 +88,7 @@ def main() -> int:
         widths = {row.name: row.width for row in rows}
         notes = remarks(base, adapted, origins, widths, settings["seed"], data.image_size)
         notes += questions.notes
-        print(leave_results(run, verdict, questions, store, settings, notes, origins, time.perf_counter() - began))
+        print(save_results(run, verdict, questions, store, settings, notes, origins, time.perf_counter() - began))
     return 0
 
 
@@ -116,11 +116,11 @@ def outdated(folder: Path, all_weights: list[Weights]) -> bool:
 def scored_rows(
     base: Weights,
     adapted: list[Weights],
-    store: PictureStore,
-    questions: Questions,
+    store: ImageCache,
+    questions: ProbeSet,
     settings: dict[str, Any],
     accelerator: Accelerator,
-) -> tuple[list[Row], dict[str, Origin]]:
+) -> tuple[list[Row], dict[str, WeightsSource]]:
     """Extract or read the features of all weights, one after the other, and score them on the same questions.
 
     Returns:
@@ -154,31 +154,31 @@ def scored_rows(
 
 
 def save_new_statistics(
-    folder: Path, base: Weights, store: PictureStore, settings: dict[str, Any], accelerator: Accelerator
+    folder: Path, base: Weights, store: ImageCache, settings: dict[str, Any], accelerator: Accelerator
 ) -> None:
-    """Write the base's weights with BatchNorm statistics of these pictures, which plain timm loads."""
+    """Write the base's weights with BatchNorm statistics of these images, which plain timm loads."""
     device, size, seed = accelerator.device, settings["image_size"], settings["seed"]
     network, views, origin = open_backbone(
         base.architecture, init=base.init, image_size=size, device=device, seed=seed
     )
-    network = recalibrated(network, sample_for_statistics(store), views, device)
+    network = with_reestimated_batchnorm(network, sample_for_statistics(store), views, device)
     save_timm_folder(
         network,
         folder,
         preprocessing=views.preprocessing,
         provenance=run_facts(recipe="verdict", method="BatchNorm statistics measured anew", init=origin.as_dict()),
-        licence=origin.licence,
+        license=origin.license,
     )
 
 
-def leave_results(
+def save_results(
     run: RunDir,
     verdict: Verdict,
-    questions: Questions,
-    store: PictureStore,
+    questions: ProbeSet,
+    store: ImageCache,
     settings: dict[str, Any],
     notes: list[str],
-    origins: dict[str, Origin],
+    origins: dict[str, WeightsSource],
     seconds: float,
 ) -> str:
     """Write verdict.json, verdict.png, verdict.md and results.json; returns the summary for people."""
@@ -196,7 +196,7 @@ def leave_results(
         dataset=dataset,
         questions={
             "chosen": questions.chosen,
-            "pictures_looked_at": len(questions.indices),
+            "images_looked_at": len(questions.indices),
             "labels_per_draw": labels,
             "draws": len(questions.trials),
             "asked_per_draw": len(questions.trials[0].queries) if questions.trials else 0,
@@ -210,15 +210,15 @@ def leave_results(
     numbers = {
         "rows": [row.as_dict() for row in verdict.rows],
         "comparisons": [entry.as_dict() for entry in verdict.comparisons],
-        "would_settle": settlement,
+        "required_sample_size": settlement,
     }
     run.write_json(NUMBERS, {**facts, **numbers})
     files = [run.path / REPORT, run.path / NUMBERS]
     if questions.trials:
         asked = f"{store.source_name}, {len(questions.trials)} draws of {labels} labels"
         title = f"Did adapting help? {said.partition(':')[0]}; {asked}"
-        draw_verdict(run.path / PICTURE, verdict, labels=labels, title=title)
-        files.append(run.path / PICTURE)
+        draw_verdict(run.path / IMAGE, verdict, labels=labels, title=title)
+        files.append(run.path / IMAGE)
     if verdict.recommendation == "statistics":
         notes = [*notes, f"The base's weights with new statistics are in {run.path / NEW_STATISTICS}."]
     notes = [note for note in notes if note not in warnings]
@@ -229,7 +229,7 @@ def leave_results(
     return "\n".join(lines)
 
 
-def report(verdict: Verdict, said: str, questions: Questions, dataset: dict[str, Any], notes: list[str]) -> str:
+def report(verdict: Verdict, said: str, questions: ProbeSet, dataset: dict[str, Any], notes: list[str]) -> str:
     """Return verdict.md."""
     parts = ["# Did adapting help?", said, table(verdict)]
     if questions.trials:
@@ -239,15 +239,15 @@ def report(verdict: Verdict, said: str, questions: Questions, dataset: dict[str,
             "Linear probe and kNN: mean ± standard deviation over draws of labels; clusters: k-means, best pairing "
             "with the classes, over its seeds. Differences of the linear probe are paired, with "
             f"{level:.3g} % intervals over draws and questions{together}. Adapting may have seen these "
-            "pictures, never their labels."
+            "images, never their labels."
         )
-        parts.append(f"![each draw, and the differences]({PICTURE})")
+        parts.append(f"![each draw, and the differences]({IMAGE})")
     parts += notes
-    where = f"{dataset['name']} (training pictures, fingerprint {dataset['fingerprint']})"
-    parts.append(f"What was done: {where}; {len(questions.indices):,} pictures looked at; {questions.chosen}.")
+    where = f"{dataset['name']} (training images, fingerprint {dataset['fingerprint']})"
+    parts.append(f"What was done: {where}; {len(questions.indices):,} images looked at; {questions.chosen}.")
     parts.append(f"    python {shlex.join(sys.argv)}")
     return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

@@ -143,7 +143,7 @@ def run_child(request: dict[str, Any], recipes: dict[str, Any]) -> int:
         sys.argv = [recipe.__file__, *request["arguments"]]
         for fault in request["faults"]:
             inject(Fault(**fault), recipe, log)
-        recipe.leave(recipe.main)
+        recipe.run_cli(recipe.main)
     except SystemExit as end:
         return int(end.code or 0)
     except BaseException:

@@ -69,7 +69,7 @@ def test_an_input_error_is_one_sentence_and_exit_code_2(capsys: pytest.CaptureFi
         raise InputError("no such folder; give one that exists.")
 
     with pytest.raises(SystemExit) as left:
-        runtime.leave(refuse)
+        runtime.run_cli(refuse)
     assert left.value.code == 2
     assert capsys.readouterr().err == "\nerror: no such folder; give one that exists.\n"
 
@@ -94,7 +94,7 @@ def test_a_bug_keeps_its_traceback() -> None:
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        runtime.leave(fail)
+        runtime.run_cli(fail)
 
 
 def test_the_set_up_runs_before_torch_is_imported() -> None:

@@ -1,4 +1,4 @@
-"""Adapt a pretrained timm backbone to your own pictures, then finetune it with few labels.
+"""Adapt a pretrained timm backbone to your own images, then finetune it with few labels.
 
 After ``import tpssl_hf`` the Auto classes and pipelines of transformers know our segmenter. Recipes set the process up
 before torch is loaded, so the package cannot load transformers itself: it registers when transformers loads its Auto

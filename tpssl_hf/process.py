@@ -68,7 +68,7 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def leave(main: Callable[[], int]) -> None:
+def run_cli(main: Callable[[], int]) -> None:
     """Run a recipe and leave the process with its exit code.
 
     An ``InputError`` becomes one sentence on standard error and exit code 2; other exceptions keep their traceback.

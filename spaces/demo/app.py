@@ -26,7 +26,7 @@ from demo_looks import CSS, theme
 from demo_tabs import changes_tab, classification_tab, segmentation_tab
 from uploads import MAX_BYTES
 
-from tpssl_hf.process import leave
+from tpssl_hf.process import run_cli
 
 CONFIG = Path(__file__).with_name("demo.yaml")
 SESSIONS = 100  # visitors remembered; gradio's 10,000 would cost most of a gigabyte, and every call may be a new one
@@ -40,7 +40,7 @@ class Demo(gr.Blocks):  # type: ignore[misc]  # gradio is optional, so it is not
         """Refuse an input that names an address, before anything is done with it."""
         super().validate_inputs(block_fn, inputs)
         if _names_address(inputs):
-            raise gr.Error("Upload the picture itself; addresses are not fetched here.", print_exception=False)
+            raise gr.Error("Upload the image itself; addresses are not fetched here.", print_exception=False)
 
 
 def _names_address(value: Any) -> bool:
@@ -109,4 +109,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

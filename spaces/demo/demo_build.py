@@ -15,7 +15,7 @@ import numpy as np
 from demo_models import Classifier, load_classifier
 from PIL import Image
 
-from tpssl_hf.data.folders import digit_pictures
+from tpssl_hf.data.folders import digit_images
 from tpssl_hf.data.scenes import load_digit_scenes
 from tpssl_hf.errors import InputError
 
@@ -25,7 +25,7 @@ THUMBNAIL = 48  # pixels
 EXAMPLE = 256  # pixels
 EXAMPLE_DIGITS = (2, 3, 4, 5, 8, 9)
 EXAMPLE_SCENES = (0, 1, 2, 3)
-NEIGHBOURS = "neighbours.npz"
+NEIGHBORS = "neighbors.npz"
 
 
 def build(folder: Path, steps: int | None = None) -> None:
@@ -57,38 +57,38 @@ def build(folder: Path, steps: int | None = None) -> None:
                 f"recipes/{recipe} ended with exit code {done.returncode}, its reason is above; mend that and give "
                 "the same command again, it continues from there."
             )
-    print(f"\n[{len(commands) + 1}/{len(commands) + 1}] {folder / NEIGHBOURS}", flush=True)
-    write_neighbours(folder / NEIGHBOURS, load_classifier(str(folder / "adapted_classifier" / "model")))
+    print(f"\n[{len(commands) + 1}/{len(commands) + 1}] {folder / NEIGHBORS}", flush=True)
+    write_neighbors(folder / NEIGHBORS, load_classifier(str(folder / "adapted_classifier" / "model")))
 
 
-def write_neighbours(path: Path, classifier: Classifier) -> None:
+def write_neighbors(path: Path, classifier: Classifier) -> None:
     """Write the training digits, small, with their classes and their features by ``classifier``; no pickle.
 
     The file holds ``features`` (N, D) float16 of length one, ``thumbnails`` (N, S, S, 3) uint8 and ``captions`` (N,).
     """
-    grey, classes = digit_pictures("train", "digits")
-    pictures = [Image.fromarray(picture).convert("RGB") for picture in grey]
-    features = np.concatenate([classifier.features(pictures[at : at + 64]) for at in range(0, len(pictures), 64)])
+    gray, classes = digit_images("train", "digits")
+    images = [Image.fromarray(image).convert("RGB") for image in gray]
+    features = np.concatenate([classifier.features(images[at : at + 64]) for at in range(0, len(images), 64)])
     side = (THUMBNAIL, THUMBNAIL)
-    thumbnails = [np.asarray(picture.resize(side, Image.Resampling.BICUBIC)) for picture in pictures]
+    thumbnails = [np.asarray(image.resize(side, Image.Resampling.BICUBIC)) for image in images]
     np.savez_compressed(
         path, features=features.astype(np.float16), thumbnails=np.stack(thumbnails), captions=classes.astype(str)
     )
 
 
-def example_pictures() -> dict[str, Image.Image]:
-    """Return the pictures to try, by file name: enlarged ones of the test splits, which no model here has learnt from.
+def example_images() -> dict[str, Image.Image]:
+    """Return the images to try, by file name: enlarged ones of the test splits, which no model here has learned from.
 
     Digits are the first of their class, smoothed; scenes the first ones, each pixel a square, so that shrinking them
     gives back what they were.
     """
-    grey, classes = digit_pictures("test", "digits")
+    gray, classes = digit_images("test", "digits")
     size, found = (EXAMPLE, EXAMPLE), {}
     for digit in EXAMPLE_DIGITS:
-        picture = Image.fromarray(grey[classes.tolist().index(digit)])
-        found[f"digit_{digit}.png"] = picture.resize(size, Image.Resampling.BICUBIC)
+        image = Image.fromarray(gray[classes.tolist().index(digit)])
+        found[f"digit_{digit}.png"] = image.resize(size, Image.Resampling.BICUBIC)
     scenes, _ = load_digit_scenes("test")
     for number in EXAMPLE_SCENES:
-        picture = Image.open(io.BytesIO(scenes[number]["image"]["bytes"]))
-        found[f"scene_{number}.png"] = picture.resize(size, Image.Resampling.NEAREST)
+        image = Image.open(io.BytesIO(scenes[number]["image"]["bytes"]))
+        found[f"scene_{number}.png"] = image.resize(size, Image.Resampling.NEAREST)
     return found

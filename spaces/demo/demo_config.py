@@ -1,4 +1,4 @@
-"""What the demo may show: titles, models and pictures, read strictly from one YAML file."""
+"""What the demo may show: titles, models and images, read strictly from one YAML file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -19,14 +19,14 @@ class ClassifierPair:
         name: what visitors choose.
         base: folder or Hub id of the one finetuned from the base weights.
         adapted: likewise, from the adapted weights.
-        neighbours: file of training pictures and their features by ``adapted``, as demo_build.py makes it.
+        neighbors: file of training images and their features by ``adapted``, as demo_build.py makes it.
         about: one sentence for visitors.
     """
 
     name: str
     base: str
     adapted: str
-    neighbours: str | None = None
+    neighbors: str | None = None
     about: str = ""
 
 
@@ -37,7 +37,7 @@ class SegmenterChoice:
     Attributes:
         name: what visitors choose.
         model: folder or Hub id.
-        shorter_side: pixels to which the shorter side of larger pictures is shrunk for the model, as in training.
+        shorter_side: pixels to which the shorter side of larger images is shrunk for the model, as in training.
         about: one sentence for visitors.
     """
 
@@ -53,8 +53,8 @@ class Changes:
 
     Attributes:
         name: what visitors choose.
-        tsne: picture of the features before and after.
-        drift: picture of how far the weights have moved.
+        tsne: image of the features before and after.
+        drift: image of how far the weights have moved.
         verdict: folder with ``results.json``, ``verdict.png`` and ``verdict.md``.
     """
 
@@ -66,7 +66,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures to click on, by tab."""
+    """Images to click on, by tab."""
 
     classification: list[str] = field(default_factory=list)
     segmentation: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class DemoConfig:
         classifiers: of the first tab.
         segmenters: of the second.
         changes: of the third.
-        examples: pictures to click on.
+        examples: images to click on.
         folder: where paths start that are not found from the working directory; that of the file.
     """
 

@@ -1,4 +1,4 @@
-"""Colours, theme and the few lines of HTML of the demo; system fonts, so that no page asks another server."""
+"""Colors, theme and the few lines of HTML of the demo; system fonts, so that no page asks another server."""
 
 import colorsys
 from html import escape
@@ -9,12 +9,12 @@ from PIL import Image
 
 GROUND = "#8a8f98"  # of classes that are no thing
 GROUND_NAMES = ("background", "ground")
-# Far apart for most kinds of colour vision, and neither too pale for a white page nor too dark for a black one.
-COLOURS = (
+# Far apart for most kinds of color vision, and neither too pale for a white page nor too dark for a black one.
+COLORS = (
     *("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4"),
     *("#f032e6", "#bfa800", "#469990", "#9a6324", "#7cb518", "#ff8fab"),
 )
-SHOWN_SIDES = (320, 1024)  # pixels: smaller pictures are enlarged to the first, larger ones shrunk to the second
+SHOWN_SIDES = (320, 1024)  # pixels: smaller images are enlarged to the first, larger ones shrunk to the second
 OPACITY = 0.6
 CSS = """
 .gradio-container > main { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
@@ -35,7 +35,7 @@ CSS = """
 .table :is(th, td) { white-space: nowrap; word-break: normal; overflow-wrap: normal; font-size: 0.9em; }
 .shares { display: grid; grid-template-columns: 16px minmax(3em, max-content) 1fr max-content; gap: 6px 10px;
   align-items: center; padding: 4px 2px; }
-.shares .colour { width: 16px; height: 16px; border-radius: 4px; }
+.shares .color { width: 16px; height: 16px; border-radius: 4px; }
 .shares .name { overflow-wrap: anywhere; }
 .shares .bar { height: 8px; border-radius: 4px; min-width: 2px; }
 .shares .value { text-align: right; font-variant-numeric: tabular-nums; }
@@ -53,32 +53,32 @@ def theme() -> gr.themes.Base:
     )
 
 
-def colours_of(class_names: list[str]) -> dict[str, str]:
-    """Return one colour for each class, the same for the same list; beyond twelve, evenly spread hues."""
+def colors_of(class_names: list[str]) -> dict[str, str]:
+    """Return one color for each class, the same for the same list; beyond twelve, evenly spread hues."""
     things = [name for name in dict.fromkeys(class_names) if not is_ground(name)]
     found = {name: GROUND for name in class_names if is_ground(name)}
     for number, name in enumerate(things):
-        if number < len(COLOURS):
-            found[name] = COLOURS[number]
+        if number < len(COLORS):
+            found[name] = COLORS[number]
         else:
             rgb = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55 + 0.4 * (number % 2), 0.85)
             found[name] = "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
     return found
 
 
-def shown(picture: Image.Image) -> Image.Image:
-    """Enlarge a small picture, or shrink a large one, to a size for the page."""
+def shown(image: Image.Image) -> Image.Image:
+    """Enlarge a small image, or shrink a large one, to a size for the page."""
     least, most = SHOWN_SIDES
-    factor = min(max(1.0, least / min(picture.size)), most / max(picture.size))
-    width, height = (max(1, round(length * factor)) for length in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3 if factor < 1 else None)
+    factor = min(max(1.0, least / min(image.size)), most / max(image.size))
+    width, height = (max(1, round(length * factor)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3 if factor < 1 else None)
 
 
-def enlarged(mask: np.ndarray, picture: Image.Image) -> np.ndarray:
-    """Return a class map (h, w) at the size of ``picture``, each pixel with the class of the nearest one."""
+def enlarged(mask: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Return a class map (h, w) at the size of ``image``, each pixel with the class of the nearest one."""
     if mask.dtype != np.uint8:
-        return np.asarray(Image.fromarray(mask.astype(np.int32)).resize(picture.size, Image.Resampling.NEAREST))
-    return np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))
+        return np.asarray(Image.fromarray(mask.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST))
+    return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
 
 
 def is_ground(name: str) -> bool:
@@ -86,11 +86,11 @@ def is_ground(name: str) -> bool:
     return name.lower() in GROUND_NAMES
 
 
-def overlay(picture: Image.Image, mask: np.ndarray, class_names: list[str], colours: dict[str, str]) -> Image.Image:
-    """Lay the colours of a class map (H, W) over a picture of that size."""
-    table = np.array([[int(colours[name][at : at + 2], 16) for at in (1, 3, 5)] for name in class_names])
+def overlay(image: Image.Image, mask: np.ndarray, class_names: list[str], colors: dict[str, str]) -> Image.Image:
+    """Lay the colors of a class map (H, W) over an image of that size."""
+    table = np.array([[int(colors[name][at : at + 2], 16) for at in (1, 3, 5)] for name in class_names])
     opacity = np.array([0 if is_ground(name) else OPACITY for name in class_names])[mask][..., None]
-    mixed = (1 - opacity) * np.asarray(picture) + opacity * table[mask]
+    mixed = (1 - opacity) * np.asarray(image) + opacity * table[mask]
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
@@ -101,12 +101,12 @@ def shares(mask: np.ndarray, class_names: list[str]) -> dict[str, float]:
     return {class_names[number]: float(counts[number] / mask.size) for number in order.tolist() if counts[number]}
 
 
-def legend(found: dict[str, float], colours: dict[str, str]) -> str:
-    """Return HTML with colour, name, bar and share of each class."""
+def legend(found: dict[str, float], colors: dict[str, str]) -> str:
+    """Return HTML with color, name, bar and share of each class."""
     largest = max(found.values())
     cells = [
-        f'<span class="colour" style="background:{colours[name]}"></span><span class="name">{escape(name)}</span>'
-        f'<span class="bar" style="background:{colours[name]};width:{100 * share / largest:.1f}%"></span>'
+        f'<span class="color" style="background:{colors[name]}"></span><span class="name">{escape(name)}</span>'
+        f'<span class="bar" style="background:{colors[name]};width:{100 * share / largest:.1f}%"></span>'
         f'<span class="value">{100 * share:.1f} %</span>'
         for name, share in found.items()
     ]

@@ -1,4 +1,4 @@
-"""The models of the demo: loaded once from folders or the Hub, asked one picture at a time."""
+"""The models of the demo: loaded once from folders or the Hub, asked one image at a time."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier and what a picture goes through before it.
+    """A classifier and what an image goes through before it.
 
     Attributes:
         model: transformers' wrapper of a timm model.
@@ -38,23 +38,23 @@ class Classifier:
     class_names: list[str]
 
     @torch.inference_mode()
-    def confidences(self, picture: Image.Image) -> dict[str, float]:
+    def confidences(self, image: Image.Image) -> dict[str, float]:
         """Return the probability of each class."""
-        return self._probabilities(self._maps([picture]))
+        return self._probabilities(self._maps([image]))
 
     @torch.inference_mode()
-    def confidences_and_feature(self, picture: Image.Image) -> tuple[dict[str, float], np.ndarray]:
+    def confidences_and_feature(self, image: Image.Image) -> tuple[dict[str, float], np.ndarray]:
         """Return the probability of each class, and the feature (D,) as in ``features``, of one pass."""
-        maps = self._maps([picture])
+        maps = self._maps([image])
         return self._probabilities(maps), self._pooled(maps)[0]
 
     @torch.inference_mode()
-    def features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """Return what the backbone makes of pictures, (N, D) float32 of length one."""
-        return self._pooled(self._maps(pictures))
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Return what the backbone makes of images, (N, D) float32 of length one."""
+        return self._pooled(self._maps(images))
 
-    def _maps(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        pixels = self.processor(list(pictures), return_tensors="pt")["pixel_values"].to(DEVICE)
+    def _maps(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = self.processor(list(images), return_tensors="pt")["pixel_values"].to(DEVICE)
         maps: torch.Tensor = self.model.timm_model.forward_features(pixels)
         return maps
 
@@ -69,13 +69,13 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A segmenter and what a picture goes through before it.
+    """A segmenter and what an image goes through before it.
 
     Attributes:
         model: images (B, 3, H, W) to logits.
         processor: its image processor.
         class_names: in the order of the mask values.
-        shorter_side: pixels to which the shorter side of larger pictures is shrunk.
+        shorter_side: pixels to which the shorter side of larger images is shrunk.
     """
 
     model: Any
@@ -83,24 +83,24 @@ class Segmenter:
     class_names: list[str]
     shorter_side: int
 
-    def mask(self, picture: Image.Image) -> np.ndarray:
-        """Return the class of each pixel (h, w) of the picture, shrunk to ``shorter_side`` if it is larger."""
-        factor = min(1.0, self.shorter_side / min(picture.size))
-        width, height = (max(1, round(length * factor)) for length in picture.size)
-        shrunk = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3) if factor < 1 else picture
+    def mask(self, image: Image.Image) -> np.ndarray:
+        """Return the class of each pixel (h, w) of the image, shrunk to ``shorter_side`` if it is larger."""
+        factor = min(1.0, self.shorter_side / min(image.size))
+        width, height = (max(1, round(length * factor)) for length in image.size)
+        shrunk = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3) if factor < 1 else image
         pixels = self.processor(shrunk, return_tensors="pt")["pixel_values"].to(DEVICE)
         with torch.inference_mode():
             return predict_masks(self.model, pixels)[0].cpu().numpy()
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """Training pictures and their features.
+class Neighbors:
+    """Training images and their features.
 
     Attributes:
         features: (N, D) float32 of length one.
         thumbnails: (N, S, S, 3) uint8.
-        captions: of each picture.
+        captions: of each image.
     """
 
     features: np.ndarray
@@ -108,7 +108,7 @@ class Neighbours:
     captions: list[str]
 
     def nearest(self, feature: np.ndarray, count: int) -> list[tuple[Image.Image, str]]:
-        """Return the pictures whose features have the largest cosine with ``feature`` (D,), nearest first."""
+        """Return the images whose features have the largest cosine with ``feature`` (D,), nearest first."""
         cosines = self.features @ feature
         order = np.argsort(-cosines, kind="stable")[:count].tolist()
         return [(Image.fromarray(self.thumbnails[i]), f"{self.captions[i]} · {cosines[i]:.3f}") for i in order]
@@ -136,7 +136,7 @@ def load_segmenter(place: str, shorter_side: int) -> Segmenter:
     return Segmenter(model, processor, _class_names(model), shorter_side)
 
 
-def load_neighbours(path: Path, classifier: Classifier) -> Neighbours:
+def load_neighbors(path: Path, classifier: Classifier) -> Neighbors:
     """Read what demo_build.py has written for ``classifier``.
 
     Raises:
@@ -147,11 +147,11 @@ def load_neighbours(path: Path, classifier: Classifier) -> Neighbours:
             features, thumbnails = stored["features"].astype(np.float32), stored["thumbnails"]
             captions = [str(caption) for caption in stored["captions"]]
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"The file of neighbours {path} cannot be read; `{BUILD}` makes it.") from error
+        raise InputError(f"The file of neighbors {path} cannot be read; `{BUILD}` makes it.") from error
     width = classifier.features([Image.new("RGB", (32, 32))]).shape[1]
     if features.shape != (len(captions), width) or len(thumbnails) != len(captions):
-        raise InputError(f"The file of neighbours {path} is of another model; `{BUILD}` makes it anew.")
-    return Neighbours(features, thumbnails, captions)
+        raise InputError(f"The file of neighbors {path} is of another model; `{BUILD}` makes it anew.")
+    return Neighbors(features, thumbnails, captions)
 
 
 def _loaded(place: str, kind: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""The three tabs: what they show, and what happens when a picture is given."""
+"""The three tabs: what they show, and what happens when an image is given."""
 
 import json
 import sys
@@ -8,17 +8,17 @@ from typing import Any
 
 import gradio as gr
 from demo_config import Changes, ClassifierPair, DemoConfig, SegmenterChoice
-from demo_looks import OPACITY, colours_of, enlarged, is_ground, legend, overlay, shares, shown
+from demo_looks import OPACITY, colors_of, enlarged, is_ground, legend, overlay, shares, shown
 from demo_models import (
     BUILD,
     Classifier,
-    Neighbours,
+    Neighbors,
     load_classifier,
-    load_neighbours,
+    load_neighbors,
     load_segmenter,
 )
 from PIL import Image
-from uploads import UploadError, read_picture
+from uploads import UploadError, read_image
 
 from tpssl_hf.errors import InputError
 
@@ -32,8 +32,8 @@ except ImportError:
 
 
 TOP_CLASSES = 5
-NEIGHBOURS_SHOWN = 8
-ONE_AT_A_TIME = "models"  # whichever tab asks, one picture is computed at a time
+NEIGHBORS_SHOWN = 8
+ONE_AT_A_TIME = "models"  # whichever tab asks, one image is computed at a time
 CAPTIONS = {
     "verdict": "Right answers after a few labels, before and after adapting",
     "tsne": "Features before and after adapting, in one plane (t-SNE)",
@@ -49,7 +49,7 @@ class Pair:
 
     base: Classifier
     adapted: Classifier
-    neighbours: Neighbours | None
+    neighbors: Neighbors | None
 
 
 def classification_tab(config: DemoConfig) -> None:
@@ -60,33 +60,33 @@ def classification_tab(config: DemoConfig) -> None:
         return
 
     @on_gpu  # type: ignore[untyped-decorator, unused-ignore]
-    def classify(picture: Any, model: Any) -> tuple[dict[str, float], dict[str, float], list[tuple[Image.Image, str]]]:
-        """Name what is on a picture, by both classifiers of a pair, and find the training pictures most like it."""
-        pair, pixels = _chosen(pairs, model), _read(picture)
+    def classify(image: Any, model: Any) -> tuple[dict[str, float], dict[str, float], list[tuple[Image.Image, str]]]:
+        """Name what is on an image, by both classifiers of a pair, and find the training images most like it."""
+        pair, pixels = _chosen(pairs, model), _read(image)
         adapted, feature = pair.adapted.confidences_and_feature(pixels)
-        near = [] if pair.neighbours is None else pair.neighbours.nearest(feature, NEIGHBOURS_SHOWN)
+        near = [] if pair.neighbors is None else pair.neighbors.nearest(feature, NEIGHBORS_SHOWN)
         return pair.base.confidences(pixels), adapted, near
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             name = _choice(config.classifiers, pairs, "Models")
-            picture, button, examples = _picture_input("Classify", config, config.examples.classification)
+            image, button, examples = _image_input("Classify", config, config.examples.classification)
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
                 base = gr.Label(label="Base weights", num_top_classes=TOP_CLASSES, min_width=160)
                 adapted = gr.Label(label="Adapted weights", num_top_classes=TOP_CLASSES, min_width=160)
-            has_neighbours = any(pair.neighbours for pair in pairs.values())
-            _caption("Nearest training pictures, by the adapted features; the number is their cosine", has_neighbours)
+            has_neighbors = any(pair.neighbors for pair in pairs.values())
+            _caption("Nearest training images, by the adapted features; the number is their cosine", has_neighbors)
             gallery = gr.Gallery(
-                label="Nearest training pictures",
+                label="Nearest training images",
                 show_label=False,
                 columns=4,
                 height="auto",
                 buttons=[],
-                visible=has_neighbours,
+                visible=has_neighbors,
                 elem_id="nearest",
             )
-    _connect(classify, "classify", button, picture, name, examples, [base, adapted, gallery])
+    _connect(classify, "classify", button, image, name, examples, [base, adapted, gallery])
 
 
 def segmentation_tab(config: DemoConfig) -> None:
@@ -97,32 +97,32 @@ def segmentation_tab(config: DemoConfig) -> None:
     _say(problems or ([] if segmenters else ["No segmenters are named in the demo's YAML file."]))
     if not segmenters:
         return
-    colours = colours_of([name for segmenter in segmenters.values() for name in segmenter.class_names])
+    colors = colors_of([name for segmenter in segmenters.values() for name in segmenter.class_names])
 
     @on_gpu  # type: ignore[untyped-decorator, unused-ignore]
-    def segment(picture: Any, model: Any) -> tuple[Any, tuple[Image.Image, Image.Image], str]:
-        """Find the class of each pixel of a picture: the picture with masks, before and after, and the shares."""
-        segmenter, pixels = _chosen(segmenters, model), _read(picture)
+    def segment(image: Any, model: Any) -> tuple[Any, tuple[Image.Image, Image.Image], str]:
+        """Find the class of each pixel of an image: the image with masks, before and after, and the shares."""
+        segmenter, pixels = _chosen(segmenters, model), _read(image)
         mask, page = segmenter.mask(pixels), shown(pixels)
         large, found = enlarged(mask, page), shares(mask, segmenter.class_names)
         masks = [(OPACITY * (large == segmenter.class_names.index(one)), one) for one in found if not is_ground(one)]
-        return (page, masks), (page, overlay(page, large, segmenter.class_names, colours)), legend(found, colours)
+        return (page, masks), (page, overlay(page, large, segmenter.class_names, colors)), legend(found, colors)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             name = _choice(config.segmenters, segmenters, "Model")
-            picture, button, examples = _picture_input("Segment", config, config.examples.segmentation)
+            image, button, examples = _image_input("Segment", config, config.examples.segmentation)
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
                 with gr.Column(min_width=240):
                     _caption("Classes; point at a name to see it alone")
-                    annotated = gr.AnnotatedImage(label="Classes", show_label=False, color_map=colours, buttons=[])
+                    annotated = gr.AnnotatedImage(label="Classes", show_label=False, color_map=colors, buttons=[])
                 with gr.Column(min_width=240):
                     _caption("Before and after; pull the handle")
                     slider = gr.ImageSlider(label="Before and after", show_label=False, buttons=[])
             _caption("Share of the pixels")
             found = gr.HTML(label="Shares", container=True, padding=True)
-    _connect(segment, "segment", button, picture, name, examples, [annotated, slider, found])
+    _connect(segment, "segment", button, image, name, examples, [annotated, slider, found])
 
 
 def changes_tab(config: DemoConfig) -> None:
@@ -167,10 +167,10 @@ def _lay_out(report: dict[str, Any]) -> None:
 
 
 def _report(config: DemoConfig, entry: Changes) -> dict[str, Any]:
-    """Read pictures, sentence and table once; they are never read again while the demo runs."""
+    """Read images, sentence and table once; they are never read again while the demo runs."""
     missing: list[str] = []
 
-    def picture(place: str | None, what: str, command: str) -> Image.Image | None:
+    def original(place: str | None, what: str, command: str) -> Image.Image | None:
         if place is None:
             return None
         try:
@@ -189,19 +189,17 @@ def _report(config: DemoConfig, entry: Changes) -> dict[str, Any]:
             table = "\n".join(line for line in lines if line.startswith("|"))
         except (OSError, ValueError, KeyError, TypeError):
             missing.append(f"The verdict is not there yet; `{VERDICT}`, or `{BUILD}`, makes it.")
-    pictures = {
-        "verdict": picture(f"{entry.verdict}/verdict.png", "The picture of the verdict", VERDICT)
-        if sentence
-        else None,
-        "tsne": picture(entry.tsne, "The picture of the features", f"{ANALYZE} --analysis tsne"),
-        "drift": picture(entry.drift, "The picture of the drift", f"{ANALYZE} --analysis drift"),
+    images = {
+        "verdict": original(f"{entry.verdict}/verdict.png", "The image of the verdict", VERDICT) if sentence else None,
+        "tsne": original(entry.tsne, "The image of the features", f"{ANALYZE} --analysis tsne"),
+        "drift": original(entry.drift, "The image of the drift", f"{ANALYZE} --analysis drift"),
     }
-    return {"sentence": sentence, "table": table, "missing": missing, **pictures}
+    return {"sentence": sentence, "table": table, "missing": missing, **images}
 
 
 def _load_pair(config: DemoConfig, entry: ClassifierPair) -> Pair:
     base, adapted = (load_classifier(str(config.find(place))) for place in (entry.base, entry.adapted))
-    near = load_neighbours(config.find(entry.neighbours), adapted) if entry.neighbours else None
+    near = load_neighbors(config.find(entry.neighbors), adapted) if entry.neighbors else None
     return Pair(base, adapted, near)
 
 
@@ -218,7 +216,7 @@ def _loaded(entries: Iterable[Any], load: Callable[[Any], Any]) -> tuple[dict[st
 
 
 def _caption(text: str, visible: bool = True) -> None:
-    """Write what comes next above it; gradio's own labels cover a corner of a picture."""
+    """Write what comes next above it; gradio's own labels cover a corner of an image."""
     gr.Markdown(text, elem_classes="caption", visible=visible)
 
 
@@ -238,35 +236,35 @@ def _choice(entries: Iterable[ClassifierPair | SegmenterChoice | Changes], found
     return chooser
 
 
-def _picture_input(action: str, config: DemoConfig, examples: list[str]) -> tuple[Any, Any, Any]:
-    picture = gr.Image(
-        label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=280, buttons=[]
+def _image_input(action: str, config: DemoConfig, examples: list[str]) -> tuple[Any, Any, Any]:
+    image = gr.Image(
+        label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=280, buttons=[]
     )
     button = gr.Button(action, variant="primary")
     there = [str(path.resolve()) for path in map(config.find, examples) if path.is_file()]
     clicked = None
     if there:
         clicked = gr.Examples(
-            there, picture, label="Pictures to try", cache_examples=False, api_visibility="private"
+            there, image, label="Images to try", cache_examples=False, api_visibility="private"
         ).load_input_event
-    return picture, button, clicked
+    return image, button, clicked
 
 
 def _connect(
     function: Callable[..., Any],
     api_name: str,
     button: Any,
-    picture: Any,
+    image: Any,
     name: Any,
     examples: Any,
     outputs: list[Any],
 ) -> None:
-    """Answer uploads, the button and pictures to try; ``preprocess=False`` keeps gradio from opening the file."""
-    shared = {"inputs": [picture, name], "outputs": outputs, "preprocess": False, "concurrency_id": ONE_AT_A_TIME}
-    gr.on([button.click, picture.upload], function, api_name=api_name, **shared)
+    """Answer uploads, the button and images to try; ``preprocess=False`` keeps gradio from opening the file."""
+    shared = {"inputs": [image, name], "outputs": outputs, "preprocess": False, "concurrency_id": ONE_AT_A_TIME}
+    gr.on([button.click, image.upload], function, api_name=api_name, **shared)
     if examples is not None:
         examples.then(function, api_visibility="private", **shared)
-    picture.clear(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)
+    image.clear(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)
 
 
 def _chosen(found: dict[str, Any], name: Any) -> Any:
@@ -280,10 +278,8 @@ def _chosen(found: dict[str, Any], name: Any) -> Any:
 
 def _read(upload: Any) -> Image.Image:
     if not isinstance(upload, dict) or not upload.get("path"):
-        raise gr.Error(
-            "There is no picture yet; upload one, or choose one of the pictures to try.", print_exception=False
-        )
+        raise gr.Error("There is no image yet; upload one, or choose one of the images to try.", print_exception=False)
     try:
-        return read_picture(upload["path"])
+        return read_image(upload["path"])
     except UploadError as error:
         raise gr.Error(str(error), print_exception=False) from error

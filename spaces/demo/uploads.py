@@ -1,4 +1,4 @@
-"""Reading of uploaded pictures: whatever a visitor sends is either a picture to compute with or one sentence.
+"""Reading of uploaded images: whatever a visitor sends is either an image to compute with or one sentence.
 
 The order is that of the cost: size of the file, header, number of pixels, and only then the pixels themselves.
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from tpssl_hf.data.scan import decode_picture
+from tpssl_hf.data.scan import decode_image
 
 MAX_BYTES = 8 * 2**20
 MAX_PIXELS = 20_000_000
-MAX_RATIO = 10  # of the sides: a thin picture grows without bounds when its shorter side is brought to a model's
+MAX_RATIO = 10  # of the sides: a thin image grows without bounds when its shorter side is brought to a model's
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_EXIF = 2**16  # bytes, as much as a JPEG's segment holds; Pillow copies it once for each of the tags it claims
 EXIF = ("exif", "Raw profile type exif")  # names under which Pillow keeps it
@@ -25,21 +25,21 @@ EXIF_START = b"Exif\0\0"
 # times what honest files need, or contain by chance.
 REPEATED = (
     (b"\xff\xd8", b"\xff\xda", 100),  # scans of a JPEG: each is a pass over all pixels
-    (b"\x89PNG", b"iCCP", 1),  # colour profiles, each unpacked to a megabyte
+    (b"\x89PNG", b"iCCP", 1),  # color profiles, each unpacked to a megabyte
     (b"GIF8", b"!\xfe", 1000),  # comments: each copies all before it
 )
 
 MANY_BYTES = f"The file is larger than {MAX_BYTES // 2**20} MB, the most that is read here; upload a smaller one."
-EMPTY = "The file is empty; save the picture anew and upload that."
-NO_FILE = "There is no such upload any more; upload the picture again."
-NO_PICTURE = "The file is not a picture in a format that is read here, which are PNG, JPEG, WebP, GIF and BMP."
+EMPTY = "The file is empty; save the image anew and upload that."
+NO_FILE = "There is no such upload any more; upload the image again."
+NO_IMAGE = "The file is not an image in a format that is read here, which are PNG, JPEG, WebP, GIF and BMP."
 SVG = "The file is an SVG drawing, which has no pixels; export it as PNG and upload that."
-PDF = "The file is a PDF document; save the picture in it as PNG or JPEG and upload that."
+PDF = "The file is a PDF document; save the image in it as PNG or JPEG and upload that."
 TIFF = "The file is a TIFF, which browsers cannot show; save it as PNG and upload that."
-MANY_PIXELS = f"The picture has more than {MAX_PIXELS // 10**6} million pixels, the most that is read here; shrink it."
-ELONGATED = f"One side of the picture is more than {MAX_RATIO} times as long as the other; cut out a part of it."
-ANIMATED = "The picture is animated; upload a still one."
-DAMAGED = "The picture is damaged, cut short or stored in a rare way; save it anew as PNG or JPEG and upload that."
+MANY_PIXELS = f"The image has more than {MAX_PIXELS // 10**6} million pixels, the most that is read here; shrink it."
+ELONGATED = f"One side of the image is more than {MAX_RATIO} times as long as the other; cut out a part of it."
+ANIMATED = "The image is animated; upload a still one."
+DAMAGED = "The image is damaged, cut short or stored in a rare way; save it anew as PNG or JPEG and upload that."
 
 # The check here is stricter and answers the visitor; Pillow's own warning would only fill the log.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -49,27 +49,27 @@ class UploadError(ValueError):
     """An upload that is not computed with; the message is one sentence for the visitor, without any path."""
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """Read an uploaded picture as RGB, upright, its transparency laid over white and 16-bit grey scaled to 8 bits.
+def read_image(path: str | Path) -> Image.Image:
+    """Read an uploaded image as RGB, upright, its transparency laid over white and 16-bit gray scaled to 8 bits.
 
     Args:
         path: the file; its name says nothing about its format.
 
     Returns:
-        A picture of at most ``MAX_PIXELS`` pixels, one side at most ``MAX_RATIO`` times as long as the other.
+        An image of at most ``MAX_PIXELS`` pixels, one side at most ``MAX_RATIO`` times as long as the other.
 
     Raises:
-        UploadError: if the file is too large, empty, gone, not a picture, damaged, animated, too long and thin, or
+        UploadError: if the file is too large, empty, gone, not an image, damaged, animated, too long and thin, or
             of too many pixels; the last is found out before any pixel is decoded.
     """
     content = _content(path)
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            _check_header(picture)
-            picture.load()
-            if max(len(picture.info.get(name, "")) for name in EXIF) > MAX_EXIF:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            _check_header(image)
+            image.load()
+            if max(len(image.info.get(name, "")) for name in EXIF) > MAX_EXIF:
                 raise UploadError(DAMAGED)
-            return Image.fromarray(decode_picture(picture))
+            return Image.fromarray(decode_image(image))
     except UploadError:
         raise
     except UnidentifiedImageError as error:
@@ -101,15 +101,15 @@ def _content(path: str | Path) -> bytes:
     return before + mark + after.replace(EXIF_START, b"unread")
 
 
-def _check_header(picture: Image.Image) -> None:
-    """Raise if the header of a picture says that it is not to be decoded."""
-    width, height = picture.size
+def _check_header(image: Image.Image) -> None:
+    """Raise if the header of an image says that it is not to be decoded."""
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise UploadError(MANY_PIXELS)
     if max(width, height) > MAX_RATIO * min(width, height):
         raise UploadError(ELONGATED)
     # telephones put a preview or a second exposure behind a photograph, which Pillow calls MPO and animated
-    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+    if image.format != "MPO" and getattr(image, "is_animated", False):
         raise UploadError(ANIMATED)
 
 
@@ -119,4 +119,4 @@ def _what_it_is(content: bytes) -> str:
         return TIFF
     if b"%pdf-" in start:
         return PDF
-    return SVG if b"<svg" in start else NO_PICTURE
+    return SVG if b"<svg" in start else NO_IMAGE

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tpssl_hf.active_learning.strategies import Known, choose_pictures
+from tpssl_hf.active_learning.strategies import Known, choose_images
 from tpssl_hf.errors import InputError
 
 DIRECTIONS = 10.0 * np.eye(8, dtype=np.float32)
@@ -19,30 +19,30 @@ def known(indices: list[int], labels: list[int], classes: int) -> Known:
 
 
 @pytest.mark.parametrize("strategy", ["typical", "coverage"])
-def test_each_blob_gives_one_picture_before_any_gives_two(strategy: str) -> None:
+def test_each_blob_gives_one_image_before_any_gives_two(strategy: str) -> None:
     features, groups = blobs([90, 60, 40, 30])
-    chosen = choose_pictures(features, 4, strategy=strategy, seed=0)
+    chosen = choose_images(features, 4, strategy=strategy, seed=0)
     assert sorted(groups[chosen].tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("strategy", ["typical", "coverage", "random"])
-def test_the_answer_is_the_same_for_the_same_seed_and_names_no_picture_twice(strategy: str) -> None:
+def test_the_answer_is_the_same_for_the_same_seed_and_names_no_image_twice(strategy: str) -> None:
     features, _ = blobs([50, 50], spread=3.0)
-    one, again = (choose_pictures(features, 60, strategy=strategy, seed=3) for _ in range(2))
+    one, again = (choose_images(features, 60, strategy=strategy, seed=3) for _ in range(2))
     assert one.tolist() == again.tolist() and len(set(one.tolist())) == 60
     assert one.dtype == np.int64 and one.min() >= 0 and one.max() < 100
 
 
 @pytest.mark.parametrize("strategy", ["typical", "coverage", "random"])
-def test_every_picture_can_be_wanted_and_labelled_ones_never_are(strategy: str) -> None:
+def test_every_image_can_be_wanted_and_labeled_ones_never_are(strategy: str) -> None:
     features, _ = blobs([12, 12])
-    chosen = choose_pictures(features, 20, strategy=strategy, seed=0, known=known([0, 5, 13, 20], [0, 0, 1, 1], 2))
+    chosen = choose_images(features, 20, strategy=strategy, seed=0, known=known([0, 5, 13, 20], [0, 0, 1, 1], 2))
     assert sorted(chosen.tolist()) == sorted(set(range(24)) - {0, 5, 13, 20})
 
 
-def test_the_most_typical_picture_is_in_the_middle_of_its_cluster() -> None:
+def test_the_most_typical_image_is_in_the_middle_of_its_cluster() -> None:
     features, groups = blobs([200, 200], spread=1.5)
-    for row in choose_pictures(features, 2, strategy="typical", seed=0).tolist():
+    for row in choose_images(features, 2, strategy="typical", seed=0).tolist():
         own = features[groups == groups[row]]
         own = own / np.linalg.norm(own, axis=1, keepdims=True)
         middle = own.mean(axis=0)
@@ -54,23 +54,23 @@ def test_typicality_agrees_with_a_slow_count_over_one_cluster() -> None:
     features, _ = blobs([60], spread=2.0)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     spreads = [np.sort(np.linalg.norm(unit - one, axis=1))[1:21].mean() for one in unit]
-    assert choose_pictures(features, 1, strategy="typical", seed=0).tolist() == [int(np.argmin(spreads))]
+    assert choose_images(features, 1, strategy="typical", seed=0).tolist() == [int(np.argmin(spreads))]
 
 
 @pytest.mark.parametrize("strategy", ["typical", "coverage"])
 def test_blobs_that_have_a_label_come_after_those_that_have_none(strategy: str) -> None:
     features, groups = blobs([80, 60, 50, 40])
     have = known([int(np.flatnonzero(groups == n)[0]) for n in (0, 2)], [0, 1], 2)
-    chosen = choose_pictures(features, 2, strategy=strategy, seed=0, known=have)
+    chosen = choose_images(features, 2, strategy=strategy, seed=0, known=have)
     assert sorted(groups[chosen].tolist()) == [1, 3]
 
 
 def test_near_duplicates_are_chosen_only_when_nothing_else_is_left() -> None:
     features, _ = blobs([40, 40], spread=2.0)
-    features[40:] = features[40]  # forty copies of one picture
-    chosen = choose_pictures(features, 30, strategy="typical", seed=0)
+    features[40:] = features[40]  # forty copies of one image
+    chosen = choose_images(features, 30, strategy="typical", seed=0)
     assert (chosen >= 40).sum() == 1
-    assert (choose_pictures(features, 60, strategy="typical", seed=0) >= 40).sum() >= 20
+    assert (choose_images(features, 60, strategy="typical", seed=0) >= 40).sum() >= 20
 
 
 def test_the_class_that_has_fewest_labels_is_preferred() -> None:
@@ -80,32 +80,32 @@ def test_the_class_that_has_fewest_labels_is_preferred() -> None:
     features[groups == 1] = features[groups == 1] + DIRECTIONS[0]
     of = [np.flatnonzero(groups == number).tolist() for number in range(4)]
     have = known([*of[0][:3], of[2][0]], [0, 0, 0, 1], 2)
-    first = choose_pictures(features, 1, strategy="typical", seed=0, known=have)
-    unaware = choose_pictures(features, 1, strategy="typical", seed=0, known=known(have.indices.tolist(), [0] * 4, 1))
+    first = choose_images(features, 1, strategy="typical", seed=0, known=have)
+    unaware = choose_images(features, 1, strategy="typical", seed=0, known=known(have.indices.tolist(), [0] * 4, 1))
     assert groups[first[0]] == 3 and groups[unaware[0]] == 1
 
 
-def test_coverage_takes_the_thick_of_pictures_and_not_outliers() -> None:
+def test_coverage_takes_the_thick_of_images_and_not_outliers() -> None:
     features, groups = blobs([60, 60, 1, 1, 1])
-    chosen = choose_pictures(features, 2, strategy="coverage", seed=0)
+    chosen = choose_images(features, 2, strategy="coverage", seed=0)
     assert sorted(groups[chosen].tolist()) == [0, 1]
 
 
 def test_random_draws_look_at_no_features_and_differ_by_seed() -> None:
     features, _ = blobs([50, 50])
-    draws = [choose_pictures(features, 10, strategy="random", seed=seed).tolist() for seed in (0, 1)]
+    draws = [choose_images(features, 10, strategy="random", seed=seed).tolist() for seed in (0, 1)]
     assert draws[0] != draws[1]
-    assert draws[0] == choose_pictures(np.zeros((100, 1)), 10, strategy="random", seed=0).tolist()
+    assert draws[0] == choose_images(np.zeros((100, 1)), 10, strategy="random", seed=0).tolist()
 
 
 @pytest.mark.parametrize("strategy", ["typical", "coverage"])
 def test_features_that_are_all_one_point_still_give_an_answer(strategy: str) -> None:
-    chosen = choose_pictures(np.ones((30, 4), dtype=np.float32), 7, strategy=strategy, seed=0)
+    chosen = choose_images(np.ones((30, 4), dtype=np.float32), 7, strategy=strategy, seed=0)
     assert len(set(chosen.tolist())) == 7
 
 
 @pytest.mark.parametrize("count", [0, -3, 99])
-def test_a_number_of_pictures_that_cannot_be_is_refused(count: int) -> None:
+def test_a_number_of_images_that_cannot_be_is_refused(count: int) -> None:
     features, _ = blobs([50, 50])
     with pytest.raises(InputError, match="from 1 to 98"):
-        choose_pictures(features, count, strategy="typical", seed=0, known=known([1, 2], [0, 1], 2))
+        choose_images(features, count, strategy="typical", seed=0, known=known([1, 2], [0, 1], 2))

@@ -164,5 +164,5 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
     draw_steps(tmp_path / "steps.png", {"a": {0: [0.5], 30: [0.5, 0.7]}}, title="steps", untouched={"a": 0.4})
     draw_stages(tmp_path / "drift.png", {"m": {"layer1": 0.1, "rest": 0.2}}, {"m": {"layer1": 0.9}})
     for name in ("convergence", "steps", "drift"):
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert min(picture.size) > 300
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert min(image.size) > 300

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def photographs():
 
 @pytest.fixture(scope="session")
 def images(photographs):
-    """The photographs and a smooth colour gradient as (3, 3, 48, 48) float32 in 0..255."""
+    """The photographs and a smooth color gradient as (3, 3, 48, 48) float32 in 0..255."""
     small = [np.asarray(photograph.resize((48, 48))) for photograph in photographs]
     ramp = np.linspace(0, 255, 48)
     smooth = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], ramp[::-1, None]), axis=2)
@@ -25,8 +25,8 @@ def images(photographs):
 
 
 @pytest.fixture
-def make_pictures(photographs):
-    """Return pictures of given (height, width) in one batch, padded with a value that would show."""
+def make_images(photographs):
+    """Return images of given (height, width) in one batch, padded with a value that would show."""
 
     @cache
     def resized(number, size):
@@ -38,6 +38,6 @@ def make_pictures(photographs):
         for row, (rows, columns) in enumerate(sizes):
             pixels[row, :rows, :columns] = resized(row % 2, (columns, rows))
         index = torch.arange(len(sizes))
-        return Pictures(pixels, torch.tensor(sizes), index, torch.full_like(index, epoch))
+        return ImageBatch(pixels, torch.tensor(sizes), index, torch.full_like(index, epoch))
 
     return make

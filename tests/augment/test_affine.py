@@ -164,7 +164,7 @@ def test_the_identity_returns_maps_and_full_masks_to_the_bit():
     assert torch.equal(key_mask(identity, 7, 5), torch.ones(3, 1, 7, 5))
 
 
-def test_masks_are_zero_where_nothing_came_from_the_picture():
+def test_masks_are_zero_where_nothing_came_from_the_image():
     matrix = torch.eye(3)[None].clone()
     matrix[0, 0, 2] = 1.0  # half a width to the right
     mask = key_mask(matrix, 4, 8)[0, 0]
@@ -192,19 +192,19 @@ def test_autocast_around_it_does_not_move_points():
         assert warp(maps.bfloat16(), matrix).dtype == torch.float32
 
 
-def test_probability_zero_gives_the_plain_views_to_the_bit(make_pictures):
-    pictures = make_pictures([(40, 50), (64, 30), (32, 32)])
-    plain = two_views(pictures, POLICIES, SETTINGS)
-    views = two_affine_views(pictures, POLICIES, AffinePolicy(probability=0.0), SETTINGS)
+def test_probability_zero_gives_the_plain_views_to_the_bit(make_images):
+    images = make_images([(40, 50), (64, 30), (32, 32)])
+    plain = two_views(images, POLICIES, SETTINGS)
+    views = two_affine_views(images, POLICIES, AffinePolicy(probability=0.0), SETTINGS)
     assert set(views) == {*plain, "affine1", "affine2"}
     for name, values in plain.items():
         assert torch.equal(views[name], values), name
 
 
-def test_the_warp_comes_last_and_is_each_views_own(make_pictures):
-    pictures = make_pictures([(40, 50)] * 16)
-    plain = two_views(pictures, POLICIES, SETTINGS)
-    views = two_affine_views(pictures, POLICIES, AffinePolicy(), SETTINGS)
+def test_the_warp_comes_last_and_is_each_views_own(make_images):
+    images = make_images([(40, 50)] * 16)
+    plain = two_views(images, POLICIES, SETTINGS)
+    views = two_affine_views(images, POLICIES, AffinePolicy(), SETTINGS)
     for number in (1, 2):
         assert torch.equal(views[f"geometry{number}"], plain[f"geometry{number}"])
         expected = warp(plain[f"view{number}"], views[f"affine{number}"])
@@ -213,12 +213,12 @@ def test_the_warp_comes_last_and_is_each_views_own(make_pictures):
     assert not torch.equal(views["affine1"], views["affine2"])
 
 
-def test_draws_depend_on_the_sample_and_not_on_its_batch(make_pictures):
-    pictures = make_pictures([(40, 50)] * 8)
-    together = two_affine_views(pictures, POLICIES, AffinePolicy(), SETTINGS)
-    apart = two_affine_views(pictures[5:6], POLICIES, AffinePolicy(), SETTINGS)
+def test_draws_depend_on_the_sample_and_not_on_its_batch(make_images):
+    images = make_images([(40, 50)] * 8)
+    together = two_affine_views(images, POLICIES, AffinePolicy(), SETTINGS)
+    apart = two_affine_views(images[5:6], POLICIES, AffinePolicy(), SETTINGS)
     assert torch.equal(together["affine1"][5:6], apart["affine1"])
-    later = two_affine_views(replace(pictures, epoch=pictures.epoch + 1), POLICIES, AffinePolicy(), SETTINGS)
+    later = two_affine_views(replace(images, epoch=images.epoch + 1), POLICIES, AffinePolicy(), SETTINGS)
     assert not torch.equal(together["affine1"], later["affine1"])
 
 
@@ -234,7 +234,7 @@ def test_gpu_gives_the_same_without_making_the_host_wait():
     matrix = draw_affine(draws, AffinePolicy())
     expected = unwarp(warp(maps, matrix), matrix) * validity(matrix, 24, 24)
     draws, maps = draws.cuda(), maps.cuda()
-    warp(maps, draw_affine(draws, AffinePolicy()))  # libraries initialise, which does wait
+    warp(maps, draw_affine(draws, AffinePolicy()))  # libraries initialize, which does wait
     torch.cuda.set_sync_debug_mode("error")
     try:
         on_device = draw_affine(draws, AffinePolicy())

@@ -8,7 +8,7 @@ from tpssl_hf.augment.geometry import (
     _crop_by_matrices,
     _crop_one_by_one,
     central_boxes,
-    normalised_boxes,
+    normalized_boxes,
     random_resized_crop_boxes,
 )
 
@@ -44,8 +44,8 @@ def test_equals_pillow(crop, photographs, source, size, interpolation):
     pixels = torch.from_numpy(np.stack([smooth(source), real]))
     boxes = torch.tensor([[0, 0, source, source], [source // 5, source // 7, source - 3, source // 2]])
     result = as_array(crop(pixels, boxes, torch.tensor([False, False]), size, interpolation))
-    for picture, box, ours in zip(pixels.numpy(), boxes.tolist(), result, strict=True):
-        expected = Image.fromarray(picture).crop(box).resize((size, size), FILTERS[interpolation])
+    for image, box, ours in zip(pixels.numpy(), boxes.tolist(), result, strict=True):
+        expected = Image.fromarray(image).crop(box).resize((size, size), FILTERS[interpolation])
         difference = np.abs(np.asarray(expected).astype(float) - ours)
         # Both round between the two axes and a value in thousands that falls on either side can add up to 2 levels.
         assert difference.max() <= 2
@@ -70,7 +70,7 @@ def test_flip_mirrors_left_to_right_only_where_asked(crop, photographs):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3)])
-def test_tiny_pictures(crop, size):
+def test_tiny_images(crop, size):
     pixels = torch.randint(0, 256, (4, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     result = crop(pixels, boxes_of(4, size), torch.tensor([True, False] * 2), 8, "bicubic")
     assert result.shape == (4, 3, 8, 8)
@@ -80,7 +80,7 @@ def test_tiny_pictures(crop, size):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2), (32, 32), (100, 64), (20, 300), (427, 640)])
-def test_boxes_lie_inside_the_picture(size):
+def test_boxes_lie_inside_the_image(size):
     left, top, right, bottom = boxes_of(2000, size).unbind(1)
     assert ((left >= 0) & (left < right) & (right <= size[1])).all()
     assert ((top >= 0) & (top < bottom) & (bottom <= size[0])).all()
@@ -90,8 +90,8 @@ def test_boxes_follow_torchvisions_distribution():
     from torchvision.transforms.v2 import RandomResizedCrop
 
     torch.manual_seed(0)
-    transform, picture = RandomResizedCrop(8, SCALE, RATIO), torch.empty(3, 150, 200)
-    theirs = [transform.make_params([picture]) for _ in range(3000)]
+    transform, image = RandomResizedCrop(8, SCALE, RATIO), torch.empty(3, 150, 200)
+    theirs = [transform.make_params([image]) for _ in range(3000)]
     theirs = torch.tensor([[p["left"], p["top"], p["width"], p["height"]] for p in theirs]).double()
     ours = boxes_of(3000, (150, 200)).double()
     ours[:, 2:] -= ours[:, :2]
@@ -130,18 +130,18 @@ def test_central_boxes():
     ]
 
 
-def test_normalised_boxes_swap_ends_where_flipped():
+def test_normalized_boxes_swap_ends_where_flipped():
     boxes = torch.tensor([[10, 5, 30, 20], [10, 5, 30, 20]])
-    result = normalised_boxes(boxes, torch.tensor([False, True]), torch.tensor([[20, 40], [20, 40]]))
+    result = normalized_boxes(boxes, torch.tensor([False, True]), torch.tensor([[20, 40], [20, 40]]))
     assert result.tolist() == [[0.25, 0.25, 0.75, 1.0], [0.75, 0.25, 0.25, 1.0]]
 
 
 def test_geometry_tells_where_a_pixel_of_the_view_came_from(crop):
-    """A picture whose red channel is its column number: the view must show the column that its geometry names."""
+    """An image whose red channel is its column number: the view must show the column that its geometry names."""
     pixels = torch.zeros(2, 200, 200, 3, dtype=torch.uint8)
     pixels[..., 0] = torch.arange(200)
     boxes, flip = torch.tensor([[20, 10, 120, 150], [20, 10, 120, 150]]), torch.tensor([False, True])
     view = crop(pixels, boxes, flip, 50, "bilinear")[:, 0]
-    start, _, end, _ = normalised_boxes(boxes, flip, torch.tensor([[200, 200]] * 2))[:, :, None].unbind(1)
+    start, _, end, _ = normalized_boxes(boxes, flip, torch.tensor([[200, 200]] * 2))[:, :, None].unbind(1)
     named = (start + (torch.arange(50) + 0.5) * (end - start) / 50) * 200 - 0.5
     assert (view[:, 25, 1:-1] - named[:, 1:-1]).abs().max() <= 1

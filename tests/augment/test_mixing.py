@@ -38,7 +38,7 @@ def test_cutmix_boxes_have_half_the_area_up_to_rounding_and_lie_inside(size):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 96)])
-def test_unimatch_boxes_are_2_to_40_percent_for_half_of_the_pictures(size):
+def test_unimatch_boxes_are_2_to_40_percent_for_half_of_the_images(size):
     boxes = unimatch_boxes(numbers(3000, UNIMATCH_BOX_DRAWS), size)
     area = box_masks(boxes, size).float().mean(dim=(1, 2))
     assert (area == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
@@ -48,7 +48,7 @@ def test_unimatch_boxes_are_2_to_40_percent_for_half_of_the_pictures(size):
     assert ratios.min() > 0.25 and ratios.max() < 4.0 and ratios.std() > 0.3
 
 
-def test_mix_takes_the_second_inside_the_mask_for_maps_and_pictures():
+def test_mix_takes_the_second_inside_the_mask_for_maps_and_images():
     first, second = torch.zeros(2, 3, 4, 5), torch.ones(2, 3, 4, 5)
     mask = box_masks(torch.tensor([[1, 0, 3, 2], [0, 0, 0, 0]]), (4, 5))
     mixed = mix(first, second, mask)
@@ -60,7 +60,7 @@ def test_mix_takes_the_second_inside_the_mask_for_maps_and_pictures():
 def some_labels(batch: int = 40) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 6, (batch, 8, 9), generator=generator)
-    for row in range(batch):  # pictures of one to six classes
+    for row in range(batch):  # images of one to six classes
         labels[row].clamp_(max=row % 6)
     labels[:, 0] = 255
     return labels
@@ -86,13 +86,13 @@ def test_every_class_is_chosen_as_often_as_any_other():
     assert len(pairs) == 6
 
 
-def test_a_picture_without_any_class_gives_nothing():
+def test_a_image_without_any_class_gives_nothing():
     labels = torch.full((2, 4, 4), 255)
     assert not class_masks(labels, numbers(2, 3), more=1).any()
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Blocks of 8 pixels whose colour is their class, so that images show where labels should be."""
+    """Blocks of 8 pixels whose color is their class, so that images show where labels should be."""
     rows, columns = torch.arange(32) // 8, torch.arange(48) // 8
     labels = ((rows[:, None] + columns) % 3).expand(200, 32, 48)
     images = 1.0 + labels[:, None].expand(-1, 3, -1, -1).float()
@@ -112,7 +112,7 @@ def test_zooming_by_one_changes_nothing_and_mirrors_where_asked():
         assert after.dtype == before.dtype
 
 
-def test_zoomed_labels_and_weights_stay_where_the_colours_are():
+def test_zoomed_labels_and_weights_stay_where_the_colors_are():
     images, labels, weights = scene()
     draws = torch.rand(200, 4, generator=torch.Generator().manual_seed(0))
     sign = torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
@@ -123,13 +123,13 @@ def test_zoomed_labels_and_weights_stay_where_the_colours_are():
     torch.testing.assert_close(carried, torch.where(inside, 0.25 * (1.0 + found), 0.0))
     shown = zoomed[:, 0].round().long() - 1
     assert ((shown != found) & inside).float().sum() / inside.sum() < 0.12, "only between blocks"
-    assert (zoomed[:, 0][~inside] <= 1.6).all(), "at most half of a colour comes over the edge"
+    assert (zoomed[:, 0][~inside] <= 1.6).all(), "at most half of a color comes over the edge"
     whole = (zoomed[:, 0] - zoomed[:, 0].round()).abs() < 1e-4
     deep = whole & inside & (zoomed[:, 0] > 0.5)
     assert ((shown == found) | ~deep).float().mean() > 0.97
 
 
-def test_a_zoomed_window_lies_inside_the_picture_and_a_shrunk_picture_inside_the_frame():
+def test_a_zoomed_window_lies_inside_the_image_and_a_shrunk_image_inside_the_frame():
     images, labels, weights = (values[:4] for values in scene())
     corners = moves((1.6, -1.0, -1.0, 1.0), (1.6, 1.0, 1.0, 1.0), (0.8, -1.0, -1.0, 1.0), (0.8, 1.0, 1.0, 1.0))
     _, found, _ = zoom(images, labels, weights, corners)

@@ -1,4 +1,4 @@
-"""Pillow's own operations on 8-bit pictures are the reference, to the bit."""
+"""Pillow's own operations on 8-bit images are the reference, to the bit."""
 
 from itertools import product
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from tpssl_hf.augment import color as colour
+from tpssl_hf.augment import color as color
 from tpssl_hf.augment import randaugment
 from tpssl_hf.augment.randaugment import (
     CUTOUT_DRAWS,
@@ -22,29 +22,29 @@ from tpssl_hf.augment.randaugment import (
 from tpssl_hf.errors import InputError
 
 LEVELS, SIGNS = range(1, 10), (-1, 1)
-GREY = (127, 127, 127)
+GRAY = (127, 127, 127)
 
 
-def shifted(picture, matrix):
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, fillcolor=GREY)
+def shifted(image, matrix):
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=GRAY)
 
 
-# Of a picture, a level of 10 and a sign; FixMatch's ranges, written down a second time.
+# Of an image, a level of 10 and a sign; FixMatch's ranges, written down a second time.
 PILLOW = {
-    "AutoContrast": lambda picture, v, s: ImageOps.autocontrast(picture),
-    "Brightness": lambda picture, v, s: ImageEnhance.Brightness(picture).enhance(0.05 + 0.9 * v / 10),
-    "Color": lambda picture, v, s: ImageEnhance.Color(picture).enhance(0.05 + 0.9 * v / 10),
-    "Contrast": lambda picture, v, s: ImageEnhance.Contrast(picture).enhance(0.05 + 0.9 * v / 10),
-    "Equalize": lambda picture, v, s: ImageOps.equalize(picture),
-    "Identity": lambda picture, v, s: picture,
-    "Posterize": lambda picture, v, s: ImageOps.posterize(picture, 4 + int(4 * v / 10)),
-    "Rotate": lambda picture, v, s: picture.rotate(s * 30 * v / 10, fillcolor=GREY),
-    "Sharpness": lambda picture, v, s: ImageEnhance.Sharpness(picture).enhance(0.05 + 0.9 * v / 10),
-    "ShearX": lambda picture, v, s: shifted(picture, (1, s * 0.3 * v / 10, 0, 0, 1, 0)),
-    "ShearY": lambda picture, v, s: shifted(picture, (1, 0, 0, s * 0.3 * v / 10, 1, 0)),
-    "Solarize": lambda picture, v, s: ImageOps.solarize(picture, 256 - int(256 * v / 10)),
-    "TranslateX": lambda picture, v, s: shifted(picture, (1, 0, s * 0.3 * v / 10 * picture.width, 0, 1, 0)),
-    "TranslateY": lambda picture, v, s: shifted(picture, (1, 0, 0, 0, 1, s * 0.3 * v / 10 * picture.width)),
+    "AutoContrast": lambda image, v, s: ImageOps.autocontrast(image),
+    "Brightness": lambda image, v, s: ImageEnhance.Brightness(image).enhance(0.05 + 0.9 * v / 10),
+    "Color": lambda image, v, s: ImageEnhance.Color(image).enhance(0.05 + 0.9 * v / 10),
+    "Contrast": lambda image, v, s: ImageEnhance.Contrast(image).enhance(0.05 + 0.9 * v / 10),
+    "Equalize": lambda image, v, s: ImageOps.equalize(image),
+    "Identity": lambda image, v, s: image,
+    "Posterize": lambda image, v, s: ImageOps.posterize(image, 4 + int(4 * v / 10)),
+    "Rotate": lambda image, v, s: image.rotate(s * 30 * v / 10, fillcolor=GRAY),
+    "Sharpness": lambda image, v, s: ImageEnhance.Sharpness(image).enhance(0.05 + 0.9 * v / 10),
+    "ShearX": lambda image, v, s: shifted(image, (1, s * 0.3 * v / 10, 0, 0, 1, 0)),
+    "ShearY": lambda image, v, s: shifted(image, (1, 0, 0, s * 0.3 * v / 10, 1, 0)),
+    "Solarize": lambda image, v, s: ImageOps.solarize(image, 256 - int(256 * v / 10)),
+    "TranslateX": lambda image, v, s: shifted(image, (1, 0, s * 0.3 * v / 10 * image.width, 0, 1, 0)),
+    "TranslateY": lambda image, v, s: shifted(image, (1, 0, 0, 0, 1, s * 0.3 * v / 10 * image.width)),
 }
 
 
@@ -52,18 +52,18 @@ def as_images(arrays):
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().contiguous()
 
 
-def as_picture(image):
+def as_image(image):
     return Image.fromarray(image.permute(1, 2, 0).to(torch.uint8).numpy())
 
 
 def all_levels(images, name):
-    """Every picture at every level to either side in one batch, and Pillow's results."""
+    """Every image at every level to either side in one batch, and Pillow's results."""
     combinations = list(product(range(len(images)), LEVELS, SIGNS))
     rows, levels, signs = (torch.tensor(column) for column in zip(*combinations, strict=True))
     operation = torch.full_like(rows, OPERATIONS.index(name))
     strength = strengths(operation, levels.double(), signs.double(), images.shape[-1])
-    pictures = [as_picture(image) for image in images]
-    expected = as_images([np.asarray(PILLOW[name](pictures[row], v, s)) for row, v, s in combinations])
+    batch = [as_image(image) for image in images]
+    expected = as_images([np.asarray(PILLOW[name](batch[row], v, s)) for row, v, s in combinations])
     return images[rows], operation, strength, expected
 
 
@@ -71,7 +71,7 @@ def all_levels(images, name):
 def _route(request, monkeypatch):
     """Both ways to compute: that of a CPU, which picks out rows, and that of a GPU."""
     if request.param == "not looking":
-        monkeypatch.setattr(colour, "host_can_look", lambda values: False)
+        monkeypatch.setattr(color, "host_can_look", lambda values: False)
 
 
 @pytest.fixture
@@ -104,14 +104,14 @@ def test_equals_pillow(images_of, name, size):
 
 @pytest.mark.parametrize("name", ["AutoContrast", "Equalize", "Contrast", "Color", "Sharpness"])
 @pytest.mark.usefixtures("_route")
-def test_equals_pillow_on_pictures_of_few_values(name):
+def test_equals_pillow_on_images_of_few_values(name):
     generator = np.random.default_rng(0)
     dark = generator.integers(3, 40, (32, 32, 3))
     two = np.where(generator.random((32, 32, 3)) < 0.1, 17, 200)
     rare = np.where(generator.random((32, 32, 3)) < 0.01, generator.integers(0, 256, (32, 32, 3)), 90)
     noise = generator.integers(0, 256, (32, 32, 3))
     flat = np.full((32, 32, 3), 77)
-    images = as_images([picture.astype(np.uint8) for picture in (dark, two, rare, noise, flat)])
+    images = as_images([image.astype(np.uint8) for image in (dark, two, rare, noise, flat)])
     images, operation, strength, expected = all_levels(images, name)
     assert torch.equal(apply_operations(images.clone(), operation, strength), expected)
 
@@ -122,14 +122,14 @@ def test_factors_above_one_equal_pillow(images_of, name):
     factors = torch.tensor([1.9, 1.4]).double()
     result = apply_operations(images.clone(), torch.full((2,), OPERATIONS.index(name)), factors)
     enhanced = [
-        getattr(ImageEnhance, name)(as_picture(image)).enhance(factor.item())
+        getattr(ImageEnhance, name)(as_image(image)).enhance(factor.item())
         for image, factor in zip(images, factors, strict=True)
     ]
-    assert torch.equal(result, as_images([np.asarray(picture) for picture in enhanced]))
+    assert torch.equal(result, as_images([np.asarray(original) for original in enhanced]))
 
 
 @pytest.mark.usefixtures("_route")
-def test_each_picture_of_a_batch_gets_its_own(images_of):
+def test_each_image_of_a_batch_gets_its_own(images_of):
     alone = [all_levels(images_of(32), name) for name in OPERATIONS]
     images, operation, strength, expected = (torch.cat(parts) for parts in zip(*alone, strict=True))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -139,7 +139,7 @@ def test_each_picture_of_a_batch_gets_its_own(images_of):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.usefixtures("_route")
-def test_tiny_pictures(images_of, size):
+def test_tiny_images(images_of, size):
     for name in OPERATIONS:
         images, operation, strength, expected = all_levels(images_of(size), name)
         assert torch.equal(apply_operations(images.clone(), operation, strength), expected), name
@@ -195,7 +195,7 @@ def test_largest_and_smallest_numbers_are_within_range(monkeypatch, value, expec
 
 
 @pytest.mark.usefixtures("_route")
-def test_same_picture_same_result_in_every_batch(images_of):
+def test_same_image_same_result_in_every_batch(images_of):
     policy = RandAugmentPolicy()
     images, draws = images_of(32).repeat(40, 1, 1, 1), numbers(80, policy.draws)
     together = rand_augment(images.clone(), draws, policy)
@@ -220,7 +220,7 @@ def test_all_operations_leave_whole_numbers(images_of):
         ((3, 20), (0, 11), (12, 28)),
     ],
 )
-def test_cutout_is_a_grey_square_cut_off_at_the_border(images_of, middle, rows, columns):
+def test_cutout_is_a_gray_square_cut_off_at_the_border(images_of, middle, rows, columns):
     images = images_of(32)[:1]
     result = cutout(images, (torch.tensor([middle]) + 0.5) / 32, 0.5)
     expected = images.clone()
@@ -235,7 +235,7 @@ def test_side_of_the_cutout(size, share, side):
     assert torch.equal(cutout(result, torch.full((1, CUTOUT_DRAWS), 0.5), 0.0), result)
 
 
-def test_cutout_is_anywhere_and_each_pictures_own():
+def test_cutout_is_anywhere_and_each_images_own():
     size, count = 32, 4000
     hidden = (cutout(torch.zeros(count, 3, size, size), numbers(count, CUTOUT_DRAWS), 0.5) == 127).all(dim=1)
     area = hidden.flatten(1).sum(dim=1)

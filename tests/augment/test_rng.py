@@ -70,7 +70,7 @@ def test_range_mean_variance_and_histogram():
     assert ((counts - 2000) ** 2 / 2000).sum() < 160  # chi-squared of 99 degrees: 1 in 10,000
 
 
-def test_positions_pictures_epochs_and_views_are_uncorrelated():
+def test_positions_images_epochs_and_views_are_uncorrelated():
     first = numbers(index=range(4000), epoch=[0] * 4000, count=12)
     others = [
         numbers(index=range(4000), epoch=[1] * 4000, count=12),

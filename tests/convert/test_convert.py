@@ -179,7 +179,7 @@ def test_torchvisions_resnet_gives_the_features_it_gives_there(run: Convert) -> 
     assert done.compared_with == "torchvision's resnet18" and done.difference < 1e-4
     assert dict(done.left_out) == {"fc": 2}
     backbone, origin = load_backbone("resnet18", init=str(done.folder))
-    assert origin.licence == "bsd-3-clause"
+    assert origin.license == "bsd-3-clause"
     source.fc = nn.Identity()
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Small pictures and data sets of every kind, made where the test runs."""
+"""Small images and data sets of every kind, made where the test runs."""
 
 import io
 from collections.abc import Callable
@@ -13,26 +13,26 @@ from PIL import Image
 CLASS_NAMES = ["cat", "dog", "fox"]
 
 
-def _picture(number: int, height: int = 20, width: int = 24) -> np.ndarray:
+def _image(number: int, height: int = 20, width: int = 24) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def _encode(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    picture.save(stream, format=kind, **options)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(stream, format=kind, **options)
     return stream.getvalue()
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., np.ndarray]:
+def image() -> Callable[..., np.ndarray]:
     """Random pixels (H, W, 3), the same for the same number."""
-    return _picture
+    return _image
 
 
 @pytest.fixture(scope="session")
 def encode() -> Callable[..., bytes]:
-    """The bytes of a picture file."""
+    """The bytes of an image file."""
     return _encode
 
 
@@ -45,15 +45,15 @@ def _private_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def picture_folder(tmp_path: Path) -> Callable[..., Path]:
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
     """Make a folder of ``count`` PNG files of three different sizes."""
 
-    def make(count: int, name: str = "pictures") -> Path:
+    def make(count: int, name: str = "images") -> Path:
         folder = tmp_path / name
         folder.mkdir()
         for number in range(count):
             size = [(20, 24), (31, 17), (64, 48)][number % 3]
-            (folder / f"{number:04d}.png").write_bytes(_encode(_picture(number, *size)))
+            (folder / f"{number:04d}.png").write_bytes(_encode(_image(number, *size)))
         return folder
 
     return make
@@ -61,7 +61,7 @@ def picture_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def table() -> Callable[..., datasets.Dataset]:
-    """Make a data set of ``count`` encoded pictures with class labels; picture ``n`` is filled with the value n."""
+    """Make a data set of ``count`` encoded images with class labels; image ``n`` is filled with the value n."""
 
     def make(count: int, first: int = 0, label_of: Callable[[int], Any] = lambda number: number % 3) -> Any:
         numbers = range(first, first + count)

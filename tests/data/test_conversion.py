@@ -15,8 +15,8 @@ from transformers.image_utils import load_image
 
 from tpssl_hf.augment.enlarged_crops import enlarged_share
 from tpssl_hf.data.conversion import SIXTEEN_BITS, common_range
-from tpssl_hf.data.image_cache import PictureStore, open_store
-from tpssl_hf.data.reading import decode_picture, decode_reduced
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
+from tpssl_hf.data.reading import decode_image, decode_reduced
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.errors import InputError
@@ -25,9 +25,9 @@ GRAY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
 RNG = np.random.default_rng(0)
 
 
-def opened(folder: Path, tmp_path: Path, **changes: Any) -> tuple[PictureStore, ScanReport]:
+def opened(folder: Path, tmp_path: Path, **changes: Any) -> tuple[ImageCache, ScanReport]:
     options = {"image_size": 32, "cache_budget": 2**30, "num_workers": 2, "progress": False}
-    return open_store(load_source(str(folder)), cache_dir=tmp_path / "stores", **{**options, **changes})
+    return load_image_cache(load_source(str(folder)), cache_dir=tmp_path / "stores", **{**options, **changes})
 
 
 def folder_of(tmp_path: Path, files: dict[str, bytes]) -> Path:
@@ -154,22 +154,22 @@ def test_range_is_decided_from_all_images(extents: Any, expected: Any) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_gray_is_scaled_not_saturated(encode: Any, kind: str) -> None:
     file = encode(GRAY.astype(np.uint16) * 257, kind)
-    assert np.array_equal(decode_picture(file, wide_range=SIXTEEN_BITS)[..., 0], GRAY)
+    assert np.array_equal(decode_image(file, wide_range=SIXTEEN_BITS)[..., 0], GRAY)
     big_endian = Image.frombytes("I;16B", (20, 12), (GRAY.astype(">u2") * 257).tobytes())
-    assert np.array_equal(decode_picture(encode(big_endian, "TIFF"), wide_range=SIXTEEN_BITS)[..., 0], GRAY)
+    assert np.array_equal(decode_image(encode(big_endian, "TIFF"), wide_range=SIXTEEN_BITS)[..., 0], GRAY)
 
 
 def test_12_bit_values_keep_their_levels(encode: Any) -> None:
     values = np.clip(RNG.normal(1000, 20, (64, 64)), 0, 4095).astype(np.uint16)
     for kind in ("PNG", "TIFF"):
-        assert len(np.unique(decode_picture(encode(values, kind)))) == len(np.unique(values))
+        assert len(np.unique(decode_image(encode(values, kind)))) == len(np.unique(values))
 
 
 def test_transparent_value_of_wide_gray_is_white(encode: Any) -> None:
     values = np.array([[9, 500, 1000]], np.uint16)
     file = encode(values, "PNG", transparency=9)
     assert Image.open(io.BytesIO(file)).info["transparency"] == 9
-    assert decode_picture(file)[0, :, 0].tolist() == [255, 0, 255]
+    assert decode_image(file)[0, :, 0].tolist() == [255, 0, 255]
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
@@ -227,8 +227,8 @@ def test_report_counts_frames_turns_and_transparency(tmp_path: Path, encode: Any
     assert asdict(opened(tmp_path / "set", tmp_path)[1]) == asdict(report)
 
 
-def test_enough_is_kept_for_small_crops(tmp_path: Path, encode: Any, picture: Any) -> None:
-    folder = folder_of(tmp_path, {"set/a.png": encode(picture(0, 200, 300)), "set/b.png": encode(picture(1, 30, 40))})
+def test_enough_is_kept_for_small_crops(tmp_path: Path, encode: Any, image: Any) -> None:
+    folder = folder_of(tmp_path, {"set/a.png": encode(image(0, 200, 300)), "set/b.png": encode(image(1, 30, 40))})
     store, _ = opened(folder, tmp_path)
     assert store.sizes.tolist() == [[80, 120], [30, 40]] and store.full_sizes.tolist() == [[200, 300], [30, 40]]
     assert opened(folder, tmp_path, cache_scale=1.15)[0].sizes.tolist() == [[37, 56], [30, 40]]

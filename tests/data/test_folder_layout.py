@@ -1,31 +1,31 @@
-"""Folders of pictures as people have them: what is read, what is a split and what is a class."""
+"""Folders of images as people have them: what is read, what is a split and what is a class."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tpssl_hf.data.image_cache import open_store
+from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.label_splits import choose_labels
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
 
 
 @pytest.fixture
-def made(tmp_path: Path, picture: Any, encode: Any) -> Any:
-    """Make a folder with these files, all of them pictures but for those whose content is given."""
+def made(tmp_path: Path, image: Any, encode: Any) -> Any:
+    """Make a folder with these files, all of them images but for those whose content is given."""
 
     def make(*names: str, **contents: bytes) -> Path:
         for number, name in enumerate((*names, *contents)):
             (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "set" / name).write_bytes(contents.get(name, encode(picture(number))))
+            (tmp_path / "set" / name).write_bytes(contents.get(name, encode(image(number))))
         return tmp_path / "set"
 
     return make
 
 
 def labels_of(source: Source) -> dict[str, str | None]:
-    """Class of each picture by its path."""
+    """Class of each image by its path."""
     names = source.class_names or ()
     assert source.folder is not None
     found = {Path(row["image"]["path"]): row["folder"] for row in source.dataset}
@@ -35,20 +35,20 @@ def labels_of(source: Source) -> dict[str, str | None]:
 
 
 def scan(source: Source, tmp_path: Path) -> Any:
-    options: dict[str, Any] = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False, "allow_unlabelled": True}
-    return open_store(source, image_size=8, cache_dir=tmp_path / "cache", **options)
+    options: dict[str, Any] = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False, "allow_unlabeled": True}
+    return load_image_cache(source, image_size=8, cache_dir=tmp_path / "cache", **options)
 
 
-def test_a_picture_above_the_class_folders_is_unlabeled_and_said(made: Any, tmp_path: Path) -> None:
+def test_a_image_above_the_class_folders_is_unlabeled_and_said(made: Any, tmp_path: Path) -> None:
     source = load_source(str(made("cat/0.png", "dog/0.png", "overview.png")), label_column="folder")
     assert labels_of(source) == {"cat/0.png": "cat", "dog/0.png": "dog", "overview.png": None}
     report = scan(source, tmp_path)[1]
-    assert report.labels == {"cat": 1, "dog": 1, "unlabelled": 1}
-    assert "1 pictures lie above the class folders and are unlabeled: overview.png" in report.summary()
+    assert report.labels == {"cat": 1, "dog": 1, "unlabeled": 1}
+    assert "1 images lie above the class folders and are unlabeled: overview.png" in report.summary()
     assert "classes are the 2 folders in 'set': cat, dog" in report.summary()
 
 
-def test_pictures_that_are_not_read_are_counted_and_listed(made: Any, tmp_path: Path) -> None:
+def test_images_that_are_not_read_are_counted_and_listed(made: Any, tmp_path: Path) -> None:
     folder = made("cat/0.png", "dog/0.png")
     for name in ("cat/a.HEIC", "cat/b.heic", "dog/c.jxl", "dog/d.svg", "bird/e.NEF", "dog/f.pdf"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -59,16 +59,16 @@ def test_pictures_that_are_not_read_are_counted_and_listed(made: Any, tmp_path: 
     source = load_source(str(folder), label_column="folder")
     report = scan(source, tmp_path)[1]
     assert len(report.left_out) == 7 and "notes.txt" not in report.left_out
-    assert "7 files that look like pictures are not read (.heic 2" in report.summary()
+    assert "7 files that look like images are not read (.heic 2" in report.summary()
     assert "no classes, because none of their files is read: bird" in report.summary()
     assert source.class_names == ("cat", "dog")
 
 
-def test_a_folder_of_unread_pictures_says_so(tmp_path: Path) -> None:
+def test_a_folder_of_unread_images_says_so(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for number in range(9):
         (tmp_path / "set" / f"{number}.heic").write_bytes(b"x")
-    with pytest.raises(InputError, match="9 files look like pictures and are not read: 0.heic, .* and 4 more"):
+    with pytest.raises(InputError, match="9 files look like images and are not read: 0.heic, .* and 4 more"):
         load_source(str(tmp_path / "set"))
 
 
@@ -110,7 +110,7 @@ def test_one_class_folder_is_one_sentence_that_names_the_level_below(made: Any, 
     ("names", "sentence"),
     [
         (["train/cat/0.png", "test/cat/0.png", "docs/0.png"], "named like splits, and also docs"),
-        (["train/cat/0.png", "test/cat/0.png", "0.png"], "1 pictures beside the folders test, train"),
+        (["train/cat/0.png", "test/cat/0.png", "0.png"], "1 images beside the folders test, train"),
         (["cat/train/0.png", "cat/test/0.png", "dog/train/0.png"], "classes .cat, dog. with splits in them"),
     ],
 )
@@ -122,8 +122,8 @@ def test_folders_that_can_be_understood_in_two_ways_are_refused(names: list[str]
 def test_a_flat_folder_has_no_labels_and_a_table_may_name_its_classes(made: Any, tmp_path: Path) -> None:
     source = load_source(str(made("0.png", "1.png")), label_column="folder")
     store, report = scan(source, tmp_path)
-    assert report.labels == {"unlabelled": 2} and source.class_names is None
-    with pytest.raises(InputError, match="none of the 2 pictures .*no folders in 'set' whose names could be classes"):
+    assert report.labels == {"unlabeled": 2} and source.class_names is None
+    with pytest.raises(InputError, match="none of the 2 images .*no folders in 'set' whose names could be classes"):
         choose_labels("all", store, source)
     (tmp_path / "mine.csv").write_text("file,label\n0.png,cat\n1.png,dog\n")
     assert choose_labels(str(tmp_path / "mine.csv"), store, source).class_names == ("cat", "dog")
@@ -134,10 +134,10 @@ def test_a_class_called_like_a_split_is_a_class(made: Any) -> None:
     assert source.class_names == ("car", "train") and len(source.dataset) == 2
 
 
-def test_pictures_beside_tables_are_counted(tmp_path: Path, table: Any, picture: Any, encode: Any) -> None:
+def test_images_beside_tables_are_counted(tmp_path: Path, table: Any, image: Any, encode: Any) -> None:
     table(2).to_parquet(tmp_path / "Train-0.parquet")
     table(2).to_parquet(tmp_path / "more.parquet")
-    (tmp_path / "loose.png").write_bytes(encode(picture(0)))
+    (tmp_path / "loose.png").write_bytes(encode(image(0)))
     source = load_source(str(tmp_path))
     assert source.left_out == ("loose.png",) and "more.parquet" in source.notes[0] and len(source.dataset) == 2
 

@@ -16,8 +16,8 @@ import torch
 
 from tpssl_hf.data import image_cache_writer as build
 from tpssl_hf.data import reading
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
@@ -26,48 +26,48 @@ MakeFolder = Callable[..., Path]
 MakeTable = Callable[..., datasets.Dataset]
 
 
-def opened(source: Source, tmp_path: Path, **changes: Any) -> tuple[PictureStore, ScanReport]:
+def opened(source: Source, tmp_path: Path, **changes: Any) -> tuple[ImageCache, ScanReport]:
     options = {"image_size": 32, "cache_scale": 1.15, "cache_budget": 2**30, "num_workers": 2, "progress": False}
-    return open_store(source, cache_dir=tmp_path / "stores", **{**options, **changes})
+    return load_image_cache(source, cache_dir=tmp_path / "stores", **{**options, **changes})
 
 
 def fail(*args: Any, **options: Any) -> Any:
-    raise AssertionError("a picture was decoded")
+    raise AssertionError("an image was decoded")
 
 
-def assert_same(one: Pictures, other: Pictures) -> None:
+def assert_same(one: ImageBatch, other: ImageBatch) -> None:
     for name in ("pixels", "sizes", "index", "epoch"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
-def test_gather_pads_and_marks_pictures(picture_folder: MakeFolder, picture: Any, tmp_path: Path) -> None:
-    store, report = opened(load_source(str(picture_folder(6))), tmp_path)
+def test_gather_pads_and_marks_images(image_folder: MakeFolder, image: Any, tmp_path: Path) -> None:
+    store, report = opened(load_source(str(image_folder(6))), tmp_path)
     batch = store.gather(np.array([4, 0]), 7)
     assert batch.pixels.shape == (2, 31, 24, 3) and batch.pixels.dtype == torch.uint8
     assert batch.sizes.tolist() == [[31, 17], [20, 24]]
     assert batch.index.tolist() == [4, 0] and batch.epoch.tolist() == [7, 7]
-    assert np.array_equal(batch.pixels[0, :31, :17].numpy(), picture(4, 31, 17))
+    assert np.array_equal(batch.pixels[0, :31, :17].numpy(), image(4, 31, 17))
     assert batch.pixels[0, :, 17:].sum() == 0 and batch.pixels[1, 20:].sum() == 0
     assert store.gather(np.array([2, 5]), np.array([1, 2])).epoch.tolist() == [1, 2]
     assert store.gather(np.array([2]), 0).sizes.tolist() == [[49, 37]]  # 64 x 48, reduced to 1.15 x 32
-    assert report.heights == (20, 31, 64) and report.widths == (17, 24, 48) and report.pictures == len(store) == 6
-    assert store.labels is None and store.class_names is None and store.source_name == "pictures"
+    assert report.heights == (20, 31, 64) and report.widths == (17, 24, 48) and report.images == len(store) == 6
+    assert store.labels is None and store.class_names is None and store.source_name == "images"
 
 
 @pytest.mark.parametrize("from_table", [False, True])
 def test_cached_and_on_demand_give_the_same_batches(
-    picture_folder: MakeFolder, table: MakeTable, tmp_path: Path, from_table: bool
+    image_folder: MakeFolder, table: MakeTable, tmp_path: Path, from_table: bool
 ) -> None:
     if from_table:
         (tmp_path / "set").mkdir()
         table(50).to_parquet(tmp_path / "set" / "train.parquet")
-    source = load_source(str(tmp_path / "set" if from_table else picture_folder(50)))
+    source = load_source(str(tmp_path / "set" if from_table else image_folder(50)))
     cached, _ = opened(source, tmp_path)
     on_demand, report = opened(source, tmp_path, cache_budget=0, num_workers=3)
     rebuilt, again = opened(source, tmp_path / "other", cache_budget=1000)
     assert (cached.is_cached, on_demand.is_cached, rebuilt.is_cached) == (True, False, False)
     assert not list((tmp_path / "other").rglob("pixels.bin"))
-    assert report.pictures == again.pictures == 50
+    assert report.images == again.images == 50
     indices = np.random.default_rng(0).permutation(50)[:20]
     for other in (on_demand, rebuilt):
         assert_same(cached.gather(indices, 3), other.gather(indices, 3))
@@ -75,9 +75,9 @@ def test_cached_and_on_demand_give_the_same_batches(
 
 
 def test_second_opening_decodes_nothing(
-    picture_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = load_source(str(picture_folder(30)))
+    source = load_source(str(image_folder(30)))
     _, first = opened(source, tmp_path)
     _, small = opened(source, tmp_path / "small", cache_budget=0)
     monkeypatch.setattr(reading, "decode_reduced", fail)
@@ -91,8 +91,8 @@ def test_second_opening_decodes_nothing(
         opened(source, tmp_path / "small")  # now the pixels fit the budget
 
 
-def test_store_is_built_anew_once_pixels_fit_or_are_cut_short(picture_folder: MakeFolder, tmp_path: Path) -> None:
-    source = load_source(str(picture_folder(5)))
+def test_store_is_built_anew_once_pixels_fit_or_are_cut_short(image_folder: MakeFolder, tmp_path: Path) -> None:
+    source = load_source(str(image_folder(5)))
     opened(source, tmp_path, cache_budget=0)
     assert opened(source, tmp_path)[0].is_cached
     (pixels,) = (tmp_path / "stores").rglob("pixels.bin")
@@ -100,16 +100,16 @@ def test_store_is_built_anew_once_pixels_fit_or_are_cut_short(picture_folder: Ma
     assert opened(source, tmp_path)[0].is_cached and pixels.stat().st_size > 100
 
 
-def test_result_does_not_depend_on_the_number_of_workers(picture_folder: MakeFolder, tmp_path: Path) -> None:
-    source = load_source(str(picture_folder(300)))
+def test_result_does_not_depend_on_the_number_of_workers(image_folder: MakeFolder, tmp_path: Path) -> None:
+    source = load_source(str(image_folder(300)))
     stores = [opened(source, tmp_path / str(workers), num_workers=workers)[0] for workers in (0, 1, 4)]
     files = [list((tmp_path / str(workers)).rglob("pixels.bin"))[0].read_bytes() for workers in (0, 1, 4)]
     assert files[0] == files[1] == files[2]
     assert_same(stores[0].gather(np.arange(300), 0), stores[2].gather(np.arange(300), 0))
 
 
-def test_bad_pictures_are_left_out_with_a_reason(picture_folder: MakeFolder, tmp_path: Path) -> None:
-    folder = picture_folder(60)
+def test_bad_images_are_left_out_with_a_reason(image_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = image_folder(60)
     (folder / "0007.png").write_bytes(b"")
     (folder / "deep").mkdir()
     (folder / "deep" / "x.jpg").write_bytes(b"text")
@@ -117,7 +117,7 @@ def test_bad_pictures_are_left_out_with_a_reason(picture_folder: MakeFolder, tmp
     (folder / "0050.png").symlink_to(tmp_path / "nothing")
     (folder / "0010.png").write_bytes((folder / "0009.png").read_bytes())
     store, report = opened(load_source(str(folder)), tmp_path)
-    assert len(store) == report.pictures == 58 and report.duplicates == 1
+    assert len(store) == report.images == 58 and report.duplicates == 1
     reasons = {entry["where"]: entry["reason"] for entry in report.bad}
     assert reasons["0007.png"] == "empty file" and reasons["0050.png"] == "No such file or directory"
     assert "format" in reasons[os.path.join("deep", "x.jpg")]
@@ -125,8 +125,8 @@ def test_bad_pictures_are_left_out_with_a_reason(picture_folder: MakeFolder, tmp
     assert store.gather(np.array([6, 7]), 0).sizes.tolist() == [[20, 24], [49, 37]]  # 6 and 8: 7 is missing
 
 
-def test_many_bad_pictures_stop_the_run(picture_folder: MakeFolder, tmp_path: Path) -> None:
-    folder = picture_folder(40)
+def test_many_bad_images_stop_the_run(image_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = image_folder(40)
     for number in (3, 5, 8):
         (folder / f"{number:04d}.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"3 of 40 .*more than the 5%.*0003.png: empty file; 0005.png"):
@@ -134,36 +134,36 @@ def test_many_bad_pictures_stop_the_run(picture_folder: MakeFolder, tmp_path: Pa
     assert not [path for path in (tmp_path / "stores").iterdir() if path.is_dir()]
 
 
-def test_labels_follow_the_pictures_that_remain(table: MakeTable, tmp_path: Path) -> None:
-    pictures = table(100).map(
+def test_labels_follow_the_images_that_remain(table: MakeTable, tmp_path: Path) -> None:
+    images = table(100).map(
         lambda row, n: {"image": {"bytes": b"", "path": "/private/x.png"}} if n == 4 else row,
         with_indices=True,
         features=table(1).cast_column("image", datasets.Image(decode=False)).features,
     )
-    pictures.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
+    images.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
     store, report = opened(load_source(str(tmp_path / "set")), tmp_path)
     assert store.labels is not None and store.labels.tolist() == [n % 3 for n in range(100) if n != 4]
     assert report.bad == [{"where": "row 4 (x.png)", "reason": "empty file"}]
     assert report.labels == {"cat": 34, "dog": 32, "fox": 33} and store.class_names == ("cat", "dog", "fox")
 
 
-def test_unlabelled_pictures_only_when_asked(table: MakeTable, tmp_path: Path) -> None:
+def test_unlabeled_images_only_when_asked(table: MakeTable, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     table(9, label_of=lambda n: [0, -1, None][n % 3]).to_parquet(tmp_path / "set" / "train.parquet")
     source = load_source(str(tmp_path / "set"))
-    with pytest.raises(InputError, match="6 of 9 pictures of 'set' have no label"):
+    with pytest.raises(InputError, match="6 of 9 images of 'set' have no label"):
         opened(source, tmp_path)
-    store, report = opened(source, tmp_path, allow_unlabelled=True)
+    store, report = opened(source, tmp_path, allow_unlabeled=True)
     assert store.labels is not None and store.labels.tolist() == [0, -1, -1] * 3
-    assert report.labels == {"cat": 3, "dog": 0, "fox": 0, "unlabelled": 6}
+    assert report.labels == {"cat": 3, "dog": 0, "fox": 0, "unlabeled": 6}
 
 
 def test_illegal_label_is_found_before_decoding(
     table: MakeTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "set").mkdir()
-    pictures = table(5).cast_column("label", datasets.Value("float32"))
-    pictures.to_parquet(tmp_path / "set" / "train.parquet")
+    images = table(5).cast_column("label", datasets.Value("float32"))
+    images.to_parquet(tmp_path / "set" / "train.parquet")
     monkeypatch.setattr(reading, "decode_reduced", fail)
     with pytest.raises(InputError, match="label of row 0 is 0.0"):
         opened(load_source(str(tmp_path / "set"), label_column="label"), tmp_path)
@@ -186,9 +186,9 @@ def test_limit_is_a_random_subset_that_never_changes(table: MakeTable, tmp_path:
 
 
 def test_interrupted_build_leaves_nothing(
-    picture_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = load_source(str(picture_folder(300)))
+    source = load_source(str(image_folder(300)))
 
     def interrupt(*args: Any) -> Any:
         raise KeyboardInterrupt
@@ -208,7 +208,7 @@ def test_interrupted_build_leaves_nothing(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG])
 def test_full_disk_is_explained(
-    picture_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     class FullFile:
         def write(self, content: Any) -> None:
@@ -217,26 +217,26 @@ def test_full_disk_is_explained(
         def close(self) -> None:
             real.close()
 
-    source = load_source(str(picture_folder(3)))
+    source = load_source(str(image_folder(3)))
     real = (tmp_path / "unused").open("wb")
-    start = {"_file": FullFile(), "_budget": 2**30, "bytes": 0, "pictures": 0, "is_kept": True}
+    start = {"_file": FullFile(), "_budget": 2**30, "bytes": 0, "images": 0, "is_kept": True}
     monkeypatch.setattr(build._PixelFile, "__init__", lambda self, *args: self.__dict__.update(start))
     with pytest.raises(InputError, match=r"about 4,320 bytes are needed and [\d,]+ are free"):
         opened(source, tmp_path)
     assert not [path for path in (tmp_path / "stores").iterdir() if path.is_dir()]
 
 
-def test_folder_that_cannot_be_written_is_explained(picture_folder: MakeFolder, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_is_explained(image_folder: MakeFolder, tmp_path: Path) -> None:
     (tmp_path / "stores").write_text("a file where the folder should be")
     with pytest.raises(InputError, match="set `cache_dir`"):
-        opened(load_source(str(picture_folder(3))), tmp_path)
+        opened(load_source(str(image_folder(3))), tmp_path)
 
 
-def test_changed_file_is_noticed_on_demand(picture_folder: MakeFolder, tmp_path: Path, encode: Any) -> None:
-    folder = picture_folder(3)
+def test_changed_file_is_noticed_on_demand(image_folder: MakeFolder, tmp_path: Path, encode: Any) -> None:
+    folder = image_folder(3)
     store, _ = opened(load_source(str(folder)), tmp_path, cache_budget=0)
     (folder / "0001.png").write_bytes(encode(np.zeros((9, 9, 3), np.uint8)))
-    with pytest.raises(InputError, match="0001.png of 'pictures' has changed"):
+    with pytest.raises(InputError, match="0001.png of 'images' has changed"):
         store.gather(np.arange(3), 0)
 
 
@@ -245,14 +245,14 @@ def test_streamed_and_empty_sources_have_no_store(tmp_path: Path, table: MakeTab
         opened(load_source("digits", streaming=True), tmp_path)
     table(1).save_to_disk(tmp_path / "set")
     source = load_source(str(tmp_path / "set"))
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="holds no images"):
         opened(replace(source, dataset=source.dataset.select([])), tmp_path)
 
 
 def test_default_place_is_below_the_hub_cache(tmp_path: Path) -> None:
     source = load_source("digits", split="test")
-    store, _ = open_store(source, image_size=8, cache_budget=2**30, num_workers=1, progress=False)
-    assert (tmp_path / "home" / "tpssl_hf" / "pictures" / store.fingerprint / "pixels.bin").exists()
+    store, _ = load_image_cache(source, image_size=8, cache_budget=2**30, num_workers=1, progress=False)
+    assert (tmp_path / "home" / "tpssl_hf" / "images" / store.fingerprint / "pixels.bin").exists()
     assert len(store) == 300 and store.labels is not None
 
 
@@ -269,8 +269,8 @@ def _open_and_report(folder: str, stores: Path, results: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # only this test forks, and only to be quick
-def test_of_two_racing_processes_one_builds(picture_folder: MakeFolder, tmp_path: Path) -> None:
-    folder = picture_folder(80)
+def test_of_two_racing_processes_one_builds(image_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = image_folder(80)
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     processes = [context.Process(target=_open_and_report, args=(str(folder), tmp_path, results)) for _ in range(2)]
@@ -290,9 +290,9 @@ def test_large_mapped_tables_are_read_in_bounded_memory(
 ) -> None:
     table(60).save_to_disk(tmp_path / "set")
     source = load_source(str(tmp_path / "set"))
-    expected = build.EncodedPictures(source).read(list(range(60)))
+    expected = build.EncodedImages(source).read(list(range(60)))
     monkeypatch.setattr(build, "REMAP_BYTES", -1)
-    encoded = build.EncodedPictures(source)
+    encoded = build.EncodedImages(source)
     mappings = set()
     for row in range(60):
         assert encoded.read([row]) == [expected[row]]

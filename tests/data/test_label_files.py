@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.image_names import row_digests
-from tpssl_hf.data.label_splits import Labelled, choose_labels, hold_out_share, read_labels, write_labels
+from tpssl_hf.data.label_splits import Labeled, choose_labels, hold_out_share, read_labels, write_labels
 from tpssl_hf.data.label_values import LabelWarning, is_unlabeled, number_column
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
 
 NAMES = [f"{place}/Größe {number}.PNG" for place in ("here", "there") for number in range(4)]
-Read = Callable[..., Labelled]
+Read = Callable[..., Labeled]
 
 
-def opened(source: Source, tmp_path: Path) -> PictureStore:
+def opened(source: Source, tmp_path: Path) -> ImageCache:
     options: dict[str, Any] = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False}
-    return open_store(source, image_size=8, cache_dir=tmp_path / "cache", allow_unlabelled=True, **options)[0]
+    return load_image_cache(source, image_size=8, cache_dir=tmp_path / "cache", allow_unlabeled=True, **options)[0]
 
 
 def save(path: Path, number: int) -> bytes:
@@ -34,8 +34,8 @@ def save(path: Path, number: int) -> bytes:
 
 
 @pytest.fixture
-def pets(tmp_path: Path) -> tuple[PictureStore, Source]:
-    """Eight pictures in two folders, their names in decomposed Unicode and with a suffix in capitals."""
+def pets(tmp_path: Path) -> tuple[ImageCache, Source]:
+    """Eight images in two folders, their names in decomposed Unicode and with a suffix in capitals."""
     for number, name in enumerate(NAMES):
         save(tmp_path / "pets" / unicodedata.normalize("NFD", name), number)
     source = load_source(str(tmp_path / "pets"))
@@ -43,10 +43,10 @@ def pets(tmp_path: Path) -> tuple[PictureStore, Source]:
 
 
 @pytest.fixture
-def read(pets: tuple[PictureStore, Source], tmp_path: Path) -> Read:
+def read(pets: tuple[ImageCache, Source], tmp_path: Path) -> Read:
     """Read a file of labels with this content."""
 
-    def from_file(content: str | bytes, suffix: str = "csv") -> Labelled:
+    def from_file(content: str | bytes, suffix: str = "csv") -> Labeled:
         path = tmp_path / f"mine.{suffix}"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return choose_labels(str(path), *pets)
@@ -61,11 +61,11 @@ def table(labels: dict[int, str], header: str = "file,label", mark: str = ",") -
 
 @pytest.mark.parametrize("none", ["-1", "nan", "NaN", "NA", "n/a", "null", "None", "", "   ", "-1.0", "<NA>", "#N/A"])
 def test_every_word_for_no_label_means_the_same_in_tables_and_json(none: str, read: Read) -> None:
-    labelled = read(table({0: "cat", 1: "dog", 2: none, 3: none}))
-    assert labelled.class_names == ("cat", "dog") and labelled.indices.tolist() == [0, 1]
-    assert labelled.counts(8) == "cat 1, dog 1, unlabeled 6"
+    labeled = read(table({0: "cat", 1: "dog", 2: none, 3: none}))
+    assert labeled.class_names == ("cat", "dog") and labeled.indices.tolist() == [0, 1]
+    assert labeled.counts(8) == "cat 1, dog 1, unlabeled 6"
     said = none.strip()
-    assert any(f"2 entries say {said!r}" in note for note in labelled.notes) == bool(said)
+    assert any(f"2 entries say {said!r}" in note for note in labeled.notes) == bool(said)
     entries = [
         {"file": NAMES[number], "label": ("cat", "dog", none, None, float("nan"), -1)[number]} for number in range(6)
     ]
@@ -98,10 +98,10 @@ def test_tables_are_read_however_spreadsheets_write_them(mark: str, encoding: st
     if header.startswith("number"):
         lines = [line.split(mark) for line in text.splitlines()[1:]]
         text = "\n".join([header.replace(",", mark), *(mark.join(["1", label, file]) for file, label in lines)])
-    labelled = read(text.replace("\n", "\r\n").encode(encoding))
-    assert labelled.class_names == ("cat", "dog") and labelled.labels.tolist() == [0, 1, 0, 1]
-    assert labelled.indices.tolist() == [0, 1, 2, 5]
-    assert ("Windows-1252" in "".join(labelled.notes)) == (encoding == "cp1252")
+    labeled = read(text.replace("\n", "\r\n").encode(encoding))
+    assert labeled.class_names == ("cat", "dog") and labeled.labels.tolist() == [0, 1, 0, 1]
+    assert labeled.indices.tolist() == [0, 1, 2, 5]
+    assert ("Windows-1252" in "".join(labeled.notes)) == (encoding == "cp1252")
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_tables_are_read_however_spreadsheets_write_them(mark: str, encoding: st
 )
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_names_of_files_are_found_as_other_systems_write_them(name: str, form: Any, read: Read) -> None:
-    labelled = read(f"file,label\n{unicodedata.normalize(form, name)},a\n{NAMES[5]},b\n")
-    assert labelled.indices.tolist() == [0, 5]
+    labeled = read(f"file,label\n{unicodedata.normalize(form, name)},a\n{NAMES[5]},b\n")
+    assert labeled.indices.tolist() == [0, 5]
 
 
 def test_labels_in_either_form_of_unicode_are_one_class(read: Read) -> None:
@@ -132,8 +132,8 @@ def test_classes_that_differ_in_case_only_are_warned_of(read: Read) -> None:
 
 
 def test_numbers_with_a_point_are_numbers(read: Read) -> None:
-    labelled = read(table({0: "0.0", 1: "1.0", 2: "", 3: "1"}))  # how a column with empty cells is often written
-    assert labelled.class_names == ("0", "1") and labelled.labels.tolist() == [0, 1, 1]
+    labeled = read(table({0: "0.0", 1: "1.0", 2: "", 3: "1"}))  # how a column with empty cells is often written
+    assert labeled.class_names == ("0", "1") and labeled.labels.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -141,18 +141,18 @@ def test_numbers_with_a_point_are_numbers(read: Read) -> None:
     [
         ("", "is empty; it needs a header"),
         ("\ufeff\n", "is empty; it needs a header"),
-        ("file,label\n", "labels none of the 8 pictures"),
+        ("file,label\n", "labels none of the 8 images"),
         ("name;class\na.png;cat\n", "has no column `label` .the header is 'name, class'"),
-        ("picture,label\na.png,cat\n", "has neither `file` nor `row` .the header is 'picture, label'"),
+        ("image,label\na.png,cat\n", "has neither `file` nor `row` .the header is 'image, label'"),
         ("file,label,Label\na.png,cat,cat\n", "has the column `label` twice"),
         (table({0: "cat", 1: "dog"}) + "a,b.png,cat\n", "line 4 has 3 cells in 2 columns"),
         ('file,label\n"here/a.png,cat\nb,c\n', "a quote that does not end"),
-        (table({0: "cat", 1: "dog"}) + f"{NAMES[0]},dog\n", "'dog' to a picture that .*line 2 gives 'cat'"),
-        ("file,label\nGröße 0.PNG,cat\n", "is the name of several pictures.*here/"),
+        (table({0: "cat", 1: "dog"}) + f"{NAMES[0]},dog\n", "'dog' to an image that .*line 2 gives 'cat'"),
+        ("file,label\nGröße 0.PNG,cat\n", "is the name of several images.*here/"),
         (table({0: "0.5", 1: "1"}), "the label '0.5'; numbers stand for classes and must be whole"),
         (table({0: "-2", 1: "1"}), "the label '-2'; numbers stand for classes"),
         (table({0: "999999999", 1: "1"}), "must be whole, from 0 to 100,000"),
-        ("file,label\nx.png,cat\ny.png,dog\n", "'x.png' is no picture of the data set .1 more of 2 are none either"),
+        ("file,label\nx.png,cat\ny.png,dog\n", "'x.png' is no image of the data set .1 more of 2 are none either"),
         ("row,label\n0,cat\n8,dog\n", "row '8' is no row of the data set; its rows are .* 0 to 7"),
         ("row,label\n0,cat\n1.5,dog\n", "row '1.5' is no row"),
         ("PK\x03\x04 and so on", "it is a spreadsheet, not text; save it as CSV"),
@@ -164,11 +164,11 @@ def test_what_is_wrong_with_a_table_is_one_sentence(text: str, sentence: str, re
 
 
 def test_entries_of_files_that_are_not_read_are_counted(read: Read) -> None:
-    labelled = read(table({0: "cat", 1: "dog"}) + "here/IMG_1.HEIC,cat\n")
-    assert len(labelled.indices) == 2 and "1 entries of mine.csv name files in a format" in labelled.notes[0]
+    labeled = read(table({0: "cat", 1: "dog"}) + "here/IMG_1.HEIC,cat\n")
+    assert len(labeled.indices) == 2 and "1 entries of mine.csv name files in a format" in labeled.notes[0]
 
 
-def test_a_picture_named_twice_alike_is_labeled_once(read: Read) -> None:
+def test_a_image_named_twice_alike_is_labeled_once(read: Read) -> None:
     assert read(table({0: "cat", 1: "dog"}) + f"{NAMES[0]},cat \n{NAMES[1]},\n").indices.tolist() == [0, 1]
 
 
@@ -190,7 +190,7 @@ def test_rows_are_not_taken_for_those_of_other_data(tmp_path: Path) -> None:
     assert not choose_labels(str(path), opened(source, tmp_path), source).notes
     shards(tmp_path / "set", 20, 3, "2025-01.parquet")  # sorts first
     changed = load_source(str(tmp_path / "set"))
-    with pytest.raises(InputError, match="row 0 of 'set' holds another picture than when this list was written"):
+    with pytest.raises(InputError, match="row 0 of 'set' holds another image than when this list was written"):
         choose_labels(str(path), opened(changed, tmp_path), changed)
     path.write_text("row,label\n0,cat\n1,dog\n")
     by_hand = choose_labels(str(path), opened(changed, tmp_path), changed)
@@ -223,9 +223,9 @@ def test_what_is_no_label_is_refused_with_its_column(value: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "counts"),
     [
-        (["b", "a", None, "NA"], {"a": 1, "b": 1, "unlabelled": 2}),
-        ([True, False, None, True], {"False": 1, "True": 2, "unlabelled": 1}),
-        ([1.0, 0.0, None, float("nan")], {"0": 1, "1": 1, "unlabelled": 2}),
+        (["b", "a", None, "NA"], {"a": 1, "b": 1, "unlabeled": 2}),
+        ([True, False, None, True], {"False": 1, "True": 2, "unlabeled": 1}),
+        ([1.0, 0.0, None, float("nan")], {"0": 1, "1": 1, "unlabeled": 2}),
         (["2", "1", "3", "1"], {"1": 2, "2": 1, "3": 1}),
     ],
 )
@@ -237,31 +237,31 @@ def test_tables_with_such_columns_are_scanned_and_their_labels_written_and_read_
     (tmp_path / "set").mkdir()
     made.to_parquet(tmp_path / "set" / "a.parquet") if kind == "parquet" else made.save_to_disk(tmp_path / "set")
     source = load_source(str(tmp_path / "set"), label_column="kind")
-    options: dict[str, Any] = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False, "allow_unlabelled": True}
-    store, report = open_store(source, image_size=8, cache_dir=tmp_path / "cache", **options)
+    options: dict[str, Any] = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False, "allow_unlabeled": True}
+    store, report = load_image_cache(source, image_size=8, cache_dir=tmp_path / "cache", **options)
     assert report.labels == counts
-    labelled = choose_labels("all", store, source)
-    write_labels(tmp_path / "labels.json", labelled, store, source)
+    labeled = choose_labels("all", store, source)
+    write_labels(tmp_path / "labels.json", labeled, store, source)
     again = choose_labels(str(tmp_path / "labels.json"), store, source)
-    assert again.labels.tolist() == labelled.labels.tolist() and again.class_names == labelled.class_names
+    assert again.labels.tolist() == labeled.labels.tolist() and again.class_names == labeled.class_names
 
 
 def test_a_column_without_any_label_is_one_sentence(tmp_path: Path, table: Any) -> None:
     table(4, label_of=lambda number: None).to_parquet(tmp_path / "a.parquet")
     source = load_source(str(tmp_path))
-    with pytest.raises(InputError, match="none of the 4 pictures of .* has a label in its column 'label'"):
+    with pytest.raises(InputError, match="none of the 4 images of .* has a label in its column 'label'"):
         choose_labels("all", opened(source, tmp_path), source)
 
 
 def test_a_share_of_each_class_is_held_out_if_each_has_enough() -> None:
     labels = np.repeat([0, 1], (10, 40))
-    labelled = Labelled(np.arange(50), labels, ("a", "b"), "all")
-    parts = hold_out_share(labelled, least=10, parts=5, seed=0)
+    labeled = Labeled(np.arange(50), labels, ("a", "b"), "all")
+    parts = hold_out_share(labeled, least=10, parts=5, seed=0)
     assert parts is not None and np.bincount(parts[1].labels).tolist() == [2, 8]
     assert sorted([*parts[0].indices, *parts[1].indices]) == list(range(50))
-    assert hold_out_share(labelled, least=11, parts=5, seed=0) is None
+    assert hold_out_share(labeled, least=11, parts=5, seed=0) is None
 
 
-def test_labels_so_far_may_leave_classes_out(pets: tuple[PictureStore, Source], tmp_path: Path) -> None:
+def test_labels_so_far_may_leave_classes_out(pets: tuple[ImageCache, Source], tmp_path: Path) -> None:
     (tmp_path / "few.csv").write_text(table({3: "cat"}))
     assert read_labels(tmp_path / "few.csv", *pets).class_names == ("cat",)

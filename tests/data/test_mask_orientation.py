@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.mask_sources import load_mask_source
-from tpssl_hf.data.reading import decode_picture
+from tpssl_hf.data.reading import decode_image
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
 
 
-def opened(source: Source, tmp_path: Path, **changes: Any) -> tuple[PictureStore, ScanReport]:
+def opened(source: Source, tmp_path: Path, **changes: Any) -> tuple[ImageCache, ScanReport]:
     options = {"image_size": 32, "cache_budget": 2**30, "num_workers": 2, "progress": False}
-    return open_store(source, cache_dir=tmp_path / "stores", **{**options, **changes})
+    return load_image_cache(source, cache_dir=tmp_path / "stores", **{**options, **changes})
 
 
 TURNED = np.kron(
@@ -30,7 +30,7 @@ def turned_set(folder: Path, encode: Any, orientation: int, *, drawn_on: str, ma
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = encode(Image.fromarray(np.stack([mask * 60] * 3, axis=2)), exif=exif)
-    upright = decode_picture(file)[..., 0] // 60
+    upright = decode_image(file)[..., 0] // 60
     for kind, content in (("images", file), ("masks", encode(upright if drawn_on == "image" else mask))):
         (folder / kind).mkdir(parents=True)
         (folder / kind / "a.png").write_bytes(content)
@@ -38,7 +38,7 @@ def turned_set(folder: Path, encode: Any, orientation: int, *, drawn_on: str, ma
     return folder
 
 
-def is_aligned(store: PictureStore) -> bool:
+def is_aligned(store: ImageCache) -> bool:
     batch = store.gather(np.array([0]), 0)
     assert batch.masks is not None
     return bool((batch.pixels[..., 0] // 60 == batch.masks).all())
@@ -80,5 +80,5 @@ def test_sizes_of_square_images_tell_nothing_and_masks_with_orientation_are_righ
 def test_turned_mask_of_another_size_is_refused(tmp_path: Path, encode: Any) -> None:
     folder = turned_set(tmp_path / "set", encode, 6, drawn_on="image")
     (folder / "masks" / "a.png").write_bytes(encode(TURNED[:8]))
-    with pytest.raises(InputError, match="is 32 x 8 pixels and its picture images/a.png 24 x 32"):
+    with pytest.raises(InputError, match="is 32 x 8 pixels and its image images/a.png 24 x 32"):
         opened(load_mask_source(str(folder)), tmp_path)

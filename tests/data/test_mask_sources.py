@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tpssl_hf.data.mask_sources import load_mask_source
-from tpssl_hf.data.masks import colour_map, decode_mask
-from tpssl_hf.data.reading import decode_picture
+from tpssl_hf.data.masks import color_map, decode_mask
+from tpssl_hf.data.reading import decode_image
 from tpssl_hf.data.segmentation_classes import CAMVID, CITYSCAPES, VOC
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
@@ -18,19 +18,19 @@ Write = Callable[..., None]
 
 
 @pytest.fixture
-def write(tmp_path: Path, picture: Any, encode: Any) -> Write:
-    """Write a picture, or a mask of the given values, below ``tmp_path / "set"``."""
+def write(tmp_path: Path, image: Any, encode: Any) -> Write:
+    """Write an image, or a mask of the given values, below ``tmp_path / "set"``."""
 
     def make(name: str, values: Any = None) -> None:
         path = tmp_path / "set" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(picture(len(name)) if values is None else np.array(values, np.uint8)))
+        path.write_bytes(encode(image(len(name)) if values is None else np.array(values, np.uint8)))
 
     return make
 
 
 def stems(source: Source) -> dict[str, str | None]:
-    """File names of the pictures, and of their masks."""
+    """File names of the images, and of their masks."""
     masks = [row[source.mask_column] for row in source.dataset]
     names = [Path(row[source.image_column]["path"]).name for row in source.dataset]
     return dict(zip(names, [None if mask is None else Path(mask["path"]).name for mask in masks], strict=True))
@@ -42,7 +42,7 @@ def decoded(source: Source, row: int) -> list[list[int]]:
     return numbers
 
 
-def test_folders_are_matched_by_stem_and_pictures_without_a_mask_are_unlabelled(tmp_path: Path, write: Write) -> None:
+def test_folders_are_matched_by_stem_and_images_without_a_mask_are_unlabeled(tmp_path: Path, write: Write) -> None:
     for name in ("images/b.jpg", "images/deep/a.png", "images/c.d.png"):
         write(name)
     for name in ("masks/b.png", "masks/deep/a.bmp"):
@@ -75,27 +75,27 @@ def test_lists_say_whose_masks_are_used(tmp_path: Path, write: Write) -> None:
         write(f"images/{name}.png")
         write(f"masks/{name}.png", [[0, 1]])
     every = load_mask_source(str(tmp_path / "set"))
-    (tmp_path / "set" / "labelled.txt").write_text("b\n\n")
+    (tmp_path / "set" / "labeled.txt").write_text("b\n\n")
     source = load_mask_source(str(tmp_path / "set"))
     assert stems(source) == {"a.png": None, "b.png": "b.png", "c.png": None}
     assert source.fingerprint != every.fingerprint
-    (tmp_path / "set" / "unlabelled.txt").write_text("b\n")
-    with pytest.raises(InputError, match="'b' is in labelled.txt and in unlabelled.txt"):
+    (tmp_path / "set" / "unlabeled.txt").write_text("b\n")
+    with pytest.raises(InputError, match="'b' is in labeled.txt and in unlabeled.txt"):
         load_mask_source(str(tmp_path / "set"))
-    (tmp_path / "set" / "labelled.txt").unlink()
+    (tmp_path / "set" / "labeled.txt").unlink()
     assert stems(load_mask_source(str(tmp_path / "set"))) == {"a.png": "a.png", "b.png": None, "c.png": "c.png"}
-    (tmp_path / "set" / "unlabelled.txt").write_text("b.png\n")
-    with pytest.raises(InputError, match="names 'b.png', which has no picture"):
+    (tmp_path / "set" / "unlabeled.txt").write_text("b.png\n")
+    with pytest.raises(InputError, match="names 'b.png', which has no image"):
         load_mask_source(str(tmp_path / "set"))
 
 
 def test_wrongly_named_masks_are_refused(tmp_path: Path, write: Write) -> None:
     write("images/a.png")
     write("masks/a_mask.png", [[0, 1]])
-    with pytest.raises(InputError, match=r"masks.a_mask.png has no picture 'a_mask'"):
+    with pytest.raises(InputError, match=r"masks.a_mask.png has no image 'a_mask'"):
         load_mask_source(str(tmp_path / "set"))
     (tmp_path / "set" / "masks" / "a_mask.png").unlink()
-    with pytest.raises(InputError, match="None of the 1 pictures of 'set' has a mask"):
+    with pytest.raises(InputError, match="None of the 1 images of 'set' has a mask"):
         load_mask_source(str(tmp_path / "set"))
     write("images/a.bmp")
     with pytest.raises(InputError, match="holds both a.bmp and a.png"):
@@ -121,8 +121,8 @@ def test_classes_are_named_by_a_file_beside_the_data(tmp_path: Path, write: Writ
     [
         ("one\n", "names 1 classes"),
         ("a\na\n", "1 of them different"),
-        ("a 1 2 3\nb\n", "gives colours to 1 of 2"),
-        ("a 1 2 3\nb 1 2 3\n", "gives colours to 1 of 2"),
+        ("a 1 2 3\nb\n", "gives colors to 1 of 2"),
+        ("a 1 2 3\nb 1 2 3\n", "gives colors to 1 of 2"),
         ("a 1 2 3\nb 1 2 300\n", "each 0 to 255"),
     ],
 )
@@ -151,7 +151,7 @@ def test_black_and_white_masks_need_a_threshold(tmp_path: Path, write: Write) ->
 def test_pascal_voc_with_and_without_the_masks_of_sbd(tmp_path: Path, write: Write, encode: Any) -> None:
     root = tmp_path / "set" / "VOCdevkit" / "VOC2012"
     mask = Image.fromarray(np.array([[0, 15, 20, 255]], np.uint8))
-    mask.putpalette(np.array(colour_map(256), np.uint8).tobytes())
+    mask.putpalette(np.array(color_map(256), np.uint8).tobytes())
     for stem in ("2007_000032", "2007_000033", "2007_000039", "2008_000001", "2008_000002"):
         write(f"VOCdevkit/VOC2012/JPEGImages/{stem}.jpg")
         write(f"VOCdevkit/VOC2012/SegmentationClass/{stem}.png", [[0]])
@@ -210,11 +210,11 @@ def test_isic_2017_leaves_superpixels_out(tmp_path: Path, write: Write) -> None:
 
 
 @pytest.fixture
-def mask_table(picture: Any, encode: Any) -> Callable[..., datasets.Dataset]:
-    """A data set of three pictures, with masks of 0 and 10 and an empty one in each further column."""
+def mask_table(image: Any, encode: Any) -> Callable[..., datasets.Dataset]:
+    """A data set of three images, with masks of 0 and 10 and an empty one in each further column."""
 
-    def make(image: str = "image", *masks: str) -> datasets.Dataset:
-        columns = {image: [{"bytes": encode(picture(number)), "path": None} for number in range(3)]}
+    def make(made: str = "image", *masks: str) -> datasets.Dataset:
+        columns = {made: [{"bytes": encode(image(number)), "path": None} for number in range(3)]}
         for mask in masks or ("mask",):
             cells = [{"bytes": encode(np.full((20, 24), n, np.uint8)), "path": None} for n in (0, 10)]
             columns[mask] = [*cells, None]
@@ -252,11 +252,11 @@ def test_mask_columns_are_found_by_type_or_name(tmp_path: Path, mask_table: Any,
         load_mask_source(str(tmp_path / "none"))
 
 
-def test_what_has_no_masks_is_refused(tmp_path: Path, picture_folder: Any) -> None:
+def test_what_has_no_masks_is_refused(tmp_path: Path, image_folder: Any) -> None:
     with pytest.raises(InputError, match="'cifar10' has no masks: .* or digit_scenes"):
         load_mask_source("cifar10")
     with pytest.raises(InputError, match="a folder that holds the folders `images` and `masks`"):
-        load_mask_source(str(picture_folder(2)))
+        load_mask_source(str(image_folder(2)))
     with pytest.raises(InputError, match="not an existing folder"):
         load_mask_source(str(tmp_path / "nowhere"))
 
@@ -274,7 +274,7 @@ def test_digit_scenes_are_the_same_every_time_and_show_what_their_masks_say() ->
     masks = np.array([decoded(source, row) for row in range(100)])
     assert masks.shape == (100, 64, 64) and set(np.unique(masks)) == set(range(11))
     assert (masks > 0).any(axis=(1, 2)).all() and 0.05 < (masks > 0).mean() < 0.4
-    pixels = np.array([decode_picture(row["image"]) for row in source.dataset]).mean(axis=-1)
+    pixels = np.array([decode_image(row["image"]) for row in source.dataset]).mean(axis=-1)
     contrast = [abs(p[m > 0] - p[m == 0].mean()).mean() for p, m in zip(pixels, masks, strict=True)]
     assert min(contrast) > 25
     assert len(load_mask_source("digit_scenes").dataset) == 400
@@ -282,15 +282,15 @@ def test_digit_scenes_are_the_same_every_time_and_show_what_their_masks_say() ->
         load_mask_source("digit_scenes", split="val")
 
 
-def test_scenes_can_be_loaded_for_their_pictures_alone() -> None:
+def test_scenes_can_be_loaded_for_their_images_alone() -> None:
     source = load_source("digit_scenes", split="test")
     assert source.masks is None and source.label_column is None and len(source.dataset) == 100
 
 
 def test_palettes_are_the_usual_ones() -> None:
-    assert colour_map(256)[1:5] == ((128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
-    assert colour_map(256)[20] == (0, 64, 128) and colour_map(256)[255] == (224, 224, 192)
-    assert len(set(colour_map(256))) == 256
+    assert color_map(256)[1:5] == ((128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
+    assert color_map(256)[20] == (0, 64, 128) and color_map(256)[255] == (224, 224, 192)
+    assert len(set(color_map(256))) == 256
     for masks in (VOC, CITYSCAPES, CAMVID):
         assert masks.class_names is not None and len(set(masks.palette)) == len(masks.class_names)
     assert CITYSCAPES.palette[0] == (128, 64, 128) and CAMVID.palette[0] == (128, 128, 128)

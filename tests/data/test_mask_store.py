@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.mask_sources import load_mask_source
-from tpssl_hf.data.masks import Masks, binary_masks, colour_map, decode_mask, numbered_masks
-from tpssl_hf.data.reading import UnreadablePicture
+from tpssl_hf.data.masks import Masks, binary_masks, color_map, decode_mask, numbered_masks
+from tpssl_hf.data.reading import UnreadableImage
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
@@ -23,9 +23,9 @@ SIZES = [(20, 24), (31, 17), (64, 48)]
 MakeSet = Callable[..., Path]
 
 
-def opened(source: Source, tmp_path: Path, **changes: Any) -> tuple[PictureStore, ScanReport]:
+def opened(source: Source, tmp_path: Path, **changes: Any) -> tuple[ImageCache, ScanReport]:
     options = {"image_size": 32, "cache_scale": 1.15, "cache_budget": 2**30, "num_workers": 2, "progress": False}
-    return open_store(source, cache_dir=tmp_path / "stores", **{**options, **changes})
+    return load_image_cache(source, cache_dir=tmp_path / "stores", **{**options, **changes})
 
 
 def mask_of(number: int) -> np.ndarray:
@@ -36,14 +36,14 @@ def mask_of(number: int) -> np.ndarray:
 
 
 @pytest.fixture
-def mask_set(tmp_path: Path, picture: Any, encode: Any) -> MakeSet:
-    """Make ``count`` pictures of three sizes with masks of classes a, b, c and d; every fifth has no mask."""
+def mask_set(tmp_path: Path, image: Any, encode: Any) -> MakeSet:
+    """Make ``count`` images of three sizes with masks of classes a, b, c and d; every fifth has no mask."""
 
     def make(count: int, name: str = "set") -> Path:
         for kind in ("images", "masks"):
             (tmp_path / name / kind).mkdir(parents=True)
         for number in range(count):
-            pixels, file = picture(number, *SIZES[number % 3]), f"{number:04d}.png"
+            pixels, file = image(number, *SIZES[number % 3]), f"{number:04d}.png"
             (tmp_path / name / "images" / file).write_bytes(encode(pixels))
             if number % 5 != 4:
                 (tmp_path / name / "masks" / file).write_bytes(encode(mask_of(number)))
@@ -53,22 +53,22 @@ def mask_set(tmp_path: Path, picture: Any, encode: Any) -> MakeSet:
     return make
 
 
-def assert_same(one: Pictures, other: Pictures) -> None:
+def assert_same(one: ImageBatch, other: ImageBatch) -> None:
     for name in ("pixels", "sizes", "index", "epoch", "masks"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
-def test_gather_returns_masks_beside_pixels_and_255_elsewhere(mask_set: MakeSet, tmp_path: Path, picture: Any) -> None:
+def test_gather_returns_masks_beside_pixels_and_255_elsewhere(mask_set: MakeSet, tmp_path: Path, image: Any) -> None:
     store, report = opened(load_mask_source(str(mask_set(6))), tmp_path, shorter_side=48)
     batch = store.gather(np.array([4, 0, 2]), 7)
     assert batch.masks is not None and batch.masks.dtype == torch.uint8 and batch.masks.shape == (3, 64, 48)
-    assert (batch.masks[0] == 255).all() and np.array_equal(batch.pixels[0, :31, :17].numpy(), picture(4, 31, 17))
+    assert (batch.masks[0] == 255).all() and np.array_equal(batch.pixels[0, :31, :17].numpy(), image(4, 31, 17))
     assert np.array_equal(batch.masks[1, :20, :24].numpy(), mask_of(0)) and (batch.masks[1, 20:] == 255).all()
     assert np.array_equal(batch.masks[2].numpy(), mask_of(2)) and (batch.masks[1, :, 24:] == 255).all()
     assert store.has_mask.tolist() == [True] * 4 + [False, True] and store.class_names == ("a", "b", "c", "d")
-    assert store.palette == colour_map(4) and store.labels is None
-    unlabelled = store.gather(np.array([4]), 0).masks
-    assert unlabelled is not None and unlabelled.shape == (1, 31, 17) and (unlabelled == 255).all()
+    assert store.palette == color_map(4) and store.labels is None
+    unlabeled = store.gather(np.array([4]), 0).masks
+    assert unlabeled is not None and unlabeled.shape == (1, 31, 17) and (unlabeled == 255).all()
     pixels = np.concatenate([mask_of(number).ravel() for number in (0, 1, 2, 3, 5)])
     assert report.masks == 5 and list(report.pixel_shares) == ["a", "b", "c", "d", "ignored"]
     assert report.pixel_shares["ignored"] == pytest.approx((pixels == 255).mean(), abs=1e-6)
@@ -76,7 +76,7 @@ def test_gather_returns_masks_beside_pixels_and_255_elsewhere(mask_set: MakeSet,
     assert "5 have a mask; of its pixels a " in report.summary()
 
 
-def test_masks_are_shrunk_like_their_pictures_without_new_classes(mask_set: MakeSet, tmp_path: Path) -> None:
+def test_masks_are_shrunk_like_their_images_without_new_classes(mask_set: MakeSet, tmp_path: Path) -> None:
     source = load_mask_source(str(mask_set(3)))
     store, _ = opened(source, tmp_path, shorter_side=24)  # the third is 64 x 48
     batch = store.gather(np.array([2]), 0)
@@ -114,17 +114,17 @@ def load(value: Any) -> Any:
 def test_key_changes_with_all_that_changes_masks(mask_set: MakeSet, tmp_path: Path) -> None:
     folder = mask_set(6)
     source = load_mask_source(str(folder))
-    (folder / "labelled.txt").write_text("0000\n0001\n")
+    (folder / "labeled.txt").write_text("0000\n0001\n")
     fewer = load_mask_source(str(folder))
-    (folder / "labelled.txt").unlink()
+    (folder / "labeled.txt").unlink()
     (folder / "masks" / "0000.png").write_bytes((folder / "masks" / "0003.png").read_bytes())
     other_mask = load_mask_source(str(folder))
     (folder / "classes.txt").write_text("a\nb\nc\nd\ne\n")
     more_classes = load_mask_source(str(folder))
     (folder / "classes.txt").write_text("a\nb\n")
     black_and_white = load_mask_source(str(folder), mask_threshold=3)
-    pictures_alone = replace(source, mask_column=None, masks=None)
-    sources = [source, fewer, other_mask, more_classes, black_and_white, pictures_alone]
+    images_alone = replace(source, mask_column=None, masks=None)
+    sources = [source, fewer, other_mask, more_classes, black_and_white, images_alone]
     stores = [opened(each, tmp_path)[0] for each in sources]
     assert len({store.fingerprint for store in stores}) == len(sources)
     assert stores[1].has_mask.sum() == 2 and stores[4].class_names == ("a", "b")
@@ -132,8 +132,8 @@ def test_key_changes_with_all_that_changes_masks(mask_set: MakeSet, tmp_path: Pa
     assert stores[5].palette is None
 
 
-def test_stores_without_masks_hold_nothing_new(tmp_path: Path, picture_folder: Any) -> None:
-    store, report = opened(load_source(str(picture_folder(3))), tmp_path)
+def test_stores_without_masks_hold_nothing_new(tmp_path: Path, image_folder: Any) -> None:
+    store, report = opened(load_source(str(image_folder(3))), tmp_path)
     (folder,) = [path for path in (tmp_path / "stores").iterdir() if path.is_dir()]
     files = ["full_sizes.npy", "meta.json", "pixels.bin", "rows.npy", "sizes.npy"]
     assert sorted(path.name for path in folder.iterdir()) == files
@@ -141,12 +141,12 @@ def test_stores_without_masks_hold_nothing_new(tmp_path: Path, picture_folder: A
     for name in ("masks", "pixel_shares"):  # as a store is that was written before there were masks
         del meta["report"][name]
     (folder / "meta.json").write_text(json.dumps(meta))
-    again, second = opened(load_source(str(tmp_path / "pictures")), tmp_path)
+    again, second = opened(load_source(str(tmp_path / "images")), tmp_path)
     assert second == report and report.masks is None and "mask" not in report.summary()
     assert again.gather(np.arange(3), 0).masks is None and again.has_mask.tolist() == [False] * 3
 
 
-def test_broken_masks_are_left_out_with_their_pictures(mask_set: MakeSet, tmp_path: Path) -> None:
+def test_broken_masks_are_left_out_with_their_images(mask_set: MakeSet, tmp_path: Path) -> None:
     folder = mask_set(60)
     for number in (7, 8):
         file = (folder / "masks" / f"{number:04d}.png").read_bytes()
@@ -158,7 +158,7 @@ def test_broken_masks_are_left_out_with_their_pictures(mask_set: MakeSet, tmp_pa
     assert store.rows[8] == 10 and batch.masks is not None and np.array_equal(batch.masks[0].numpy(), mask_of(10))
     for number in (10, 11):
         (folder / "masks" / f"{number:04d}.png").write_bytes(b"")
-    with pytest.raises(InputError, match="4 of 60 pictures of 'set' cannot be read"):
+    with pytest.raises(InputError, match="4 of 60 images of 'set' cannot be read"):
         opened(load_mask_source(str(folder)), tmp_path)
 
 
@@ -172,10 +172,10 @@ def test_values_outside_the_classes_stop_the_run_and_are_named(mask_set: MakeSet
     assert not [path for path in (tmp_path / "stores").iterdir() if path.is_dir()]
 
 
-def test_masks_of_another_size_than_their_picture_stop_the_run(mask_set: MakeSet, tmp_path: Path, encode: Any) -> None:
+def test_masks_of_another_size_than_their_image_stop_the_run(mask_set: MakeSet, tmp_path: Path, encode: Any) -> None:
     folder = mask_set(3)
     (folder / "masks" / "0001.png").write_bytes(encode(np.zeros((30, 17), np.uint8)))
-    message = r"Mask masks.0001.png is 17 x 30 pixels and its picture images.0001.png 17 x 31"
+    message = r"Mask masks.0001.png is 17 x 30 pixels and its image images.0001.png 17 x 31"
     with pytest.raises(InputError, match=message):
         opened(load_mask_source(str(folder)), tmp_path)
 
@@ -185,14 +185,14 @@ def test_masks_of_another_size_than_their_picture_stop_the_run(mask_set: MakeSet
     [
         ([0, 255], "hold no values but 0 and 255.*`mask_threshold` 127"),
         ([255, 255], "Every pixel of the masks of 'set' is to be ignored"),
-        (None, "No picture of 'set' has a mask"),
+        (None, "No image of 'set' has a mask"),
     ],
 )
 def test_masks_without_classes_stop_the_run(
-    tmp_path: Path, picture: Any, encode: Any, values: list[int] | None, message: str
+    tmp_path: Path, image: Any, encode: Any, values: list[int] | None, message: str
 ) -> None:
     cell = None if values is None else {"bytes": encode(np.array([values], np.uint8)), "path": None}
-    columns = {"image": [{"bytes": encode(picture(0, 1, 2)), "path": None}], "mask": [cell]}
+    columns = {"image": [{"bytes": encode(image(0, 1, 2)), "path": None}], "mask": [cell]}
     features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "set")
     with pytest.raises(InputError, match=message):
@@ -207,9 +207,9 @@ def test_masks_that_change_after_the_scan_are_noticed(mask_set: MakeSet, tmp_pat
         store.gather(np.arange(3), 0)
 
 
-GREY = np.array([[0, 1, 2, 255]], np.uint8)
-COLOURS = np.array([[[9, 9, 9], [200, 0, 0], [0, 0, 7], [1, 1, 1]]], np.uint8)
-COLOURED = numbered_masks("abc", [(9, 9, 9), (200, 0, 0), (0, 0, 7)], void=[(1, 1, 1)])
+GRAY = np.array([[0, 1, 2, 255]], np.uint8)
+COLORS = np.array([[[9, 9, 9], [200, 0, 0], [0, 0, 7], [1, 1, 1]]], np.uint8)
+COLORED = numbered_masks("abc", [(9, 9, 9), (200, 0, 0), (0, 0, 7)], void=[(1, 1, 1)])
 
 
 def as_mode(values: np.ndarray, mode: str) -> Image.Image:
@@ -217,25 +217,23 @@ def as_mode(values: np.ndarray, mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("picture", "masks"),
+    ("image", "masks"),
     [
-        (Image.fromarray(GREY), numbered_masks("abc")),
-        (as_mode(GREY, "RGB"), numbered_masks("abc")),
-        (as_mode(GREY, "RGBA"), numbered_masks("abc")),
-        (Image.fromarray(COLOURS), COLOURED),
-        (as_mode(COLOURS, "RGBA"), COLOURED),
+        (Image.fromarray(GRAY), numbered_masks("abc")),
+        (as_mode(GRAY, "RGB"), numbered_masks("abc")),
+        (as_mode(GRAY, "RGBA"), numbered_masks("abc")),
+        (Image.fromarray(COLORS), COLORED),
+        (as_mode(COLORS, "RGBA"), COLORED),
     ],
 )
-def test_class_numbers_are_read_from_grey_and_from_known_colours(
-    picture: Image.Image, masks: Masks, encode: Any
-) -> None:
-    assert np.array_equal(decode_mask(encode(picture), masks, "it"), GREY)
+def test_class_numbers_are_read_from_gray_and_from_known_colors(image: Image.Image, masks: Masks, encode: Any) -> None:
+    assert np.array_equal(decode_mask(encode(image), masks, "it"), GRAY)
 
 
-def test_palette_pictures_are_read_by_index_and_one_bit_as_it_makes_sense(encode: Any) -> None:
-    palette = Image.fromarray(GREY)
+def test_palette_images_are_read_by_index_and_one_bit_as_it_makes_sense(encode: Any) -> None:
+    palette = Image.fromarray(GRAY)
     palette.putpalette([200, 30, 30] * 256)
-    assert palette.mode == "P" and np.array_equal(decode_mask(encode(palette), numbered_masks("abc"), "it"), GREY)
+    assert palette.mode == "P" and np.array_equal(decode_mask(encode(palette), numbered_masks("abc"), "it"), GRAY)
     bits = Image.fromarray(np.array([[False, True]]))
     for masks in (numbered_masks("ab"), binary_masks(127)):
         assert decode_mask(encode(bits), masks, "it").tolist() == [[0, 1]]
@@ -244,18 +242,18 @@ def test_palette_pictures_are_read_by_index_and_one_bit_as_it_makes_sense(encode
 @pytest.mark.parametrize(
     ("values", "kind", "masks", "message"),
     [
-        (COLOURS, "PNG", numbered_masks("abc"), r"Mask it is in colours \(\(0, 0, 7\), \(1, 1, 1\), \(9, 9, 9\)"),
+        (COLORS, "PNG", numbered_masks("abc"), r"Mask it is in colors \(\(0, 0, 7\), \(1, 1, 1\), \(9, 9, 9\)"),
         (
-            COLOURS + 1,
+            COLORS + 1,
             "PNG",
-            COLOURED,
-            r"Mask it holds colours that stand for no class \(\(1, 1, 8\), .*\(201, 1, 1\)",
+            COLORED,
+            r"Mask it holds colors that stand for no class \(\(1, 1, 8\), .*\(201, 1, 1\)",
         ),
-        (GREY.astype(np.uint16), "PNG", numbered_masks("abc"), "another kind .*I;16.* save the masks as 8-bit"),
-        (GREY.astype(np.float32), "TIFF", numbered_masks("abc"), "another kind .*mode F"),
-        (GREY, "JPEG", numbered_masks("abc"), "Mask it is a JPEG file"),
-        (GREY, "JPEG", numbered_masks(None), "Mask it is a JPEG file"),
-        (GREY, "PNG", numbered_masks("ab"), "Mask it holds the value 2; .* 0 to 1 and 255"),
+        (GRAY.astype(np.uint16), "PNG", numbered_masks("abc"), "another kind .*I;16.* save the masks as 8-bit"),
+        (GRAY.astype(np.float32), "TIFF", numbered_masks("abc"), "another kind .*mode F"),
+        (GRAY, "JPEG", numbered_masks("abc"), "Mask it is a JPEG file"),
+        (GRAY, "JPEG", numbered_masks(None), "Mask it is a JPEG file"),
+        (GRAY, "PNG", numbered_masks("ab"), "Mask it holds the value 2; .* 0 to 1 and 255"),
         (np.arange(200, dtype=np.uint8)[None], "PNG", numbered_masks("ab"), "2, 3, 4, 5, 6, 7, 8, 9 and 190 more"),
     ],
 )
@@ -265,7 +263,7 @@ def test_what_cannot_be_a_mask_is_refused(values: Any, kind: str, masks: Masks, 
 
 
 def test_damaged_mask_files_are_unreadable(encode: Any) -> None:
-    with pytest.raises(UnreadablePicture):
+    with pytest.raises(UnreadableImage):
         decode_mask(encode(np.zeros((64, 64), np.uint8))[:50], numbered_masks("ab"), "it")
 
 
@@ -276,7 +274,7 @@ def test_batches_keep_their_masks_when_moved_pinned_and_sliced(
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())  # needs a GPU
     masks = torch.arange(24, dtype=torch.uint8).reshape(4, 2, 3) if with_masks else None
     numbers = torch.arange(4)
-    batch = Pictures(torch.zeros(4, 2, 3, 3, dtype=torch.uint8), torch.full((4, 2), 2), numbers, numbers, masks)
+    batch = ImageBatch(torch.zeros(4, 2, 3, 3, dtype=torch.uint8), torch.full((4, 2), 2), numbers, numbers, masks)
     for changed in (batch.to("cpu", non_blocking=True), batch.pin_memory(), batch[1:3]):
         assert (changed.masks is not None) == with_masks and len(changed) in (2, 4)
     part = batch[1:3]

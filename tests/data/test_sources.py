@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from tpssl_hf.data.reading import decode_picture
+from tpssl_hf.data.reading import decode_image
 from tpssl_hf.data.registry import DATASETS
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.errors import InputError
@@ -18,8 +18,8 @@ MakeFolder = Callable[..., Path]
 
 
 def values(source: Any) -> list[int]:
-    """The first pixel of every picture."""
-    return [int(decode_picture(row[source.image_column])[0, 0, 0]) for row in source.dataset]
+    """The first pixel of every image."""
+    return [int(decode_image(row[source.image_column])[0, 0, 0]) for row in source.dataset]
 
 
 def test_digits_have_two_disjoint_stratified_splits() -> None:
@@ -29,7 +29,7 @@ def test_digits_have_two_disjoint_stratified_splits() -> None:
     assert not train.flip_is_safe and train.fingerprint != test.fingerprint
     counts = np.bincount(test.dataset["label"])
     assert counts.min() >= 29 and counts.max() <= 31
-    pixels = np.stack([decode_picture(row["image"]) for row in test.dataset])
+    pixels = np.stack([decode_image(row["image"]) for row in test.dataset])
     assert pixels.shape == (300, 8, 8, 3) and pixels.min() == 0 and pixels.max() == 255
 
 
@@ -51,36 +51,36 @@ def test_registry_knows_which_data_must_not_be_mirrored() -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_nested_folder_of_pictures(tmp_path: Path, picture: Any, encode: Any, streaming: bool) -> None:
+def test_nested_folder_of_images(tmp_path: Path, image: Any, encode: Any, streaming: bool) -> None:
     for name in ("b/2.PNG", "a/deep/1.jpeg", "0.png", ".hidden.png", ".git/3.png", "notes.txt"):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "set" / name).write_bytes(encode(picture(1)))
+        (tmp_path / "set" / name).write_bytes(encode(image(1)))
     source = load_source(str(tmp_path / "set"), streaming=streaming)
     found = [Path(row["image"]["path"]).relative_to(tmp_path / "set") for row in source.dataset]
     assert [str(path) for path in found] == ["0.png", "a/deep/1.jpeg", "b/2.PNG"]
     assert source.name == "set" and source.label_column is None and source.class_names is None
 
 
-def test_linked_folders_are_followed_once(tmp_path: Path, picture_folder: MakeFolder) -> None:
-    folder = picture_folder(3)
+def test_linked_folders_are_followed_once(tmp_path: Path, image_folder: MakeFolder) -> None:
+    folder = image_folder(3)
     (folder / "circle").symlink_to(folder)
-    other = picture_folder(2, "other")
+    other = image_folder(2, "other")
     (folder / "more").symlink_to(other)
     assert len(load_source(str(folder)).dataset) == 5
 
 
-def test_folders_named_like_splits_are_splits(tmp_path: Path, picture: Any, encode: Any) -> None:
+def test_folders_named_like_splits_are_splits(tmp_path: Path, image: Any, encode: Any) -> None:
     for name in ("train/a/0.png", "train/b/1.png", "test/2.png"):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "set" / name).write_bytes(encode(picture(1)))
+        (tmp_path / "set" / name).write_bytes(encode(image(1)))
     assert len(load_source(str(tmp_path / "set")).dataset) == 2
     assert len(load_source(str(tmp_path / "set"), split="test").dataset) == 1
     with pytest.raises(InputError, match="its splits are test, train"):
         load_source(str(tmp_path / "set"), split="validation")
 
 
-def test_fingerprint_follows_the_files(picture_folder: MakeFolder) -> None:
-    folder = picture_folder(3)
+def test_fingerprint_follows_the_files(image_folder: MakeFolder) -> None:
+    folder = image_folder(3)
     before = load_source(str(folder)).fingerprint
     assert load_source(str(folder)).fingerprint == before
     moved = folder.rename(folder.with_name("moved"))
@@ -171,31 +171,31 @@ def test_hub_is_asked_for_the_registry_entry(monkeypatch: pytest.MonkeyPatch, ta
 
 
 def test_columns_are_found_by_type_or_named(tmp_path: Path, table: MakeTable) -> None:
-    pictures = table(2)
-    pictures = pictures.add_column("fine", [0, 1]).cast_column("fine", datasets.ClassLabel(names=["a", "b"]))
-    pictures.rename_column("image", "photo").to_parquet(tmp_path / "train.parquet")
+    images = table(2)
+    images = images.add_column("fine", [0, 1]).cast_column("fine", datasets.ClassLabel(names=["a", "b"]))
+    images.rename_column("image", "photo").to_parquet(tmp_path / "train.parquet")
     source = load_source(str(tmp_path))
     assert source.image_column == "photo" and source.label_column is None  # two columns of class labels
     assert load_source(str(tmp_path), label_column="fine").class_names == ("a", "b")
-    with pytest.raises(InputError, match=r"'picture' does not exist.*photo \(Image\)"):
-        load_source(str(tmp_path), image_column="picture")
-    with pytest.raises(InputError, match="'label' holds no pictures"):
+    with pytest.raises(InputError, match=r"'image' does not exist.*photo \(Image\)"):
+        load_source(str(tmp_path), image_column="image")
+    with pytest.raises(InputError, match="'label' holds no images"):
         load_source(str(tmp_path), image_column="label")
     with pytest.raises(InputError, match="'coarse' does not exist"):
         load_source(str(tmp_path), label_column="coarse")
 
 
-def test_untyped_bytes_are_found_by_name(tmp_path: Path, picture: Any, encode: Any) -> None:
-    cells = [encode(picture(number)) for number in range(2)]
+def test_untyped_bytes_are_found_by_name(tmp_path: Path, image: Any, encode: Any) -> None:
+    cells = [encode(image(number)) for number in range(2)]
     datasets.Dataset.from_dict({"img": cells, "note": ["a", "b"]}).to_parquet(tmp_path / "train.parquet")
     for streaming in (False, True):
         source = load_source(str(tmp_path), streaming=streaming)
-        decoded = [decode_picture(row["img"]) for row in source.dataset]
-        assert np.array_equal(decoded[1], picture(1))
+        decoded = [decode_image(row["img"]) for row in source.dataset]
+        assert np.array_equal(decoded[1], image(1))
 
 
-def test_two_picture_columns_must_be_told_apart(tmp_path: Path, picture: Any, encode: Any) -> None:
-    cell = {"bytes": encode(picture(0)), "path": None}
+def test_two_image_columns_must_be_told_apart(tmp_path: Path, image: Any, encode: Any) -> None:
+    cell = {"bytes": encode(image(0)), "path": None}
     features = datasets.Features(left=datasets.Image(), right=datasets.Image())
     datasets.Dataset.from_dict({"left": [cell], "right": [cell]}, features=features).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match="Set `image_column` to one of left"):
@@ -203,11 +203,11 @@ def test_two_picture_columns_must_be_told_apart(tmp_path: Path, picture: Any, en
     assert load_source(str(tmp_path), image_column="right").image_column == "right"
 
 
-def test_empty_folder_and_file_are_refused(tmp_path: Path, picture_folder: MakeFolder) -> None:
+def test_empty_folder_and_file_are_refused(tmp_path: Path, image_folder: MakeFolder) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="holds no images"):
         load_source(str(tmp_path / "empty"))
-    folder = picture_folder(1)
+    folder = image_folder(1)
     with pytest.raises(InputError, match="is a file"):
         load_source(str(folder / "0000.png"))
     with pytest.raises(InputError, match="no configuration"):

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.sources import Source, load_source
-from tpssl_hf.data.streams import EndlessStream, PictureStream, StreamingPictures
+from tpssl_hf.data.streams import EndlessStream, ImageStream, StreamingImages
 from tpssl_hf.errors import InputError
 
 MakeTable = Callable[..., datasets.Dataset]
 
 
 @pytest.fixture
-def store(table: MakeTable, tmp_path: Path) -> PictureStore:
-    """53 pictures; picture ``n`` is filled with the value n."""
+def store(table: MakeTable, tmp_path: Path) -> ImageCache:
+    """53 images; image ``n`` is filled with the value n."""
     table(53).save_to_disk(tmp_path / "set")
     source = load_source(str(tmp_path / "set"))
-    opened, _ = open_store(
+    opened, _ = load_image_cache(
         source, image_size=8, cache_budget=2**20, num_workers=1, progress=False, cache_dir=tmp_path / "stores"
     )
     return opened
@@ -32,7 +32,7 @@ def store(table: MakeTable, tmp_path: Path) -> PictureStore:
 
 @pytest.fixture
 def streamed(table: MakeTable, tmp_path: Path) -> Callable[..., Source]:
-    """A parquet folder of 60 pictures in so many files, streamed."""
+    """A parquet folder of 60 images in so many files, streamed."""
 
     def make(files: int, bad: int = 0) -> Source:
         folder = tmp_path / f"streamed-{files}-{bad}"
@@ -51,19 +51,19 @@ def streamed(table: MakeTable, tmp_path: Path) -> Callable[..., Source]:
     return make
 
 
-def take(stream: PictureStream | StreamingPictures, count: int, start_step: int = 0) -> list[Pictures]:
+def take(stream: ImageStream | StreamingImages, count: int, start_step: int = 0) -> list[ImageBatch]:
     batches = stream.batches(start_step)
     taken = list(itertools.islice(batches, count))
     batches.close()  # type: ignore[attr-defined]
     return taken
 
 
-def assert_same(one: Pictures, other: Pictures) -> None:
+def assert_same(one: ImageBatch, other: ImageBatch) -> None:
     for name in ("pixels", "sizes", "index", "epoch"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
-def first_values(batches: list[Pictures]) -> list[int]:
+def first_values(batches: list[ImageBatch]) -> list[int]:
     return [value for batch in batches for value in batch.pixels[:, 0, 0, 0].tolist()]
 
 
@@ -71,8 +71,8 @@ def our_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("tpssl")]
 
 
-def test_every_epoch_is_another_permutation(store: PictureStore) -> None:
-    stream = PictureStream(store, batch_size=8, seed=1)
+def test_every_epoch_is_another_permutation(store: ImageCache) -> None:
+    stream = ImageStream(store, batch_size=8, seed=1)
     assert stream.steps_per_epoch == 6
     orders = [stream.order(epoch).tolist() for epoch in (0, 1, 0)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(53))
@@ -84,15 +84,15 @@ def test_every_epoch_is_another_permutation(store: PictureStore) -> None:
     assert first_values(batches) == torch.cat([batch.index for batch in batches]).tolist()
 
 
-def test_seed_decides_the_order(store: PictureStore) -> None:
-    orders = [PictureStream(store, batch_size=8, seed=seed).order(0).tolist() for seed in (1, 1, 2)]
+def test_seed_decides_the_order(store: ImageCache) -> None:
+    orders = [ImageStream(store, batch_size=8, seed=seed).order(0).tolist() for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_processes_together_see_what_one_sees(store: PictureStore) -> None:
-    alone = take(PictureStream(store, batch_size=8, seed=1), 14)
+def test_processes_together_see_what_one_sees(store: ImageCache) -> None:
+    alone = take(ImageStream(store, batch_size=8, seed=1), 14)
     ranks = [
-        take(PictureStream(store, batch_size=4, seed=1, process_index=rank, num_processes=2), 14) for rank in (0, 1)
+        take(ImageStream(store, batch_size=4, seed=1, process_index=rank, num_processes=2), 14) for rank in (0, 1)
     ]
     for whole, first, second in zip(alone, *ranks, strict=True):
         assert torch.equal(whole.index, torch.cat([first.index, second.index]))
@@ -100,79 +100,77 @@ def test_processes_together_see_what_one_sees(store: PictureStore) -> None:
 
 
 @pytest.mark.parametrize("start_step", [1, 5, 6, 13])
-def test_starting_later_equals_skipping(store: PictureStore, start_step: int) -> None:
-    stream = PictureStream(store, batch_size=8, seed=1)
+def test_starting_later_equals_skipping(store: ImageCache, start_step: int) -> None:
+    stream = ImageStream(store, batch_size=8, seed=1)
     for whole, resumed in zip(take(stream, 16)[start_step:], take(stream, 16 - start_step, start_step), strict=True):
         assert_same(whole, resumed)
 
 
-def test_subset_stays_within_its_indices(store: PictureStore) -> None:
+def test_subset_stays_within_its_indices(store: ImageCache) -> None:
     chosen = np.array([3, 9, 27, 50])
-    batches = take(PictureStream(store, batch_size=2, seed=0, indices=chosen), 6)
+    batches = take(ImageStream(store, batch_size=2, seed=0, indices=chosen), 6)
     assert {int(number) for batch in batches for number in batch.index} == set(chosen.tolist())
 
 
-def test_fewer_pictures_than_a_batch_are_refused(store: PictureStore) -> None:
-    with pytest.raises(InputError, match=r"53 pictures of 'set' are fewer than one batch of 64 \(32 x 2 processes\)"):
-        PictureStream(store, batch_size=32, seed=0, num_processes=2)
+def test_fewer_images_than_a_batch_are_refused(store: ImageCache) -> None:
+    with pytest.raises(InputError, match=r"53 images of 'set' are fewer than one batch of 64 \(32 x 2 processes\)"):
+        ImageStream(store, batch_size=32, seed=0, num_processes=2)
 
 
-def test_endless_batches_leave_nothing_out_and_go_over_the_end_of_an_epoch(store: PictureStore) -> None:
+def test_endless_batches_leave_nothing_out_and_go_over_the_end_of_an_epoch(store: ImageCache) -> None:
     stream = EndlessStream(store, batch_size=7, seed=3)
-    seen = [pictures for step in range(2 * len(store)) for pictures in [stream.batch(step)]]
+    seen = [images for step in range(2 * len(store)) for images in [stream.batch(step)]]
     index, epoch = torch.cat([p.index for p in seen]), torch.cat([p.epoch for p in seen])
     for number in range(14):  # 2N batches of 7 are 14 epochs
         assert sorted(index[epoch == number].tolist()) == list(range(len(store)))
     assert any(len(set(p.epoch.tolist())) == 2 for p in seen)
 
 
-def test_few_pictures_fill_large_batches_with_new_epochs(store: PictureStore) -> None:
-    pictures = EndlessStream(store, batch_size=8, seed=3, indices=np.array([2, 5, 7])).batch(4)
-    assert set(pictures.index.tolist()) == {2, 5, 7} and set(pictures.epoch.tolist()) == {10, 11, 12, 13}
-    assert len(set(zip(pictures.index.tolist(), pictures.epoch.tolist(), strict=True))) == 8
+def test_few_images_fill_large_batches_with_new_epochs(store: ImageCache) -> None:
+    images = EndlessStream(store, batch_size=8, seed=3, indices=np.array([2, 5, 7])).batch(4)
+    assert set(images.index.tolist()) == {2, 5, 7} and set(images.epoch.tolist()) == {10, 11, 12, 13}
+    assert len(set(zip(images.index.tolist(), images.epoch.tolist(), strict=True))) == 8
 
 
-def test_endless_streams_of_two_processes_see_together_what_one_sees(store: PictureStore) -> None:
+def test_endless_streams_of_two_processes_see_together_what_one_sees(store: ImageCache) -> None:
     whole = EndlessStream(store, batch_size=6, seed=3)
     parts = [EndlessStream(store, batch_size=3, seed=3, process_index=r, num_processes=2) for r in (0, 1)]
     for step in (0, 1, 9):
         together = [part.batch(step) for part in parts]
-        assert torch.equal(whole.batch(step).index, torch.cat([pictures.index for pictures in together]))
+        assert torch.equal(whole.batch(step).index, torch.cat([images.index for images in together]))
         assert torch.equal(whole.batch(step).pixels[:3], together[0].pixels)
 
 
-def test_an_endless_stream_entered_later_gives_the_same_batches(store: PictureStore) -> None:
+def test_an_endless_stream_entered_later_gives_the_same_batches(store: ImageCache) -> None:
     stream = EndlessStream(store, batch_size=5, seed=3)
     opened = stream.batches(7)
     assert torch.equal(next(opened).index, EndlessStream(store, batch_size=5, seed=3).batch(7).index)
     opened.close()  # type: ignore[attr-defined]
 
 
-def test_an_endless_stream_of_no_pictures_is_refused(store: PictureStore) -> None:
-    with pytest.raises(InputError, match="no picture"):
+def test_an_endless_stream_of_no_images_is_refused(store: ImageCache) -> None:
+    with pytest.raises(InputError, match="no image"):
         EndlessStream(store, batch_size=2, seed=0, indices=np.array([], dtype=np.int64))
 
 
-def test_prefetching_thread_ends_with_the_stream(store: PictureStore) -> None:
-    batches = PictureStream(store, batch_size=8, seed=1).batches(0)
+def test_prefetching_thread_ends_with_the_stream(store: ImageCache) -> None:
+    batches = ImageStream(store, batch_size=8, seed=1).batches(0)
     next(batches)
     assert our_threads()
     batches.close()  # type: ignore[attr-defined]
     assert not our_threads()
-    forgotten = PictureStream(store, batch_size=8, seed=1).batches(0)
+    forgotten = ImageStream(store, batch_size=8, seed=1).batches(0)
     next(forgotten)
     del forgotten
     gc.collect()
     assert not our_threads()
 
 
-def test_prefetching_stays_two_ahead_and_passes_errors_on(
-    store: PictureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = PictureStream(store, batch_size=8, seed=1)
+def test_prefetching_stays_two_ahead_and_passes_errors_on(store: ImageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = ImageStream(store, batch_size=8, seed=1)
     asked = []
 
-    def batch(step: int) -> Pictures:
+    def batch(step: int) -> ImageBatch:
         asked.append(step)
         if step == 3:
             raise InputError("the fourth batch is broken")
@@ -190,7 +188,7 @@ def test_prefetching_stays_two_ahead_and_passes_errors_on(
 
 
 def test_streamed_batches_cover_every_epoch_in_another_order(streamed: Callable[..., Source]) -> None:
-    batches = take(StreamingPictures(streamed(2), image_size=8, batch_size=10, seed=3, num_workers=2), 12)
+    batches = take(StreamingImages(streamed(2), image_size=8, batch_size=10, seed=3, num_workers=2), 12)
     first, second = first_values(batches[:6]), first_values(batches[6:])
     assert sorted(first) == sorted(second) == list(range(60)) and first != second
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(120))
@@ -201,8 +199,8 @@ def test_streamed_batches_cover_every_epoch_in_another_order(streamed: Callable[
 @pytest.mark.parametrize("start_step", [1, 6, 9])
 def test_streamed_resume_is_exact(streamed: Callable[..., Source], start_step: int) -> None:
     source = streamed(2, bad=2)
-    whole = take(StreamingPictures(source, image_size=8, batch_size=8, seed=3, num_workers=1), 12)
-    again = StreamingPictures(source, image_size=8, batch_size=8, seed=3, num_workers=2)
+    whole = take(StreamingImages(source, image_size=8, batch_size=8, seed=3, num_workers=1), 12)
+    again = StreamingImages(source, image_size=8, batch_size=8, seed=3, num_workers=2)
     for expected, resumed in zip(whole[start_step:], take(again, 12 - start_step, start_step), strict=True):
         assert_same(expected, resumed)
 
@@ -212,7 +210,7 @@ def test_streaming_processes_share_nothing(streamed: Callable[..., Source], file
     source = streamed(files)
     ranks = [
         take(
-            StreamingPictures(
+            StreamingImages(
                 source, image_size=8, batch_size=5, seed=3, num_workers=1, process_index=rank, num_processes=2
             ),
             12,
@@ -225,8 +223,8 @@ def test_streaming_processes_share_nothing(streamed: Callable[..., Source], file
     assert sorted(indices) == list(range(120))
 
 
-def test_streaming_leaves_bad_pictures_out_and_counts_them(streamed: Callable[..., Source]) -> None:
-    stream = StreamingPictures(streamed(2, bad=2), image_size=8, batch_size=10, seed=3, num_workers=1)
+def test_streaming_leaves_bad_images_out_and_counts_them(streamed: Callable[..., Source]) -> None:
+    stream = StreamingImages(streamed(2, bad=2), image_size=8, batch_size=10, seed=3, num_workers=1)
     values = first_values(take(stream, 30))
     assert not {0, 30} & set(values) and len(values) == 300
     assert stream.seen >= 300 and 8 <= len(stream.bad) <= 0.05 * stream.seen
@@ -234,18 +232,18 @@ def test_streaming_leaves_bad_pictures_out_and_counts_them(streamed: Callable[..
 
 
 def test_streaming_stops_when_many_are_bad(streamed: Callable[..., Source]) -> None:
-    stream = StreamingPictures(streamed(2, bad=6), image_size=8, batch_size=10, seed=3, num_workers=1)
+    stream = StreamingImages(streamed(2, bad=6), image_size=8, batch_size=10, seed=3, num_workers=1)
     with pytest.raises(InputError, match="cannot be read"):
         take(stream, 30)
     assert 200 <= stream.seen < 230 and not our_threads()
 
 
-def test_streaming_needs_a_streamed_source_and_pictures_for_everyone(
-    streamed: Callable[..., Source], store: PictureStore
+def test_streaming_needs_a_streamed_source_and_images_for_everyone(
+    streamed: Callable[..., Source], store: ImageCache
 ) -> None:
     with pytest.raises(InputError, match="turn streaming on"):
-        StreamingPictures(load_source("digits"), image_size=8, batch_size=5, seed=0, num_workers=1)
-    hungry = StreamingPictures(
+        StreamingImages(load_source("digits"), image_size=8, batch_size=5, seed=0, num_workers=1)
+    hungry = StreamingImages(
         load_source("digits", split="test", streaming=True),
         image_size=8,
         batch_size=5,
@@ -254,5 +252,5 @@ def test_streaming_needs_a_streamed_source_and_pictures_for_everyone(
         process_index=300,
         num_processes=301,
     )
-    with pytest.raises(InputError, match="gets no pictures"):
+    with pytest.raises(InputError, match="gets no images"):
         take(hungry, 1)

@@ -35,7 +35,7 @@ IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         ("test_vit", [f"blocks.{number}" for number in range(6)]),
     ],
 )
-def test_stages_are_those_timm_knows_and_each_gives_a_row_per_picture(name: str, stages: list[str]) -> None:
+def test_stages_are_those_timm_knows_and_each_gives_a_row_per_image(name: str, stages: list[str]) -> None:
     backbone = backbone_of(name)
     assert stage_names(backbone) == stages
     features = stage_features(backbone, IMAGES, stages)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation import feature_cache as module
@@ -13,20 +13,20 @@ from tpssl_hf.evaluation.feature_cache import features_of
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> PictureStore:
-    return open_store(
+def store(tmp_path_factory: pytest.TempPathFactory) -> ImageCache:
+    return load_image_cache(
         load_source("digits", split="test"),
         image_size=32,
         cache_budget=2**30,
         num_workers=1,
         progress=False,
-        cache_dir=tmp_path_factory.mktemp("pictures"),
+        cache_dir=tmp_path_factory.mktemp("images"),
         limit_images=24,
     )[0]
 
 
 @pytest.fixture
-def asked(store: PictureStore, tmp_path: Path) -> dict[str, Any]:
+def asked(store: ImageCache, tmp_path: Path) -> dict[str, Any]:
     return {
         "store": store,
         "indices": np.arange(20),
@@ -62,14 +62,14 @@ def test_statistics_measured_anew_are_not_those_of_random_weights(asked: dict[st
     assert not np.allclose(kept, measured, rtol=0.01)
 
 
-def test_statistics_of_other_pictures_are_kept_apart(asked: dict[str, Any], tmp_path: Path) -> None:
-    others = open_store(
+def test_statistics_of_other_images_are_kept_apart(asked: dict[str, Any], tmp_path: Path) -> None:
+    others = load_image_cache(
         load_source("digits", split="train"),
         image_size=32,
         cache_budget=2**30,
         num_workers=1,
         progress=False,
-        cache_dir=tmp_path / "pictures",
+        cache_dir=tmp_path / "images",
         limit_images=24,
     )[0]
     own, other = features_of(**asked, statistics=asked["store"]), features_of(**asked, statistics=others)

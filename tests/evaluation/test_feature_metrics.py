@@ -6,8 +6,8 @@ from tpssl_hf.evaluation.feature_metrics import (
     effective_rank,
     embedding_std,
     linear_cka,
-    neighbour_agreement,
-    neighbours,
+    neighbor_agreement,
+    neighbors,
     uniformity,
 )
 
@@ -20,7 +20,7 @@ def rotation(size: int) -> np.ndarray:
 
 def with_singular_values(values: list[float], rows: int = 30) -> np.ndarray:
     left = RANDOM.normal(size=(rows, len(values)))
-    left = np.linalg.qr(left - left.mean(axis=0))[0]  # centred columns stay centred
+    left = np.linalg.qr(left - left.mean(axis=0))[0]  # centered columns stay centered
     return left * values @ rotation(len(values))
 
 
@@ -61,9 +61,9 @@ def test_uniformity_by_hand_and_against_a_loop() -> None:
     assert uniformity(features, t=3) == pytest.approx(np.log(np.mean(terms)))
 
 
-def test_neighbours_equal_a_loop_and_leave_out_oneself() -> None:
+def test_neighbors_equal_a_loop_and_leave_out_oneself() -> None:
     features = RANDOM.normal(size=(25, 6))
-    found = neighbours(features, 4)
+    found = neighbors(features, 4)
     for row in range(25):
         cosines = {
             other: features[row] @ features[other] / np.linalg.norm(features[row]) / np.linalg.norm(features[other])
@@ -71,22 +71,22 @@ def test_neighbours_equal_a_loop_and_leave_out_oneself() -> None:
             if other != row
         }
         assert set(found[row]) == set(sorted(cosines, key=lambda other: -cosines[other])[:4])
-    assert neighbours(features[:3], 10).shape == (3, 2), "no more neighbours than there are"
+    assert neighbors(features[:3], 10).shape == (3, 2), "no more neighbors than there are"
 
 
-def test_neighbours_are_told_apart_beside_a_large_common_mean() -> None:
+def test_neighbors_are_told_apart_beside_a_large_common_mean() -> None:
     features = RANDOM.normal(size=(40, 6))
     features -= features.mean(axis=1, keepdims=True)  # across the direction of the mean added below
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     near_point = features + 1e4
-    assert neighbour_agreement(neighbours(features, 5), neighbours(near_point, 5)) == 1.0
+    assert neighbor_agreement(neighbors(features, 5), neighbors(near_point, 5)) == 1.0
 
 
 def test_agreement_by_hand() -> None:
     one = np.array([[1, 2], [0, 3]])
-    assert neighbour_agreement(one, one[:, ::-1]) == 1.0
-    assert neighbour_agreement(one, np.array([[3, 4], [4, 5]])) == 0.0
-    assert neighbour_agreement(one, np.array([[1, 4], [0, 3]])) == 0.75
+    assert neighbor_agreement(one, one[:, ::-1]) == 1.0
+    assert neighbor_agreement(one, np.array([[3, 4], [4, 5]])) == 0.0
+    assert neighbor_agreement(one, np.array([[1, 4], [0, 3]])) == 0.75
 
 
 def test_cka_sees_neither_rotation_shift_nor_scale() -> None:
@@ -97,10 +97,10 @@ def test_cka_sees_neither_rotation_shift_nor_scale() -> None:
 
 def test_cka_equals_its_definition_and_is_low_for_strangers() -> None:
     a, b = RANDOM.normal(size=(200, 4)), RANDOM.normal(size=(200, 6))
-    centred_a, centred_b = a - a.mean(axis=0), b - b.mean(axis=0)
+    centered_a, centered_b = a - a.mean(axis=0), b - b.mean(axis=0)
     squared = [
         np.linalg.norm(left.T @ right) ** 2
-        for left, right in ((centred_a, centred_b), (centred_a, centred_a), (centred_b, centred_b))
+        for left, right in ((centered_a, centered_b), (centered_a, centered_a), (centered_b, centered_b))
     ]
     assert linear_cka(a, b) == pytest.approx(squared[0] / np.sqrt(squared[1] * squared[2]))
     assert linear_cka(a, b) < 0.1

@@ -6,19 +6,19 @@ import torch
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.evaluation.batchnorm import recalibrated
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.evaluation.batchnorm import with_reestimated_batchnorm
 from tpssl_hf.evaluation.features import batches_of
 
 SETTINGS = ViewSettings(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), seed=0)
 CPU = torch.device("cpu")
 
 
-def pictures_of(count: int, seed: int = 0) -> Pictures:
+def images_of(count: int, seed: int = 0) -> ImageBatch:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
     index = torch.arange(count)
-    return Pictures(pixels, torch.full((count, 2), 32), index, torch.zeros_like(index))
+    return ImageBatch(pixels, torch.full((count, 2), 32), index, torch.zeros_like(index))
 
 
 def backbone_of(name: str = "test_resnet") -> nn.Module:
@@ -31,8 +31,8 @@ def backbone_of(name: str = "test_resnet") -> nn.Module:
     return model
 
 
-def test_recalibrated_statistics_are_those_of_torch_in_training_mode() -> None:
-    batches = [pictures_of(16, seed) for seed in (0, 1, 2)]
+def test_reestimated_statistics_are_those_of_torch_in_training_mode() -> None:
+    batches = [images_of(16, seed) for seed in (0, 1, 2)]
     backbone = backbone_of()
     reference = copy.deepcopy(backbone).train()
     for module in reference.modules():
@@ -42,7 +42,7 @@ def test_recalibrated_statistics_are_those_of_torch_in_training_mode() -> None:
     with torch.no_grad():
         for batch in batches:
             reference(eval_view(batch, SETTINGS))
-    found = recalibrated(backbone, batches, SETTINGS, CPU).state_dict()
+    found = with_reestimated_batchnorm(backbone, batches, SETTINGS, CPU).state_dict()
     for name, value in reference.state_dict().items():
         if "running" in name:
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
@@ -51,7 +51,7 @@ def test_recalibrated_statistics_are_those_of_torch_in_training_mode() -> None:
 def test_recalibrating_leaves_the_original_and_all_weights_alone() -> None:
     backbone = backbone_of().train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    network = recalibrated(backbone, [pictures_of(8)], SETTINGS, CPU)
+    network = with_reestimated_batchnorm(backbone, [images_of(8)], SETTINGS, CPU)
     assert backbone.training and not network.training
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     for (name, value), own in zip(network.named_parameters(), backbone.parameters(), strict=True):
@@ -59,27 +59,29 @@ def test_recalibrating_leaves_the_original_and_all_weights_alone() -> None:
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
-def test_recalibrated_features_no_longer_depend_on_the_statistics_of_the_views() -> None:
+def test_reestimated_features_no_longer_depend_on_the_statistics_of_the_views() -> None:
     one, other = backbone_of(), backbone_of()
     for module in other.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.fill_(-1.0)
-    images = eval_view(pictures_of(8), SETTINGS)
+    images = eval_view(images_of(8), SETTINGS)
     with torch.no_grad():
         assert not torch.equal(one.eval()(images), other.eval()(images))
-        outputs = [recalibrated(network, [pictures_of(8)], SETTINGS, CPU)(images) for network in (one, other)]
+        outputs = [
+            with_reestimated_batchnorm(network, [images_of(8)], SETTINGS, CPU)(images) for network in (one, other)
+        ]
     assert torch.equal(*outputs)
 
 
-def test_a_network_without_batchnorm_comes_back_as_it_is_and_reads_no_pictures() -> None:
+def test_a_network_without_batchnorm_comes_back_as_it_is_and_reads_no_images() -> None:
     torch.manual_seed(0)
     backbone = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=32)
 
     def unread() -> object:
-        pytest.fail("read a picture for nothing")
+        pytest.fail("read an image for nothing")
         yield
 
-    network = recalibrated(backbone, unread(), SETTINGS, CPU)
+    network = with_reestimated_batchnorm(backbone, unread(), SETTINGS, CPU)
     assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in network.state_dict().items())
 
 

@@ -26,12 +26,12 @@ def test_knn_equals_a_loop() -> None:
     bank, queries = random.normal(size=(60, 5)), random.normal(size=(30, 5))
     labels, truth = random.integers(3, 6, 60), random.integers(3, 6, 30)
     for k in (1, 4, 20, 60):
-        assert knn_accuracy(bank, labels, queries, truth, neighbours=k) == slow_knn(bank, labels, queries, truth, k)
+        assert knn_accuracy(bank, labels, queries, truth, neighbors=k) == slow_knn(bank, labels, queries, truth, k)
 
 
-def test_more_neighbours_than_pictures_is_all_of_them() -> None:
+def test_more_neighbors_than_images_is_all_of_them() -> None:
     bank, labels = np.eye(3), np.array([0, 1, 2])
-    assert knn_accuracy(bank, labels, bank, labels, neighbours=20) == 1.0
+    assert knn_accuracy(bank, labels, bank, labels, neighbors=20) == 1.0
 
 
 def test_knn_does_not_see_the_length_of_features() -> None:
@@ -54,9 +54,9 @@ def test_accuracy_is_the_share_of_right_answers_and_answers_are_labels_that_were
 def few(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Four labels of each of five classes in 64 dimensions with a large common mean, and 500 queries."""
     random = np.random.default_rng(seed)
-    centres, common = random.normal(size=(5, 64)), 5 * random.normal(size=64)
+    centers, common = random.normal(size=(5, 64)), 5 * random.normal(size=64)
     labels, truth = np.repeat(np.arange(5), 4), np.arange(500) % 5
-    bank, queries = (common + centres[y] + 1.5 * random.normal(size=(len(y), 64)) for y in (labels, truth))
+    bank, queries = (common + centers[y] + 1.5 * random.normal(size=(len(y), 64)) for y in (labels, truth))
     return bank, labels, queries, truth
 
 
@@ -108,7 +108,7 @@ def test_the_split_is_the_same_every_time_disjoint_and_balanced() -> None:
     assert np.array_equal(labels[one.bank], one.bank_labels)
 
 
-def test_the_split_takes_labelled_pictures_only_and_no_more_than_asked() -> None:
+def test_the_split_takes_labeled_images_only_and_no_more_than_asked() -> None:
     labels = np.where(np.arange(1000) % 2, -1, np.arange(1000) // 2 % 5)
     split = probe_split(labels, most=100)
     assert split is not None

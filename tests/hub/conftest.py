@@ -19,7 +19,7 @@ DIGITS = {"dataset": "digits", "image_size": 32, "limit_images": 160}
 
 
 def _run(name: str, settings: dict[str, Any], patch: pytest.MonkeyPatch, drawing: tuple[str, ...]) -> None:
-    """Run recipes/NAME.py in this process, without the pictures that take most of its time."""
+    """Run recipes/NAME.py in this process, without the images that take most of its time."""
     recipe = load_script(f"recipes/{name}.py")
     for place in drawing:
         module, _, function = place.rpartition(".")
@@ -61,12 +61,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         tiny = TINY | {"cache_dir": place / "cache"}
         own = {"batch_size": 8, "hidden_features": 32, "projection_features": 16, "output_dir": found["adapted"]}
-        pictures = ("draw_curves", "tpssl_hf.tasks.pretrain.run.draw_views")
-        _run("target_pretrain", tiny | DIGITS | own, patch, pictures)
+        images = ("draw_curves", "tpssl_hf.tasks.pretrain.run.draw_views")
+        _run("target_pretrain", tiny | DIGITS | own, patch, images)
         own = {"batch_size": 4, "labels": 20, "limit_test_images": 40, "output_dir": found["classifier"]}
         own |= {"init": found["adapted"] / "model"}
-        pictures = ("draw_curves", "draw_pseudo_labels", "tpssl_hf.tasks.classify.run.draw_views")
-        _run("ssl_classify", tiny | DIGITS | own, patch, pictures)
+        images = ("draw_curves", "draw_pseudo_labels", "tpssl_hf.tasks.classify.run.draw_views")
+        _run("ssl_classify", tiny | DIGITS | own, patch, images)
         own = {"dataset": place / "boxes", "labels": 4, "crop_height": 32, "crop_width": 48, "batch_size": 2}
         own |= {"decoder_width": 16, "output_dir": found["segmenter"]}
         _run(

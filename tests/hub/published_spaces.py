@@ -20,7 +20,7 @@ if sys.argv[1] == "with gradio":
     ours = [module.__file__ for name, module in sys.modules.items() if name.startswith("tpssl_hf")]
     parts = app.build_demo(read_demo_config(app.CONFIG)).get_config_file()["components"]
     texts = [part["props"].get("value") for part in parts if part["type"] == "markdown"]
-    found["demo"] = {"ours": ours, "texts": texts, "pictures": sum(part["type"] == "image" for part in parts)}
+    found["demo"] = {"ours": ours, "texts": texts, "images": sum(part["type"] == "image" for part in parts)}
 for block in Path("snippets.txt").read_text().split("#####"):
     scope = {}
     exec(compile(block, "snippet", "exec"), scope)
@@ -73,7 +73,7 @@ def check_demo(demo: dict[str, Any], folder: Path) -> None:
     for name in ("me/base", "me/segmenter"):
         assert any(f"{name} is no folder here and the Hub did not deliver it" in text for text in demo["texts"])
     assert "Adapted weights are better, as log.txt says with <hidden>." in demo["texts"]
-    assert demo["pictures"] == 3 and not any("not there yet" in text for text in demo["texts"])
+    assert demo["images"] == 3 and not any("not there yet" in text for text in demo["texts"])
     lines = (folder / "requirements.txt").read_text().splitlines()
     required = {re.split(r"[>=<]", line)[0] for line in lines if not line.startswith("#")}
     trees = [ast.parse(Path(module).read_text()) for module in demo["ours"]]

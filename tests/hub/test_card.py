@@ -62,10 +62,10 @@ def test_the_hub_files_it_by_the_numbers_the_run_wrote(
 def test_whether_others_get_what_was_scored_is_on_the_card(runs: dict[str, Path], tmp_path: Path) -> None:
     found = json.loads((runs["classifier"] / "results.json").read_text())["published_path"]
     assert "this model gave 32 test images the answers that were scored" in card_of(runs["classifier"])
-    assert "decode_picture" not in card_of(runs["classifier"])
+    assert "decode_image" not in card_of(runs["classifier"])
     said = "timm: 2 of 32 images answered otherwise than in the evaluation (a.png: 'x' (1.00) and not 'y' (1.00))"
     paths = [{**path, "agree_if_read_as_trained": 2} for path in found["paths"]]
-    for limits, call in ((None, 'decode_picture("picture.png")'), ([0, 4095], ", wide_range=(0, 4095))")):
+    for limits, call in ((None, 'decode_image("image.png")'), ([0, 4095], ", wide_range=(0, 4095))")):
         wrong = found | {"warning": said, "paths": paths} | ({} if limits is None else {"wide_range": limits})
         text = card_of(changed(runs["classifier"], tmp_path / f"run{limits}", published_path=wrong))
         assert "**Warning**: what is above was measured on images read as in training" in text
@@ -88,9 +88,9 @@ def test_base_weights_are_followed_over_a_local_folder_that_has_not_changed(
 
 def test_base_weights_that_are_published_nowhere_are_told_in_words(runs: dict[str, Path], tmp_path: Path) -> None:
     run = changed(runs["adapted"], tmp_path / "run", init={"kind": "folder", "name": "ours", "sha256": "0" * 64})
-    card = ModelCard(card_of(run, base_note="A ResNet-18 of our own pictures."))
+    card = ModelCard(card_of(run, base_note="A ResNet-18 of our own images."))
     assert card.data.base_model is None and "random weights" not in card.text
-    assert "- **Base weights**: A ResNet-18 of our own pictures (published nowhere)" in card.text
+    assert "- **Base weights**: A ResNet-18 of our own images (published nowhere)" in card.text
     with pytest.raises(InputError, match="base_note 'ours' is not what this run started from, random weights"):
         card_of(runs["adapted"], base_note="ours")
     with pytest.raises(InputError, match="not both"):
@@ -104,7 +104,7 @@ def test_converted_base_weights_are_named_by_their_file(runs: dict[str, Path], t
     (start / "config.json").write_text(json.dumps(config))
     results = json.loads((runs["adapted"] / "results.json").read_text())
     digest = hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
-    init = {"kind": "folder", "name": "moco", "sha256": digest, "licence": "cc-by-nc-4.0"}
+    init = {"kind": "folder", "name": "moco", "sha256": digest, "license": "cc-by-nc-4.0"}
     run = changed(runs["adapted"], tmp_path / "run", init=init, config=results["config"] | {"init": str(start)})
     card = ModelCard(card_of(run, license=None))
     assert f"- **Base weights**: moco_v2.pth.tar, SHA-256 `{'f' * 64}`, converted (MoCo)" in card.text
@@ -116,16 +116,16 @@ def test_converted_base_weights_are_named_by_their_file(runs: dict[str, Path], t
 @pytest.mark.parametrize(
     ("init", "base", "text"),
     [
-        ({"kind": "timm", "name": "resnet18.a1_in1k", "licence": "apache-2.0"}, "timm/resnet18.a1_in1k", "apache-2.0"),
-        ({"kind": "hub", "name": "you/y", "revision": "abc123", "licence": "mit"}, "you/y", "at commit `abc123`"),
+        ({"kind": "timm", "name": "resnet18.a1_in1k", "license": "apache-2.0"}, "timm/resnet18.a1_in1k", "apache-2.0"),
+        ({"kind": "hub", "name": "you/y", "revision": "abc123", "license": "mit"}, "you/y", "at commit `abc123`"),
     ],
 )
-def test_published_base_weights_are_named_and_their_licence_inherited(
+def test_published_base_weights_are_named_and_their_license_inherited(
     init: dict[str, str], base: str, text: str, runs: dict[str, Path], tmp_path: Path
 ) -> None:
     run = changed(runs["adapted"], tmp_path / "run", init=init)
     card = ModelCard(card_of(run, license=None))
-    assert (card.data.base_model, card.data.license) == (base, init["licence"]) and text in card.text
+    assert (card.data.base_model, card.data.license) == (base, init["license"]) and text in card.text
     with pytest.raises(InputError, match="is not what this run started from"):
         card_of(run, base_model="none")
 
@@ -133,9 +133,9 @@ def test_published_base_weights_are_named_and_their_licence_inherited(
 @pytest.mark.parametrize(
     ("results", "choices", "sentence"),
     [
-        ({}, {"license": None}, "licence .* is not known.*--license apache-2.0"),
-        ({}, {"license": "Apache 2"}, "is not spelt as on the Hub"),
-        ({"dataset": None}, {}, "does not say which pictures"),
+        ({}, {"license": None}, "license .* is not known.*--license apache-2.0"),
+        ({}, {"license": "Apache 2"}, "is not spelled as on the Hub"),
+        ({"dataset": None}, {}, "does not say which images"),
         ({"seed": None}, {}, "does not say which seed"),
         ({"init": {"kind": "file", "name": "a.safetensors"}}, {}, "--base_model timm/resnet18.a1_in1k"),
         ({"init": {"kind": "timm", "name": "resnet18.default"}}, {}, "base weights are not known"),
@@ -209,7 +209,7 @@ def test_every_snippet_of_a_card_runs_on_the_folder_it_describes(
     choices = PublishConfig(license="apache-2.0", dry_run=str(folder))
     assert publish_run(runs[kind], "me/x", choices, say=said.append) == str(folder)
     card = (folder / "README.md").read_text()
-    Image.new("RGB", (40, 36), (90, 120, 30)).save(tmp_path / "picture.png")
+    Image.new("RGB", (40, 36), (90, 120, 30)).save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(blocks) >= 2
@@ -224,8 +224,8 @@ def test_every_snippet_of_a_card_runs_on_the_folder_it_describes(
 def test_paths_go_and_what_only_looks_like_one_stays() -> None:
     known = ["a-known-secret"]
     given = {
-        "whole": "/home/jane doe/my pictures",
-        "inside": "see /home/jane/run/log.txt, or C:\\Users\\jane\\x.csv; 3 pictures/s",
+        "whole": "/home/jane doe/my images",
+        "inside": "see /home/jane/run/log.txt, or C:\\Users\\jane\\x.csv; 3 images/s",
         "several": "/a/b,/c/d",
         "address": "https://jane:word@huggingface.co/me/x and https://huggingface.co/me/x",
         "repo": "me/x and and/or 8 / 8",
@@ -233,8 +233,8 @@ def test_paths_go_and_what_only_looks_like_one_stays() -> None:
         "token": ["a-known-secret", "hf_abcdefghijklmnopqrstuv", "hf_hub_id"],
     }
     assert publishable(given, known) == {
-        "whole": "my pictures",
-        "inside": "see log.txt, or x.csv; 3 pictures/s",
+        "whole": "my images",
+        "inside": "see log.txt, or x.csv; 3 images/s",
         "several": "b,d",
         "address": "https://<hidden>@huggingface.co/me/x and https://huggingface.co/me/x",
         "repo": "me/x and and/or 8 / 8",

@@ -81,7 +81,7 @@ def test_it_is_one_file_of_a_stated_opset_without_this_machine_in_it(kind: str, 
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18}
     card = (published[kind] / "README.md").read_text()
     assert "opset 18" in card
-    assert ("scores above were not taken" in card) == (kind == "segmenter")  # its run was scored on whole pictures
+    assert ("scores above were not taken" in card) == (kind == "segmenter")  # its run was scored on whole images
     for trace in (b'File "', b".py", str(Path.cwd()).encode(), str(Path.home()).encode() + b"/"):
         assert trace not in content
     assert not any(entry.data_location for entry in model.graph.initializer)  # nothing outside this file
@@ -93,7 +93,7 @@ def test_the_snippet_of_the_card_runs(
 ) -> None:
     card = (published[kind] / "README.md").read_text()
     [block] = [block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "onnxruntime" in block]
-    Image.new("RGB", (70, 36), (90, 120, 30)).save(tmp_path / "picture.png")
+    Image.new("RGB", (70, 36), (90, 120, 30)).save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda folder, name: Path(folder) / name)
     found: dict[str, Any] = {}
@@ -113,11 +113,11 @@ def test_browsers_get_the_pixels_of_the_run_and_python_goes_on_as_before(publish
     before = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"]))
     random = np.random.default_rng(0)
     for size in ((72, 64), (30, 20), (32, 32), (64, 112)):  # even margins: of odd ones the halves may be a pixel off
-        picture = Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
-        wanted = before(picture)[None]
-        browser = CLIPImageProcessorPil(**settings)(picture, return_tensors="pt")["pixel_values"]
+        image = Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
+        wanted = before(image)[None]
+        browser = CLIPImageProcessorPil(**settings)(image, return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(browser, wanted, rtol=0, atol=1e-5)
-        own = AutoImageProcessor.from_pretrained(published["classifier"])(picture)["pixel_values"]
+        own = AutoImageProcessor.from_pretrained(published["classifier"])(image)["pixel_values"]
         assert torch.equal(own, wanted)
     assert "image_mean" in (published["segmenter"] / "preprocessor_config.json").read_text()  # the run's own
 

@@ -46,7 +46,7 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {
         "title": "Mine",
         "sentence": f"Of {work}/run, and either/or.",
-        "classifiers": [{"name": "x", "base": "me/base", "adapted": "me/adapted@v1", "neighbours": "near.npz"}],
+        "classifiers": [{"name": "x", "base": "me/base", "adapted": "me/adapted@v1", "neighbors": "near.npz"}],
         "segmenters": [{"name": "y", "model": "me/segmenter", "shorter_side": 64}],
         "changes": [{"name": "z", "tsne": "a.png", "drift": str(work / "b.png"), "verdict": "verdict"}],
         "examples": {"classification": ["examples/digit_2.png"], "segmentation": ["own.png"]},
@@ -77,7 +77,7 @@ def test_a_space_arrives_in_one_commit_without_tokens_and_paths(
     assert front["models"] == ["me/adapted", "me/base", "me/segmenter"] and front["python_version"] == "3.11"
     shown = yaml.safe_load(files["demo.yaml"])
     assert shown["sentence"] == "Of run, and either/or."
-    assert shown["classifiers"][0] == content["classifiers"][0] | {"neighbours": "data/classifiers_1/neighbours.npz"}
+    assert shown["classifiers"][0] == content["classifiers"][0] | {"neighbors": "data/classifiers_1/neighbors.npz"}
     assert shown["changes"][0]["drift"] == "data/changes_1/drift.png"
     assert shown["examples"]["classification"] == ["examples/digit_2.png"]
     assert shown["examples"]["segmentation"] == ["data/examples/segmentation_1.png"]
@@ -103,7 +103,7 @@ def test_what_a_former_push_left_goes_and_what_is_not_ours_stays(
     left = hub.head("spaces/me/x").keys()
     assert "notes.txt" in left and "tpssl_hf/old.py" not in left and len(repository.messages) == 4
     assert [name for name in left if name.startswith("data/")] == [
-        "data/classifiers_1/neighbours.npz",
+        "data/classifiers_1/neighbors.npz",
         "data/examples/segmentation_1.png",
     ]
 
@@ -191,7 +191,7 @@ def test_a_space_that_could_not_run_is_refused(content: dict[str, Any], api: HfA
         ),
         ({"segmenters": [{"name": "y", "model": "verdict"}]}, "model verdict is a path.*publish the model first"),
         ({"segmenters": [{"name": "y", "model": "me/x", "tsne": "a.png"}]}, "unknown key 'tsne'"),
-        ({"classifiers": [{"name": "x", "base": "me/a", "adapted": "me/a", "neighbours": "no.npz"}]}, "no.npz is not"),
+        ({"classifiers": [{"name": "x", "base": "me/a", "adapted": "me/a", "neighbors": "no.npz"}]}, "no.npz is not"),
         ({"changes": [{"name": "z", "verdict": "."}]}, "holds no results.json"),
         ({"changes": [{"name": "z", "drift": "verdict"}]}, "drift verdict is no file"),
         ({"examples": {"classification": ["no.png"]}}, "examples, classification no.png is not there"),

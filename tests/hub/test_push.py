@@ -20,7 +20,7 @@ from tpssl_hf.hub.commit import PushError
 from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.publish import publish_run
 
-# The client itself passes pictures on in a way its HTTP library no longer likes.
+# The client itself passes images on in a way its HTTP library no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 Push = Callable[..., str]
 NAMES = {"README.md", "config.json", "curves.png", "model.safetensors", "results.json", "run_config.yaml"}
@@ -182,7 +182,7 @@ def test_tokens_and_paths_appear_nowhere(
     for name in ("model", "curves.png", "metrics.jsonl"):
         (run / name).symlink_to(runs["adapted"] / name)
     results = json.loads((runs["adapted"] / "results.json").read_text())
-    results["config"] |= {"dataset": f"{tmp_path}/my pictures", "image_column": TOKEN, "label_column": f"x{other}"}
+    results["config"] |= {"dataset": f"{tmp_path}/my images", "image_column": TOKEN, "label_column": f"x{other}"}
     results["stopped"] = f"see {tmp_path}/log.txt with wandb-canary-123"
     (run / "results.json").write_text(json.dumps(results))
     with caplog.at_level("DEBUG"):
@@ -200,7 +200,7 @@ def test_tokens_and_paths_appear_nowhere(
         assert [channel for channel in channels if secret in channel] == []
     for content in files.values():
         assert str(tmp_path).encode() not in content and str(runs["adapted"]).encode() not in content
-    assert b"my pictures" in files["run_config.yaml"] and b"cache_dir" not in files["run_config.yaml"]
+    assert b"my images" in files["run_config.yaml"] and b"cache_dir" not in files["run_config.yaml"]
 
 
 KILLS = [("preupload", "hold"), ("PUT /lfs/", "hold"), ("/commit/", "hold"), ("/commit/", "hold after")]

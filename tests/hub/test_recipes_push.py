@@ -20,7 +20,7 @@ from tpssl_hf.config.shared import HUB_KEYS
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import PushError
 
-# The client itself passes pictures on in a way its HTTP library no longer likes.
+# The client itself passes images on in a way its HTTP library no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 RECIPES = {"adapted": "target_pretrain", "classifier": "ssl_classify", "segmenter": "ssl_segment"}
 LOADERS = {
@@ -36,7 +36,7 @@ Recipe = Callable[..., int]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
-    """Run recipes/NAME.py in this process with these settings, without the pictures it draws; its exit code."""
+    """Run recipes/NAME.py in this process with these settings, without the images it draws; its exit code."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -150,8 +150,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"fault": "503"}, "status 503.*leave `--push_to_hub` out and publish later"),
     ({}, {"fault": "cut"}, "connection broke"),
     ({"hub_model_id": "me/open", "hub_private_repo": True}, {}, "public, which `--hub_private_repo` does not change"),
-    ({"hub_license": None}, {}, "licence of this run is not known.*`--hub_license apache-2.0`"),
-    ({"hub_license": "Apache 2"}, {}, "^hub_license 'Apache 2' is not spelt"),
+    ({"hub_license": None}, {}, "license of this run is not known.*`--hub_license apache-2.0`"),
+    ({"hub_license": "Apache 2"}, {}, "^hub_license 'Apache 2' is not spelled"),
     ({"hub_base_model": "resnet18"}, {}, "^hub_base_model 'resnet18' is not a Hub id"),
     ({"init": "WEIGHTS"}, {}, "base weights are not known.*`--hub_base_model timm/.*`--hub_base_note`"),
     ({"init": "WEIGHTS", "backbone": "resnet18"}, {}, "does not fit this backbone"),

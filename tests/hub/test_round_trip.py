@@ -40,7 +40,7 @@ with torch.no_grad():
     found["adapted transformers"] = wrapped(images).pooler_output
     backbone, origin = load_backbone("test_resnet", init="me/adapted")
     found["adapted tpssl_hf"] = backbone.eval()(images)
-    assert origin.kind == "hub" and origin.revision == sys.argv[1] and origin.licence == "mit", origin
+    assert origin.kind == "hub" and origin.revision == sys.argv[1] and origin.license == "mit", origin
     own = wrapped.timm_model.state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in backbone.state_dict().items())
     older, origin = load_backbone("test_resnet", init=f"me/moved@{sys.argv[2]}")
@@ -88,7 +88,7 @@ def test_what_is_pushed_loads_everywhere_and_gives_the_same(
         publish_run(runs[kind], "me/moved", PublishConfig(license="mit"), api=api, say=str)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.save(images, tmp_path / "images.pt")
-    Image.new("RGB", (40, 36), (90, 120, 30)).save(tmp_path / "picture.png")
+    Image.new("RGB", (40, 36), (90, 120, 30)).save(tmp_path / "image.png")
     cards = [hub.head(f"me/{kind}")["README.md"].decode() for kind in runs]
     blocks = [block for card in cards for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL)]
     (tmp_path / "snippets.txt").write_text("#####".join(blocks))
@@ -136,7 +136,7 @@ def test_the_recipe_shows_what_it_would_push(
     [
         ([], "no run is given"),
         (["RUN"], "no repository is given; add `--repo owner/name`"),
-        (["RUN", "--repo", "me/x", "--licence", "mit"], "the nearest known one is 'license'"),
+        (["RUN", "--repo", "me/x", "--license", "mit"], "the nearest known one is 'license'"),
         (["RUN", "--repo", "me/x", f"--token={TOKEN}"], "unknown setting 'token'"),
         (["RUN", "--repo", "me/x", "--timeout", "0"], "not a number of seconds above 0"),
         (["RUN", "--repo", "me/x"], "--license apache-2.0"),

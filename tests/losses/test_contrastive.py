@@ -7,7 +7,7 @@ from tpssl_hf.losses.contrastive import (
     info_nce,
     nearby_cells,
     negative_cosine,
-    normalised_std,
+    normalized_std,
     nt_xent,
     pixpro_consistency,
 )
@@ -36,10 +36,10 @@ def test_negative_cosine_computes_in_float32() -> None:
     assert negative_cosine(torch.randn(4, 3).bfloat16(), torch.randn(4, 3).bfloat16()).dtype == torch.float32
 
 
-def test_normalised_std_knows_spread_from_collapse() -> None:
+def test_normalized_std_knows_spread_from_collapse() -> None:
     torch.manual_seed(0)
-    assert normalised_std(torch.randn(4096, 64)).item() == pytest.approx(1 / math.sqrt(64), rel=0.02)
-    assert normalised_std(torch.ones(32, 64)).item() == pytest.approx(0.0, abs=1e-7)
+    assert normalized_std(torch.randn(4096, 64)).item() == pytest.approx(1 / math.sqrt(64), rel=0.02)
+    assert normalized_std(torch.ones(32, 64)).item() == pytest.approx(0.0, abs=1e-7)
 
 
 def slow_info_nce(queries: torch.Tensor, keys: torch.Tensor, negatives: torch.Tensor, temperature: float) -> float:
@@ -89,7 +89,7 @@ def test_nt_xent_equals_a_loop_and_shares_add_up_to_the_whole() -> None:
 
 
 def test_nt_xent_compares_an_anchor_with_all_views_but_itself() -> None:
-    """With one picture the positive is all there is, and the loss is zero."""
+    """With one image the positive is all there is, and the loss is zero."""
     assert nt_xent(torch.randn(1, 4), torch.randn(1, 4), slice(0, 1), 0.1).item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -111,8 +111,8 @@ def random_boxes(count: int, flips: bool = True) -> torch.Tensor:
 def slow_nearby(box: list[float], other: list[float], height: int, width: int, threshold: float) -> list[list[bool]]:
     def cells(x0: float, y0: float, x1: float, y1: float) -> tuple[list[tuple[float, float]], float]:
         wide, high = (x1 - x0) / width, (y1 - y0) / height
-        centres = [(x0 + (c + 0.5) * wide, y0 + (r + 0.5) * high) for r in range(height) for c in range(width)]
-        return centres, math.sqrt(wide**2 + high**2)
+        centers = [(x0 + (c + 0.5) * wide, y0 + (r + 0.5) * high) for r in range(height) for c in range(width)]
+        return centers, math.sqrt(wide**2 + high**2)
 
     (ours, diagonal), (theirs, other_diagonal) = cells(*box), cells(*other)
     return [[math.dist(p, q) / max(diagonal, other_diagonal) < threshold for q in theirs] for p in ours]
@@ -129,7 +129,7 @@ def test_nearby_cells_equal_a_loop(size: tuple[int, int]) -> None:
 
 
 def test_a_cell_of_identical_crops_is_near_itself_only() -> None:
-    """Square cells: the next centre is 1/√2 = 0.707 diagonals away."""
+    """Square cells: the next center is 1/√2 = 0.707 diagonals away."""
     boxes = torch.tensor([[0.1, 0.2, 0.6, 0.7], [0.0, 0.0, 1.0, 1.0], [0.9, 0.1, 0.3, 0.7]])
     near = nearby_cells(boxes, boxes, (7, 7), 0.7)
     assert torch.equal(near, torch.eye(49, dtype=torch.bool).expand(3, 49, 49))
@@ -163,7 +163,7 @@ def test_pixpro_consistency_equals_a_double_loop(empty_pairs: str) -> None:
     torch.manual_seed(0)
     predictions, targets = torch.randn(4, 6, 3, 2), torch.randn(4, 6, 3, 2)
     weights = torch.rand(4, 6, 6) * (torch.rand(4, 6, 6) < 0.3)
-    weights[2] = 0.0  # one picture without a pair
+    weights[2] = 0.0  # one image without a pair
     expected = slow_consistency(predictions, targets, weights, skip=empty_pairs == "skip")
     assert pixpro_consistency(predictions, targets, weights, empty_pairs).item() == pytest.approx(expected, rel=1e-4)
 

@@ -66,7 +66,7 @@ def test_pseudo_labels_weigh_what_their_ramp_says(progress: float) -> None:
     assert losses["accepted"] == 1.0
 
 
-def test_the_unlabelled_loss_is_the_mean_over_all_pictures_of_the_confident_ones() -> None:
+def test_the_unlabeled_loss_is_the_mean_over_all_images_of_the_confident_ones() -> None:
     method = build("pseudo_label")
     method(BATCH, 0.0)
     threshold = float(method.pseudo_labels.confidence.sort().values[3])  # the three surest are accepted
@@ -79,7 +79,7 @@ def test_the_unlabelled_loss_is_the_mean_over_all_pictures_of_the_confident_ones
     assert losses["accepted"] == 0.5 and losses["loss_unlabeled"].item() == pytest.approx(slow, rel=1e-5)
 
 
-def test_unlabelled_pictures_leave_the_running_statistics_alone() -> None:
+def test_unlabeled_images_leave_the_running_statistics_alone() -> None:
     method, alone = build("pseudo_label"), build("supervised")
     method(BATCH, 0.5)
     alone(BATCH, 0.5)

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.methods.base import Batch, PseudoLabels
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 from tpssl_hf.training.optim import build_optimizer
 
 SETTINGS = ViewSettings(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), seed=0)
-CLASSES, PICTURES = 4, 20
+CLASSES, IMAGES = 4, 20
 SMALL: dict[str, dict[str, Any]] = {"self_tuning": {"queue_size": 2, "projection_features": 16}}
 LABELERS = {"uda", "fixmatch", "self_tuning", "flexmatch", "freematch", "softmatch", "pseudo_label"}
-LABELS_ALONE = {"supervised", "linear_probe"}  # no unlabelled pictures
+LABELS_ALONE = {"supervised", "linear_probe"}  # no unlabeled images
 NOISY = {"vat"}  # draws noise; the engine seeds every step
 CASES = [(n, b) for n in CLASSIFY for b in ("test_resnet", "test_vit")]
 SIZE = {"test_resnet": {}, "test_vit": {"img_size": 32}}
@@ -51,7 +51,7 @@ def build(name: str, architecture: str = "test_resnet") -> nn.Module:
     classifier = copy.deepcopy(classifier_of(architecture))
     torch.manual_seed(1)
     spec = CLASSIFY[name]
-    return spec.build(classifier, replace(spec.config(), **SMALL.get(name, {})), PICTURES).train()
+    return spec.build(classifier, replace(spec.config(), **SMALL.get(name, {})), IMAGES).train()
 
 
 @cache
@@ -60,13 +60,13 @@ def batch_of(name: str) -> Batch:
     batch: dict[str, dict[str, Tensor]] = {}
     for stream, view in CLASSIFY[name].views(SETTINGS, CLASSIFY[name].config()).items():
         count = 4 if stream == "labeled" else 6
-        pictures = Pictures(
+        images = ImageBatch(
             torch.randint(0, 256, (count, 40, 36, 3), dtype=torch.uint8, generator=generator),
             torch.tensor([[40, 36]]).expand(count, 2),
-            torch.randperm(PICTURES, generator=generator)[:count],
+            torch.randperm(IMAGES, generator=generator)[:count],
             torch.zeros(count, dtype=torch.int64),
         )
-        batch[stream] = view(pictures)
+        batch[stream] = view(images)
     batch["labeled"]["labels"] = torch.randint(0, CLASSES, (4,), generator=generator)
     return batch
 
@@ -111,7 +111,7 @@ def test_loss_is_a_finite_scalar_and_everything_else_a_detached_one(case: tuple[
 def test_every_trainable_parameter_gets_a_gradient_and_no_other(case: tuple[str, str]) -> None:
     name, architecture = case
     method = build(name, architecture)
-    step(method, optimizer_of(method), batch_of(name), 0.3)  # away from timm's zero-initialised residual branches
+    step(method, optimizer_of(method), batch_of(name), 0.3)  # away from timm's zero-initialized residual branches
     method(batch_of(name), 0.3)["loss"].backward()
     for key, parameter in method.named_parameters():
         if parameter.requires_grad:
@@ -145,7 +145,7 @@ def test_steps_do_not_depend_on_the_clock_or_but_for_noise_a_global_stream(name:
     assert torch.equal(*losses)
 
 
-def test_gradient_steps_lower_the_labelled_loss(name: str) -> None:
+def test_gradient_steps_lower_the_labeled_loss(name: str) -> None:
     method = build(name)
     optimizer = optimizer_of(method)
     series = []

@@ -20,7 +20,7 @@ CLASSES = 3
 
 
 class Given(nn.Module):
-    """A classifier whose logits are the first numbers of each picture, times one trainable factor."""
+    """A classifier whose logits are the first numbers of each image, times one trainable factor."""
 
     num_classes = CLASSES
 
@@ -32,14 +32,14 @@ class Given(nn.Module):
         return self.factor * images.flatten(1)[:, :CLASSES]
 
 
-def pictures(logits: Tensor) -> Tensor:
+def images(logits: Tensor) -> Tensor:
     return F.pad(logits, (0, 12 - CLASSES)).view(-1, 3, 2, 2)
 
 
 def given(weak: Tensor, strong: Tensor, index: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
-    labeled = {"weak": pictures(torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])), "labels": torch.tensor([0, 1])}
+    labeled = {"weak": images(torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])), "labels": torch.tensor([0, 1])}
     index = torch.arange(len(weak)) if index is None else index
-    return {"labeled": labeled, "unlabeled": {"weak": pictures(weak), "strong": pictures(strong), "index": index}}
+    return {"labeled": labeled, "unlabeled": {"weak": images(weak), "strong": images(strong), "index": index}}
 
 
 def confident(*rows: tuple[int, float]) -> Tensor:
@@ -84,7 +84,7 @@ def test_fixmatch_by_hand() -> None:
     assert method.pseudo_labels.labels.tolist() == [0, 1, 2, 0] and losses["accepted"].item() == 0.5
 
 
-def test_fixmatch_counts_rejected_pictures_in_the_mean() -> None:
+def test_fixmatch_counts_rejected_images_in_the_mean() -> None:
     weak, strong = confident((0, 0.99)), confident((0, 0.5))
     alone = FixMatch(Given(), FixMatchConfig(), 9)(given(weak, strong), 0.0)["loss_unlabeled"]
     weak, strong = confident((0, 0.99), *[(1, 0.5)] * 6), confident((0, 0.5), *[(1, 0.9)] * 6)
@@ -92,7 +92,7 @@ def test_fixmatch_counts_rejected_pictures_in_the_mean() -> None:
     torch.testing.assert_close(joined, alone / 7)
 
 
-def test_fixmatch_without_any_accepted_picture_has_no_unlabelled_loss_and_finite_gradients(network: nn.Module) -> None:
+def test_fixmatch_without_any_accepted_image_has_no_unlabeled_loss_and_finite_gradients(network: nn.Module) -> None:
     method = FixMatch(network, FixMatchConfig(threshold=1.1), 6).train()
     losses = method(real_batch("weak", "strong"), 0.0)
     losses["loss"].backward()
@@ -101,7 +101,7 @@ def test_fixmatch_without_any_accepted_picture_has_no_unlabelled_loss_and_finite
 
 
 @pytest.mark.parametrize("make", [FixMatch, UDA, FlexMatch, FreeMatch, SoftMatch])
-def test_all_pictures_go_through_the_network_together(make: Any, network: nn.Module) -> None:
+def test_all_images_go_through_the_network_together(make: Any, network: nn.Module) -> None:
     config = {
         FixMatch: FixMatchConfig, UDA: UDAConfig, FlexMatch: FlexMatchConfig, FreeMatch: FreeMatchConfig,
         SoftMatch: SoftMatchConfig,
@@ -145,12 +145,12 @@ def test_uda_targets_are_sharpened_and_the_threshold_is_not() -> None:
     assert blunt["loss_unlabeled"] < losses["loss_unlabeled"] - 0.05
 
 
-def some_batches(count: int = 6, size: int = 8, pictures_in_all: int = 20) -> list[tuple[Tensor, Tensor, Tensor]]:
+def some_batches(count: int = 6, size: int = 8, images_in_all: int = 20) -> list[tuple[Tensor, Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(4)
     batches = []
     for _ in range(count):
         weak, strong = 4.0 * torch.randn(2, size, CLASSES, generator=generator)
-        batches.append((weak, strong, torch.randperm(pictures_in_all, generator=generator)[:size]))
+        batches.append((weak, strong, torch.randperm(images_in_all, generator=generator)[:size]))
     return batches
 
 
@@ -181,7 +181,7 @@ def test_flexmatch_follows_a_slow_reference(warmup: bool) -> None:
     assert accepted[0] == 8 and min(accepted) < 8, "all at first, fewer later"
 
 
-def test_flexmatch_stores_the_last_confident_label_of_a_picture_that_comes_twice() -> None:
+def test_flexmatch_stores_the_last_confident_label_of_a_image_that_comes_twice() -> None:
     method = FlexMatch(Given(), FlexMatchConfig(), 5)
     method.remember(torch.tensor([3, 3, 3, 0, 1]), torch.tensor([1, 2, -1, -1, 0]))
     assert method.memory.tolist() == [-1, 0, -1, 2, -1]
@@ -242,7 +242,7 @@ def test_softmatch_follows_a_slow_reference() -> None:
 
 @pytest.mark.parametrize(("learner", "config"), [(FreeMatch, FreeMatchConfig()), (SoftMatch, SoftMatchConfig())])
 def test_statistics_of_a_short_run_are_those_of_its_predictions_not_of_their_start(learner: Any, config: Any) -> None:
-    """By 0.999 alone, all of 30 steps' pictures are accepted: the mean confidence is still about 1 / classes."""
+    """By 0.999 alone, all of 30 steps' images are accepted: the mean confidence is still about 1 / classes."""
     method = learner(Given(), config, 20)
     for k in range(30):
         weak, strong, index = some_batches()[k % 3]
@@ -256,7 +256,7 @@ def test_statistics_of_a_short_run_are_those_of_its_predictions_not_of_their_sta
 
 def test_mean_teacher_by_hand_and_its_ramp() -> None:
     batch = given(confident((0, 0.5)), confident((0, 0.5)))
-    batch["unlabeled"] = {"weak": pictures(confident((0, 0.5))), "weak2": pictures(confident((1, 0.8)))}
+    batch["unlabeled"] = {"weak": images(confident((0, 0.5))), "weak2": images(confident((1, 0.8)))}
     method = MeanTeacher(Given(), MeanTeacherConfig(), 1)
     squares = ((0.5 - 0.1) ** 2 + (0.25 - 0.8) ** 2 + (0.25 - 0.1) ** 2) / CLASSES
     for progress, weight in ((0.0, 0.0), (0.1, 12.5), (0.4, 50.0), (0.9, 50.0)):
@@ -274,13 +274,13 @@ def test_mean_teacher_pulls_the_student_and_leaves_the_teacher_alone(network: nn
     teacher_before = [b.clone() for b in method.teacher.network.buffers()]
     losses = method(batch, 1.0)
     gradients = torch.autograd.grad(losses["loss"], list(network.parameters()))
-    labelled = torch.autograd.grad(method(batch, 0.0)["loss"], list(network.parameters()))
-    assert any((a - b).abs().max() > 1e-3 for a, b in zip(gradients, labelled, strict=True))
+    labeled = torch.autograd.grad(method(batch, 0.0)["loss"], list(network.parameters()))
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(gradients, labeled, strict=True))
     assert all(p.grad is None for p in method.teacher.parameters())
     assert all(torch.equal(a, b) for a, b in zip(teacher_before, method.teacher.network.buffers(), strict=True))
 
 
-def test_mean_teacher_statistics_are_those_of_the_labelled_pictures_alone(network: nn.Module) -> None:
+def test_mean_teacher_statistics_are_those_of_the_labeled_images_alone(network: nn.Module) -> None:
     alone = timm.create_model("test_resnet", num_classes=CLASSES)
     alone.load_state_dict(network.state_dict())
     batch = real_batch("weak", "weak2")

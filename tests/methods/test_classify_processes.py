@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tpssl_hf.methods.classify import CLASSIFY
-from tpssl_hf.models.batchnorm import synchronise_batchnorm
+from tpssl_hf.models.batchnorm import synchronize_batchnorm
 
-CLASSES, PICTURES, WHOLE = 3, 12, slice(0, 8)
+CLASSES, IMAGES, WHOLE = 3, 12, slice(0, 8)
 STEPPED = ("mean_teacher", "vat", "freematch", "self_tuning")  # the ones that differ in passes and states
 SMALL: dict[str, dict[str, Any]] = {"self_tuning": {"queue_size": 2, "projection_features": 8}}
 
@@ -24,7 +24,7 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     spec = CLASSIFY[name]
     classifier = timm.create_model("test_resnet", num_classes=CLASSES)
-    return spec.build(classifier, replace(spec.config(), **SMALL.get(name, {})), PICTURES).train()
+    return spec.build(classifier, replace(spec.config(), **SMALL.get(name, {})), IMAGES).train()
 
 
 def batch_of(rows: slice) -> dict[str, dict[str, Tensor]]:
@@ -32,7 +32,7 @@ def batch_of(rows: slice) -> dict[str, dict[str, Tensor]]:
     views = ("weak", "weak2", "strong", "strong2")
     images = {v: torch.randn(8, 3, 32, 32, generator=generator)[rows] for v in views}
     labels = torch.randint(0, CLASSES, (8,), generator=generator)[rows]
-    index = torch.randperm(PICTURES, generator=generator)[:8][rows]
+    index = torch.randperm(IMAGES, generator=generator)[:8][rows]
     return {"labeled": {**images, "labels": labels}, "unlabeled": {**images, "index": index}}
 
 
@@ -60,7 +60,7 @@ def statistics_of(rows: slice) -> dict[str, Tensor]:
 
 def one_step(name: str, rows: slice) -> dict[str, Tensor]:
     """The state after one step in DDP."""
-    method: Any = synchronise_batchnorm(build(name), torch.device("cpu"))
+    method: Any = synchronize_batchnorm(build(name), torch.device("cpu"))
     wrapped = nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     for number in range(2):  # a second step finds out whether the first one used every parameter
@@ -98,7 +98,7 @@ def test_statistics_and_queues_are_those_of_one_process_with_the_joined_batch(fo
             torch.testing.assert_close(found[key], value, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_both_processes_hold_the_same_state_after_steps_on_different_pictures(folder: Path) -> None:
+def test_both_processes_hold_the_same_state_after_steps_on_different_images(folder: Path) -> None:
     first, second = (load_file(folder / f"steps_{rank}.safetensors") for rank in range(2))
     assert {key.split("/")[0] for key in first} == set(STEPPED)
     for key, value in first.items():

@@ -1,4 +1,4 @@
-"""VAT and Self-Tuning, the learners with gradients of pictures and with a memory of keys."""
+"""VAT and Self-Tuning, the learners with gradients of images and with a memory of keys."""
 
 import math
 from dataclasses import replace
@@ -38,12 +38,12 @@ def divergence(method: VAT, images: Tensor, perturbation: Tensor) -> float:
         return method.divergence(targets, images + perturbation).item()
 
 
-def test_the_radius_is_93_for_pictures_of_224_pixels() -> None:
+def test_the_radius_is_93_for_images_of_224_pixels() -> None:
     assert VATConfig().radius * math.sqrt(3 * 224 * 224) == pytest.approx(93.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("side", [32, 48])
-def test_vat_perturbs_every_picture_by_the_radius(network: nn.Module, side: int) -> None:
+def test_vat_perturbs_every_image_by_the_radius(network: nn.Module, side: int) -> None:
     method = VAT(network, VATConfig(radius=0.3), 6).train()
     images = torch.randn(5, 3, side, side)
     found = method.perturbation(images, method.student(images).detach().softmax(1))
@@ -72,7 +72,7 @@ def test_vat_loss_is_its_parts_with_the_ramp_on_the_divergence_only(network: nn.
         assert losses["loss_unlabeled"] > 0
 
 
-def test_vat_statistics_are_those_of_the_labelled_pictures_alone(network: nn.Module) -> None:
+def test_vat_statistics_are_those_of_the_labeled_images_alone(network: nn.Module) -> None:
     alone = timm.create_model("test_resnet", num_classes=CLASSES)
     alone.load_state_dict(network.state_dict())
     batch = batch_of("weak")
@@ -92,12 +92,12 @@ def test_vat_clean_predictions_get_gradients_from_the_entropy_only(network: nn.M
 
     network.get_classifier().register_forward_hook(keep)  # type: ignore[operator]
     VAT(network, config, 6).train()(batch_of("weak"), 1.0)["loss"].backward()
-    labelled, clean, _, perturbed = (values.grad.abs().sum().item() for values in logits)  # type: ignore[union-attr]
-    assert labelled > 0
+    labeled, clean, _, perturbed = (values.grad.abs().sum().item() for values in logits)  # type: ignore[union-attr]
+    assert labeled > 0
     assert (clean > 0, perturbed > 0) == (term == "entropy_weight", term == "unlabeled_weight")
 
 
-def test_vat_sees_unlabelled_pictures_in_float32_under_autocast(network: nn.Module) -> None:
+def test_vat_sees_unlabeled_images_in_float32_under_autocast(network: nn.Module) -> None:
     method = VAT(network, VATConfig(), 6).train()
     seen: list[torch.dtype] = []
     network.get_classifier().register_forward_hook(lambda m, i, o: seen.append(o.dtype))  # type: ignore[operator]
@@ -190,7 +190,7 @@ def test_self_tuning_key_network_is_the_average_of_backbone_and_projector(tuning
     )
 
 
-def test_self_tuning_pseudo_labelled_pictures_move_the_backbone_but_not_the_classifier(tuning: SelfTuning) -> None:
+def test_self_tuning_pseudo_labeled_images_move_the_backbone_but_not_the_classifier(tuning: SelfTuning) -> None:
     batch = batch_of("strong", "strong2")
     queries, logits = tuning.query(batch["unlabeled"]["strong"])
     tuning.contrast(queries, tuning.key(batch["unlabeled"]["strong2"]), logits.argmax(1)).backward()

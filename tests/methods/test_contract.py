@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.methods.base import Batch
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
@@ -67,7 +67,7 @@ def build(name: str, backbone: nn.Module) -> Anchor:
 @cache
 def batch_of(name: str, count: int = 8) -> Batch:
     generator = torch.Generator().manual_seed(2)
-    pictures = Pictures(
+    images = ImageBatch(
         torch.randint(0, 256, (count, 40, 36, 3), dtype=torch.uint8, generator=generator),
         torch.tensor([[40, 36]]).expand(count, 2),
         torch.arange(count),
@@ -75,7 +75,7 @@ def batch_of(name: str, count: int = 8) -> Batch:
     )
     spec = PRETRAIN[name]
     settings = ViewSettings(SIDE[name], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), seed=0)
-    return {stream: view(pictures) for stream, view in spec.views(settings, spec.config()).items()}
+    return {stream: view(images) for stream, view in spec.views(settings, spec.config()).items()}
 
 
 def step(method: Anchor, optimizer: torch.optim.Optimizer, batch: Batch, progress: float) -> Tensor:
@@ -104,7 +104,7 @@ def test_loss_is_a_finite_scalar_and_everything_else_a_detached_one(name: str, t
 
 def test_every_trainable_parameter_gets_a_gradient_and_no_other(name: str, tiny_backbone: nn.Module) -> None:
     method = build(name, tiny_backbone)
-    step(method, optimizer_of(method), batch_of(name), 0.0)  # away from timm's zero-initialised residual branches
+    step(method, optimizer_of(method), batch_of(name), 0.0)  # away from timm's zero-initialized residual branches
     method(batch_of(name), 0.3)["loss"].backward()
     for key, parameter in method.named_parameters():
         if parameter.requires_grad:

@@ -77,7 +77,7 @@ def test_densecl_matches_a_map_with_itself_cell_by_cell() -> None:
     assert torch.equal(match(maps, 7.0 * maps), torch.arange(16).expand(3, 16))
 
 
-def test_densecl_weighs_both_losses_and_stores_one_key_per_picture(tiny_backbone: nn.Module) -> None:
+def test_densecl_weighs_both_losses_and_stores_one_key_per_image(tiny_backbone: nn.Module) -> None:
     config = DenseCLConfig(queue_size=8, hidden_features=32, projection_features=16, dense_weight=0.25)
     method = DenseCL(tiny_backbone, config).train()
     losses = method(batch(size=128), 0.0)
@@ -92,7 +92,7 @@ def test_dense_methods_refuse_a_backbone_without_maps() -> None:
         densecl.check(tokens, DenseCLConfig(queue_size=8), 160, 8)
 
 
-def test_dense_methods_refuse_pictures_smaller_than_the_stride(tiny_backbone: nn.Module) -> None:
+def test_dense_methods_refuse_images_smaller_than_the_stride(tiny_backbone: nn.Module) -> None:
     with pytest.raises(InputError, match="image_size 16 is smaller than the stride 32"):
         densecl.check(tiny_backbone, DenseCLConfig(queue_size=8), 16, 8)
 

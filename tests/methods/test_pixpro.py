@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.affine import AFFINE_DRAWS, AffinePolicy, draw_affine, validity
 from tpssl_hf.augment.pretrain_views import PIXPRO_VIEW_1, PIXPRO_VIEW_2, ViewSettings, two_views
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import nearby_cells
 from tpssl_hf.methods.pretrain import pixpro
 from tpssl_hf.methods.pretrain.pixpro import PixPro, PixProConfig
 from tpssl_hf.models.feature_maps import feature_maps
-from tpssl_hf.models.heads import PixelPropagation, cell_head
+from tpssl_hf.models.heads import PixelPropagation, pixpro_head
 
 SMALL = PixProConfig(hidden_features=32, projection_features=16)
 SETTINGS = ViewSettings(128, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), seed=0)
@@ -27,16 +27,16 @@ def method(tiny_backbone: nn.Module) -> PixPro:
     return PixPro(tiny_backbone, SMALL).train()
 
 
-def pictures(count: int = 4) -> Pictures:
+def images(count: int = 4) -> ImageBatch:
     generator = torch.Generator().manual_seed(2)
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
     pixels = F.interpolate(coarse, (96, 80), mode="bilinear").permute(0, 2, 3, 1).mul(255).byte()
     index = torch.arange(count)
-    return Pictures(pixels, torch.tensor([[96, 80]]).expand(count, 2), index, torch.zeros_like(index))
+    return ImageBatch(pixels, torch.tensor([[96, 80]]).expand(count, 2), index, torch.zeros_like(index))
 
 
 def batch(config: PixProConfig = SMALL, count: int = 4) -> dict[str, dict[str, Tensor]]:
-    return {name: view(pictures(count)) for name, view in pixpro.views(SETTINGS, config).items()}
+    return {name: view(images(count)) for name, view in pixpro.views(SETTINGS, config).items()}
 
 
 def plain_pixpro(method: PixPro, images: dict[str, Tensor]) -> Tensor:
@@ -66,9 +66,9 @@ def test_without_affine_transforms_it_is_pixpro(tiny_backbone: nn.Module) -> Non
     config = replace(SMALL, affine_probability=0.0, empty_pairs="count")
     torch.manual_seed(1)
     method = PixPro(tiny_backbone, config).train()
-    images = two_views(pictures(), (PIXPRO_VIEW_1, PIXPRO_VIEW_2), SETTINGS)
+    made = two_views(images(), (PIXPRO_VIEW_1, PIXPRO_VIEW_2), SETTINGS)
     losses = method(batch(config), 0.0)
-    expected = plain_pixpro(method, images)
+    expected = plain_pixpro(method, made)
     assert losses["positive_pairs"] > 1
     torch.testing.assert_close(losses["loss"], expected, rtol=1e-5, atol=1e-6)
     losses["loss"].backward()
@@ -80,9 +80,9 @@ def test_without_affine_transforms_it_is_pixpro(tiny_backbone: nn.Module) -> Non
 
 
 def test_identity_matrices_and_probability_zero_are_bit_equal(method: PixPro) -> None:
-    images = two_views(pictures(), (PIXPRO_VIEW_1, PIXPRO_VIEW_2), SETTINGS)
+    made = two_views(images(), (PIXPRO_VIEW_1, PIXPRO_VIEW_2), SETTINGS)
     identity = torch.eye(3).expand(4, 3, 3)
-    handmade = {"images": {**images, "affine1": identity, "affine2": identity}}
+    handmade = {"images": {**made, "affine1": identity, "affine2": identity}}
     drawn = batch(replace(SMALL, affine_probability=0.0))
     results = [copy.deepcopy(method)(views, 0.0) for views in (handmade, drawn)]
     for name, value in results[0].items():
@@ -205,7 +205,7 @@ def test_propagation_computes_similarities_in_float32_under_autocast() -> None:
 
 
 def test_convolutions_of_the_heads_have_biases() -> None:
-    head = cell_head(4, 8, 3)
+    head = pixpro_head(4, 8, 3)
     assert head[0].bias is not None and head[3].bias is not None and PixelPropagation(3, 2.0).values.bias is not None
 
 

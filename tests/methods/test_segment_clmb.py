@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpssl_hf.methods.segment.clmb import CLMB, CLMBConfig, cell_labels, pseudo_ramp
-from tpssl_hf.methods.segment.clmb_bank import bank_contrast, normalised_weights, sample_by_class
+from tpssl_hf.methods.segment.clmb_bank import bank_contrast, normalized_weights, sample_by_class
 from tpssl_hf.models.segmenter import build_segmenter
 
 CLASSES, WIDTH = 3, 8
@@ -88,7 +88,7 @@ def test_the_contrast_is_the_weighted_mean_over_pairs(alike: bool) -> None:
     filled[3, 1:] = False  # one memory
     scores, memory_scores = random(classes, 6, seed=2), random(classes, 5, seed=3)
     used = torch.zeros_like(memory_scores) if alike else memory_scores
-    weights, memory_weights = normalised_weights(scores, present), normalised_weights(used, filled)
+    weights, memory_weights = normalized_weights(scores, present), normalized_weights(used, filled)
     loss = bank_contrast(predictions, present, weights, memory, filled, memory_weights)
     expected = slow_contrast(predictions, present, scores, memory, filled, None if alike else memory_scores)
     assert expected > 0 and loss.item() == pytest.approx(expected, rel=1e-4)
@@ -163,7 +163,7 @@ def test_memories_are_those_of_highest_score_or_with_the_official_slip_of_lowest
         torch.testing.assert_close(rows[c, present[c], 0], best, rtol=1e-4, atol=1e-5)
 
 
-def test_each_step_adds_so_many_features_of_a_class_per_labelled_picture() -> None:
+def test_each_step_adds_so_many_features_of_a_class_per_labeled_image() -> None:
     method = build(replace(SMALL, bank_rows_per_image=2, bank_size=100, bank_confidence=0.0))
     rows, present = method.memories(random(3, 3, 32, 32), torch.zeros(3, 8, 8, dtype=torch.int64))
     assert rows.shape == (CLASSES, 6, WIDTH) and not present[1:].any()
@@ -187,7 +187,7 @@ def test_the_loss_is_its_parts_with_their_weights() -> None:
     assert losses["loss_contrast"] > 0
 
 
-def test_pictures_and_their_labels_are_mixed_and_moved_together() -> None:
+def test_images_and_their_labels_are_mixed_and_moved_together() -> None:
     method = build(SMALL)
     blocks = torch.randint(0, CLASSES, (20, 4, 4), generator=torch.Generator().manual_seed(0))
     labels = blocks.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
@@ -213,7 +213,7 @@ def test_pseudo_labels_are_weighed_by_a_power_of_their_confidence() -> None:
     images, masks, weights = method.augmented_batch(batch["labeled"], batch["unlabeled"], False)
     confidence, labels = method.teacher.network(batch["unlabeled"]["images"]).logits.softmax(1).max(1)
     labels[0, 5] = 255
-    order = [1, 0]  # without mixing each picture stands in the place of the one before
+    order = [1, 0]  # without mixing each image stands in the place of the one before
     for start in (3, 5):
         torch.testing.assert_close(weights[start : start + 2], confidence[order] ** 6, rtol=1e-3, atol=1e-5)
         assert torch.equal(masks[start : start + 2], labels[order])
@@ -240,7 +240,7 @@ def test_the_teacher_follows_by_a_rising_momentum_and_in_no_statistics() -> None
         torch.testing.assert_close(other.detach() - own, torch.full_like(own, 0.1))  # its first update takes 0.9
 
 
-def test_cells_have_the_label_in_their_middle_and_none_beyond_the_picture() -> None:
+def test_cells_have_the_label_in_their_middle_and_none_beyond_the_image() -> None:
     labels = torch.arange(10 * 13).view(1, 10, 13) % 250
     cells = cell_labels(labels, (4, 4))
     assert cells.shape == (1, 4, 4)

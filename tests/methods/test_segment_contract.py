@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSemanticSegmentation
 
 from tpssl_hf.augment.segment_views import SegmentViewSettings
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.methods.base import Batch
 from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.models.segmenter import build_segmenter, save_segmenter
@@ -26,17 +26,17 @@ CLMB: dict[str, Any] = {"projection_features": 8, "bank_size": 6, "bank_confiden
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("supervised", {}),
     "cutmix": ("cutmix", {"confidence": 0.2}),
-    "cutmix in colour": ("cutmix", {"confidence": 0.2, "colour": True}),
+    "cutmix in color": ("cutmix", {"confidence": 0.2, "color": True}),
     "classmix": ("classmix", {"confidence": 0.2}),
-    "classmix in colour": ("classmix", {"confidence": 0.2, "colour": True}),
+    "classmix in color": ("classmix", {"confidence": 0.2, "color": True}),
     "clmb": ("clmb", CLMB),
     "clmb with quirks": ("clmb", {**CLMB, "ref_quirks": True}),
     "unimatch": ("unimatch", {"confidence": 0.2}),
     "unimatch with a teacher": ("unimatch", {"confidence": 0.2, "teacher": True}),
 }
 SHARED_KEYS = {
-    "optimizer", "learning_rate", "weight_decay", "momentum", "schedule", "head_rate_factor", "batch_size",
-    "unlabeled_ratio", "exclude_labelled", "scale_min", "scale_max",
+    "optimizer", "learning_rate", "weight_decay", "momentum", "schedule", "head_lr_multiplier", "batch_size",
+    "unlabeled_ratio", "exclude_labeled", "scale_min", "scale_max",
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def batch_of(case: str) -> Batch:
         noise = torch.randint(0, 60, (*masks.shape, 3), dtype=torch.uint8, generator=generator)
         index = torch.randperm(20, generator=generator)[:4]
         sizes = torch.tensor([[40, 52], [40, 30], [36, 52], [40, 52]])
-        batch[stream] = view(Pictures(noise + 60 * masks[..., None], sizes, index, torch.zeros_like(index), masks))
+        batch[stream] = view(ImageBatch(noise + 60 * masks[..., None], sizes, index, torch.zeros_like(index), masks))
     return batch
 
 
@@ -98,7 +98,7 @@ def step(method: Any, optimizer: torch.optim.Optimizer, batch: Batch, progress: 
     return loss.detach()
 
 
-def test_views_are_crops_and_unlabelled_pictures_come_without_their_masks(case: str) -> None:
+def test_views_are_crops_and_unlabeled_images_come_without_their_masks(case: str) -> None:
     batch = batch_of(case)
     assert set(batch) == ({"labeled"} if case == "supervised" else {"labeled", "unlabeled"})
     assert batch["labeled"]["masks"].shape == (4, 32, 48) and batch["labeled"]["masks"].dtype == torch.int64
@@ -119,7 +119,7 @@ def test_loss_is_a_finite_scalar_and_everything_else_a_detached_one(case: str) -
 
 def test_every_trainable_parameter_gets_a_gradient_and_no_other(case: str) -> None:
     method = build(case)
-    step(method, optimizer_of(method), batch_of(case), 0.3)  # away from timm's zero-initialised residual branches
+    step(method, optimizer_of(method), batch_of(case), 0.3)  # away from timm's zero-initialized residual branches
     method(batch_of(case), 0.3)["loss"].backward()
     for key, parameter in method.named_parameters():
         if parameter.requires_grad:
@@ -144,7 +144,7 @@ def test_no_state_lives_outside_the_state_dict(case: str) -> None:
         assert torch.equal(value, after[key]), key
 
 
-def test_gradient_steps_lower_the_labelled_loss(case: str) -> None:
+def test_gradient_steps_lower_the_labeled_loss(case: str) -> None:
     method = build(case, **({"confidence": 0.99} if "confidence" in CASES[case][1] else {}))
     optimizer = optimizer_of(method)
     series = []
@@ -219,7 +219,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace_in_the_learners_own_state(cas
         assert torch.isfinite(value).all(), key
 
 
-def test_pictures_without_a_valid_pixel_add_nothing_and_break_nothing(case: str) -> None:
+def test_images_without_a_valid_pixel_add_nothing_and_break_nothing(case: str) -> None:
     method: Any = build(case)
     batch = {stream: dict(views) for stream, views in batch_of(case).items()}
     batch["labeled"]["masks"] = torch.full_like(batch["labeled"]["masks"], 255)

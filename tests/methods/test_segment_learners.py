@@ -21,7 +21,7 @@ CLASSES, SIZE = 3, (4, 6)
 
 
 class Given(nn.Module):
-    """A segmenter whose logits are the colours of the picture, times one trainable factor."""
+    """A segmenter whose logits are the colors of the image, times one trainable factor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,10 +81,10 @@ def test_supervised_is_the_cross_entropy_of_what_is_not_ignored() -> None:
     assert losses["loss"].item() == pytest.approx(slow_supervised(batch), rel=1e-5)
 
 
-@pytest.mark.parametrize("colour", [False, True])
-def test_cutmix_by_a_slow_reference(colour: bool) -> None:
+@pytest.mark.parametrize("color", [False, True])
+def test_cutmix_by_a_slow_reference(color: bool) -> None:
     batch = given(6)
-    method = CutMix(Given(), CutMixConfig(confidence=0.7, unlabeled_weight=2.0, colour=colour), 6)
+    method = CutMix(Given(), CutMixConfig(confidence=0.7, unlabeled_weight=2.0, color=color), 6)
     torch.manual_seed(3)
     boxes = box_masks(half_boxes(torch.rand(3, HALF_BOX_DRAWS), SIZE), SIZE)
     torch.manual_seed(3)
@@ -95,12 +95,12 @@ def test_cutmix_by_a_slow_reference(colour: bool) -> None:
             for j in range(SIZE[1]):
                 source = b + 3 if boxes[b, i, j] else b
                 target = unlabeled["images"][source, :, i, j].softmax(0)
-                seen = unlabeled["distorted" if colour else "images"][source, :, i, j].softmax(0)
+                seen = unlabeled["distorted" if color else "images"][source, :, i, j].softmax(0)
                 sure += bool(target.max() >= 0.7)
                 if unlabeled["valid"][source, i, j]:
                     total += float((target - seen).square().sum())
     pixels = 3 * SIZE[0] * SIZE[1]
-    assert 0 < sure < pixels and (total > 0) == colour
+    assert 0 < sure < pixels and (total > 0) == color
     assert losses["confident"].item() == pytest.approx(sure / pixels)
     assert losses["loss_unlabeled"].item() == pytest.approx(sure / pixels * total / pixels, rel=1e-4, abs=1e-9)
     expected = slow_supervised(batch) + 2.0 * losses["loss_unlabeled"].item()
@@ -159,10 +159,10 @@ def test_cutmix_needs_pairs() -> None:
         CutMix(Given(), CutMixConfig(), 3)(given(3), 0.0)
 
 
-@pytest.mark.parametrize("colour", [False, True])
-def test_classmix_by_a_slow_reference(colour: bool) -> None:
+@pytest.mark.parametrize("color", [False, True])
+def test_classmix_by_a_slow_reference(color: bool) -> None:
     batch = given(3)
-    method = ClassMix(Given(), ClassMixConfig(confidence=0.7, unlabeled_weight=2.0, colour=colour), 3)
+    method = ClassMix(Given(), ClassMixConfig(confidence=0.7, unlabeled_weight=2.0, color=color), 3)
     unlabeled = batch["unlabeled"]
     probabilities = unlabeled["images"].softmax(1)
     labels = torch.where(unlabeled["valid"], probabilities.argmax(1), 255)
@@ -177,7 +177,7 @@ def test_classmix_by_a_slow_reference(colour: bool) -> None:
                 source = b if segments[b, i, j] else (b + 1) % 3
                 sure += bool(probabilities[source, :, i, j].max() >= 0.7)
                 if unlabeled["valid"][source, i, j]:
-                    seen = unlabeled["distorted" if colour else "images"][source, :, i, j]
+                    seen = unlabeled["distorted" if color else "images"][source, :, i, j]
                     total += slow_cross_entropy(seen, int(labels[source, i, j]))
     pixels = 3 * SIZE[0] * SIZE[1]
     assert segments.any() and 0 < sure < pixels
@@ -244,7 +244,7 @@ def test_unimatch_counts_confident_pixels_among_all_that_are_not_ignored() -> No
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_unimatch_pastes_the_next_picture_with_its_labels_and_confidences() -> None:
+def test_unimatch_pastes_the_next_image_with_its_labels_and_confidences() -> None:
     method = UniMatch(Given(), UniMatchConfig(), 8)
     images = torch.arange(8.0)[:, None, None, None].expand(8, 3, 32, 32)
     own = (torch.full((8, 32, 32), 0), torch.full((8, 32, 32), 0.1))

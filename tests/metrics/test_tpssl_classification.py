@@ -32,10 +32,10 @@ def test_accuracy_and_confusion_are_those_of_scikit_learn() -> None:
     assert scores["mean_class_accuracy"] == pytest.approx(np.mean(scores["per_class_accuracy"]))
 
 
-def test_calibration_error_of_three_pictures_by_hand() -> None:
+def test_calibration_error_of_three_images_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
     scores = classification_scores(probabilities, np.array([0, 1, 1]), bins=10)
-    # bin (0.8, 0.9]: 2 of 3 pictures, confidence 0.9 and accuracy 0.5; bin (0.5, 0.6]: 1 of 3, 0.6 and 1
+    # bin (0.8, 0.9]: 2 of 3 images, confidence 0.9 and accuracy 0.5; bin (0.5, 0.6]: 1 of 3, 0.6 and 1
     assert scores["expected_calibration_error"] == pytest.approx(2 / 3 * 0.4 + 1 / 3 * 0.4)
 
 
@@ -44,7 +44,7 @@ def test_a_perfect_and_sure_classifier_has_no_calibration_error() -> None:
     assert scores["accuracy"] == 1 and scores["expected_calibration_error"] == 0
 
 
-def test_a_class_without_pictures_has_no_accuracy_and_does_not_count_in_the_mean() -> None:
+def test_a_class_without_images_has_no_accuracy_and_does_not_count_in_the_mean() -> None:
     scores = classification_scores(np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]]), np.array([0, 0]))
     assert scores["per_class_accuracy"] == [0.5, None, None] and scores["mean_class_accuracy"] == 0.5
 

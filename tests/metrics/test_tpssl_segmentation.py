@@ -18,9 +18,9 @@ from tpssl_hf.metrics.tpssl_segmentation.tpssl_segmentation import (
 CLASSES = 4
 
 
-def some_maps(pictures: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def some_maps(images: int = 6) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
-    targets = random.integers(CLASSES, size=(pictures, 9, 11)).astype(np.uint8)
+    targets = random.integers(CLASSES, size=(images, 9, 11)).astype(np.uint8)
     predictions = np.where(random.random(targets.shape) < 0.6, targets, random.integers(CLASSES, size=targets.shape))
     targets[:, :2] = 255
     return predictions.astype(np.uint8), targets
@@ -43,15 +43,15 @@ def test_scores_are_those_of_scikit_learn_on_pixels_that_count() -> None:
     assert scores["pixel_accuracy"] == pytest.approx((wanted == found).mean())
 
 
-def test_counting_is_over_all_pictures_and_not_the_mean_of_pictures() -> None:
+def test_counting_is_over_all_images_and_not_the_mean_of_images() -> None:
     targets = np.array([[[1, 1, 1, 1]], [[0, 0, 0, 1]]])
     predictions = np.array([[[1, 1, 1, 1]], [[0, 0, 0, 0]]])
     matrix = ConfusionMatrix(2)
     each = matrix.add(torch.from_numpy(predictions), torch.from_numpy(targets)).numpy()
     scores = segmentation_scores(matrix.counts.numpy())
     assert scores["per_class_iou"] == [3 / 4, 4 / 5] and scores["mean_iou"] == pytest.approx((3 / 4 + 4 / 5) / 2)
-    pictures = [segmentation_scores(picture)["mean_iou"] for picture in each]
-    assert np.mean(pictures) != pytest.approx(scores["mean_iou"])
+    images = [segmentation_scores(image)["mean_iou"] for image in each]
+    assert np.mean(images) != pytest.approx(scores["mean_iou"])
 
 
 def test_adding_batch_by_batch_gives_what_one_call_gives_for_any_integer_type() -> None:
@@ -75,7 +75,7 @@ def test_a_class_that_is_nowhere_counts_as_zero_in_the_mean() -> None:
     assert scores["per_class_iou"] == [1.0, 1.0, 0.0] and scores["mean_iou"] == pytest.approx(2 / 3)
 
 
-def test_lesions_are_scored_over_all_pictures_and_picture_by_picture() -> None:
+def test_lesions_are_scored_over_all_images_and_image_by_image() -> None:
     large, small, none = [[10, 0], [10, 80]], [[96, 2], [1, 1]], [[100, 0], [0, 0]]
     scores = lesion_scores(np.array([large, small, none]))
     assert scores["mean_image_jaccard"] == pytest.approx((80 / 90 + 1 / 4 + 1) / 3)
@@ -94,7 +94,7 @@ def test_the_class_and_the_module_loaded_by_its_folder_agree_offline() -> None:
     assert results[0] == results[1] == segmentation_scores(counted(predictions, targets).counts.numpy())
 
 
-def test_pictures_of_different_sizes_can_be_scored_together() -> None:
+def test_images_of_different_sizes_can_be_scored_together() -> None:
     found, wanted = [[[0, 1]], [[1], [1]]], [[[0, 0]], [[1], [255]]]
     scores = TpsslSegmentation().compute(predictions=found, references=wanted, classes=2)
     assert scores["confusion_matrix"] == [[1, 1], [0, 1]]

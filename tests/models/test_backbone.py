@@ -15,7 +15,7 @@ from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 @pytest.fixture
 def folder(tmp_path: Path, tiny_backbone: nn.Module) -> Path:
     return save_timm_folder(
-        tiny_backbone, tmp_path / "model", preprocessing=Preprocessing(32), provenance={}, licence="mit"
+        tiny_backbone, tmp_path / "model", preprocessing=Preprocessing(32), provenance={}, license="mit"
     )
 
 
@@ -43,7 +43,7 @@ def test_a_folder_and_its_file_load_exactly(folder: Path, tiny_backbone: nn.Modu
     assert origin.sha256 is not None and len(origin.sha256) == 64
     assert str(folder.parent) not in json.dumps(origin.as_dict()), "a private path must not travel with the weights"
     if not as_file:
-        assert origin.licence == "mit"
+        assert origin.license == "mit"
 
 
 def test_a_classifier_in_the_file_is_left_out(folder: Path) -> None:

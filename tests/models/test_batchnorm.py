@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.batchnorm import SyncedBatchNorm, synchronise_batchnorm
+from tpssl_hf.models.batchnorm import SyncedBatchNorm, synchronize_batchnorm
 
 CPU = torch.device("cpu")
 FORWARDS = 3
@@ -42,7 +42,7 @@ class Case:
 CASES = {
     "vectors": Case(lambda: nn.BatchNorm1d(3), 8, 3),
     "sequences": Case(lambda: nn.BatchNorm1d(3), 8, 3, 5),
-    "pictures": Case(lambda: nn.BatchNorm2d(3, eps=1e-3, momentum=0.3), 8, 3, 5, 4),
+    "images": Case(lambda: nn.BatchNorm2d(3, eps=1e-3, momentum=0.3), 8, 3, 5, 4),
     "one_each": Case(lambda: nn.BatchNorm2d(3), 2, 3, 2, 2),
     "not_affine": Case(lambda: nn.BatchNorm2d(3, affine=False), 8, 3, 5, 4),
     "no_statistics": Case(lambda: nn.BatchNorm2d(3, track_running_stats=False), 8, 3, 5, 4),
@@ -73,7 +73,7 @@ def one_of_two(rank: int, folder: str) -> None:
     for name, case in CASES.items():
         layer, inputs, gradients = case.make()
         half = case.shape[0] // 2
-        synced = synchronise_batchnorm(nn.Sequential(layer), CPU)[0]  # type: ignore[index]
+        synced = synchronize_batchnorm(nn.Sequential(layer), CPU)[0]  # type: ignore[index]
         mine = results(synced, inputs, gradients, slice(rank * half, (rank + 1) * half))
         found |= {f"{name}/{key}": value for key, value in mine.items()}
     save_file(found, f"{folder}/{rank}.safetensors")
@@ -88,11 +88,11 @@ def halves(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_halves_are_normalised_as_one_batch(halves: list[dict[str, Tensor]], name: str) -> None:
+def test_two_halves_are_normalized_as_one_batch(halves: list[dict[str, Tensor]], name: str) -> None:
     layer, inputs, gradients = CASES[name].make()
     expected = results(layer, inputs, gradients, slice(None))
     if name == "no_statistics":
-        expected.pop("evaluated")  # made from the batch at hand, and evaluation does not synchronise
+        expected.pop("evaluated")  # made from the batch at hand, and evaluation does not synchronize
     exact = CASES[name].dtype == torch.float32
     for key, value in expected.items():
         first, second = (half[f"{name}/{key}"] for half in halves)
@@ -107,19 +107,19 @@ def test_two_halves_are_normalised_as_one_batch(halves: list[dict[str, Tensor]],
 
 
 def test_halves_alone_would_be_something_else(halves: list[dict[str, Tensor]]) -> None:
-    layer, inputs, gradients = CASES["pictures"].make()
+    layer, inputs, gradients = CASES["images"].make()
     alone = results(layer, inputs, gradients, slice(0, 4))
-    assert (alone["output_0"] - halves[0]["pictures/output_0"]).abs().max() > 0.1
+    assert (alone["output_0"] - halves[0]["images/output_0"]).abs().max() > 0.1
 
 
 def test_conversion_keeps_keys_values_freezing_and_evaluation(tiny_backbone: nn.Module) -> None:
     tiny_backbone.bn1.requires_grad_(False)  # type: ignore[union-attr]
     tiny_backbone.eval()
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        before, former = tiny_backbone(pictures), copy.deepcopy(tiny_backbone)
-        synced = synchronise_batchnorm(tiny_backbone, CPU)
-        assert torch.equal(synced(pictures), before)
+        before, former = tiny_backbone(images), copy.deepcopy(tiny_backbone)
+        synced = synchronize_batchnorm(tiny_backbone, CPU)
+        assert torch.equal(synced(images), before)
     layers = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert layers and all(isinstance(layer, SyncedBatchNorm) and not layer.training for layer in layers)
     assert list(synced.state_dict()) == list(former.state_dict())
@@ -135,4 +135,4 @@ def test_layer_that_is_fused_with_its_activation_is_refused() -> None:
     with pytest.raises(
         InputError, match="BatchNormAct2d cannot share statistics on a CPU; set sync_batchnorm to false"
     ):
-        synchronise_batchnorm(fused, CPU)
+        synchronize_batchnorm(fused, CPU)

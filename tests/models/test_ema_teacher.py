@@ -142,7 +142,7 @@ def test_a_statistic_moves_by_its_formula_and_never_takes_a_value_that_is_not_fi
     torch.testing.assert_close(average, torch.tensor([1.1, 1.8]))
 
 
-def test_a_statistic_leaves_what_it_was_initialised_to_in_a_few_updates() -> None:
+def test_a_statistic_leaves_what_it_was_initialized_to_in_a_few_updates() -> None:
     average = torch.tensor(0.0)
     for k in range(3):
         average_into(average, torch.tensor(1.0), 0.999, torch.tensor(k))

@@ -29,7 +29,7 @@ def one_process(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.usefixtures("one_process")
-def test_a_pass_inside_normalises_alike_and_leaves_the_buffers(name: str) -> None:
+def test_a_pass_inside_normalizes_alike_and_leaves_the_buffers(name: str) -> None:
     layer = nn.Sequential(LAYERS[name]()).train()
     other, images = copy.deepcopy(layer), 2.0 + torch.randn(4, 3, 5, 5)
     before = copy.deepcopy(layer.state_dict())

@@ -1,4 +1,4 @@
-"""Weights are shown pictures the way they want them, wherever they come from, and what is saved says what was done."""
+"""Weights are shown images the way they want them, wherever they come from, and what is saved says what was done."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.segmenter import build_segmenter
@@ -75,8 +75,8 @@ def test_what_is_evaluated_is_what_the_weights_want_and_what_is_saved(
     soft = Image.fromarray(load_sample_images().images[0]).resize((8, 6)).resize((400, 300), Image.Resampling.BICUBIC)
     scene = np.asarray(soft)
     size = torch.tensor([scene.shape[:2]])
-    pictures = Pictures(torch.from_numpy(scene.copy())[None], size, torch.zeros(1, dtype=torch.int64), torch.zeros(1))
-    difference = (eval_view(pictures, ViewSettings.of(shown, 0))[0] - transform(Image.fromarray(scene))).abs()
+    images = ImageBatch(torch.from_numpy(scene.copy())[None], size, torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+    difference = (eval_view(images, ViewSettings.of(shown, 0))[0] - transform(Image.fromarray(scene))).abs()
     assert float(difference.mean()) < 0.05
 
 
@@ -94,7 +94,7 @@ def test_mean_and_std_are_those_beside_the_weights(
     assert segmenter.config.image_mean == [0.5] * 3
 
 
-def test_a_file_alone_is_of_the_tag_that_is_named_and_random_weights_see_whole_pictures() -> None:
+def test_a_file_alone_is_of_the_tag_that_is_named_and_random_weights_see_whole_images() -> None:
     model, origin = load_backbone("resnet18.tv_in1k", init="random")
     assert preprocessing_of(model).interpolation == "bilinear" and preprocessing_of(model).crop_pct == 1.0
     assert origin.weights is None and origin.image_size is None
@@ -141,8 +141,8 @@ def test_a_config_that_cannot_be_meant_is_one_sentence(
         load_backbone("test_resnet", init=str(folder))
 
 
-def test_squashed_pictures_lose_their_shape_and_nothing_else() -> None:
+def test_squashed_images_lose_their_shape_and_nothing_else() -> None:
     rows = np.repeat(np.arange(40, dtype=np.uint8)[:, None, None], 80, axis=1).repeat(3, axis=2)
-    pictures = Pictures(torch.from_numpy(rows)[None], torch.tensor([[40, 80]]), torch.zeros(1).long(), torch.zeros(1))
+    images = ImageBatch(torch.from_numpy(rows)[None], torch.tensor([[40, 80]]), torch.zeros(1).long(), torch.zeros(1))
     whole = Preprocessing(40, (0.0,) * 3, (1.0,) * 3, crop_mode="squash")
-    torch.testing.assert_close(eval_view(pictures, ViewSettings.of(whole, 0))[0, 0, :, 0] * 255, torch.arange(40.0))
+    torch.testing.assert_close(eval_view(images, ViewSettings.of(whole, 0))[0, 0, :, 0] * 255, torch.arange(40.0))

@@ -84,7 +84,7 @@ def test_logits_have_the_size_of_the_images_and_maps_the_strides(architecture: s
 
 
 @pytest.mark.parametrize("architecture", TINY)
-def test_any_size_gives_the_logits_of_the_image_with_a_border_of_the_mean_colour(architecture: str) -> None:
+def test_any_size_gives_the_logits_of_the_image_with_a_border_of_the_mean_color(architecture: str) -> None:
     model = with_random_norms(segmenter(architecture)).eval()
     for height, width in [(1, 1), (1, 40), (17, 33), (31, 16)]:
         image = images(1, 3, height, width)
@@ -113,7 +113,7 @@ def test_the_loss_is_the_mean_over_the_pixels_that_are_not_255() -> None:
     assert torch.equal(model(images(), labels=labels.to(torch.uint8)).loss, output.loss)
 
 
-def test_a_batch_without_labelled_pixels_has_loss_zero_and_a_gradient() -> None:
+def test_a_batch_without_labeled_pixels_has_loss_zero_and_a_gradient() -> None:
     model = segmenter().train()
     loss = model(images(), labels=torch.full((2, 64, 48), 255)).loss
     loss.backward()
@@ -173,7 +173,7 @@ def test_the_backbone_of_a_folder_arrives_bit_by_bit(architecture: str, tmp_path
         assert torch.equal(model.backbone(images())[-1], expected)
 
 
-def test_a_random_backbone_has_timms_initialisation() -> None:
+def test_a_random_backbone_has_timms_initialization() -> None:
     torch.manual_seed(0)
     reference = timm.create_model("test_resnet", num_classes=0)
     assert equal_states(segmenter().backbone, reference)
@@ -204,7 +204,7 @@ def test_a_folder_without_a_backbone_tensor_is_refused(tmp_path: Path) -> None:
         ("densenet121", {"output_stride": 8}, "gives no feature maps of output stride 8"),
         ("test_resnet", {"output_stride": 32}, "output_stride 32 is not 16 or 8"),
         ("test_resnet", {"class_names": ["one", "one"]}, "different names"),
-        ("test_resnet", {"palette": PALETTE[:2]}, "2 colours for 3 classes"),
+        ("test_resnet", {"palette": PALETTE[:2]}, "2 colors for 3 classes"),
         ("test_resnet", {"class_names": [f"c{i}" for i in range(256)]}, "ignore_index 255 is one of the 256 classes"),
     ],
 )
@@ -280,7 +280,7 @@ def test_the_config_keeps_names_palette_and_provenance(folder: Path) -> None:
     assert config.provenance["paper"] == "arXiv:2205.03001" and config.provenance["backbone"]["kind"] == "random"
 
 
-def test_the_processor_normalises_as_the_backbone_wants(tmp_path: Path) -> None:
+def test_the_processor_normalizes_as_the_backbone_wants(tmp_path: Path) -> None:
     model = segmenter("test_efficientnet")
     facts = timm.create_model("test_efficientnet").pretrained_cfg
     white = Image.fromarray(np.full((21, 33, 3), 255, dtype=np.uint8))
@@ -295,19 +295,19 @@ def test_the_processor_normalises_as_the_backbone_wants(tmp_path: Path) -> None:
 def test_the_processor_shrinks_as_the_cache_does(size: tuple[int, int], tmp_path: Path) -> None:
     processor = AutoImageProcessor.from_pretrained(save_segmenter(segmenter(), tmp_path / "m", shorter_side=48))
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    stored = np.array(shrunk(picture, reduced_size(*size, 48)))
+    image = Image.fromarray(pixels)
+    stored = np.array(shrunk(image, reduced_size(*size, 48)))
     mean, std = (torch.tensor(values) for values in (processor.image_mean, processor.image_std))
     expected = ((torch.from_numpy(stored) / 255 - mean) / std).permute(2, 0, 1)[None]
-    for given in (picture, pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+    for given in (image, pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
         torch.testing.assert_close(processor(given, return_tensors="pt")["pixel_values"], expected)
-    grays = processor(picture.convert("L"), return_tensors="pt")["pixel_values"]
+    grays = processor(image.convert("L"), return_tensors="pt")["pixel_values"]
     assert grays.shape == expected.shape
     labels = np.zeros(size, dtype=np.uint8)
     labels[: size[0] // 2] = 2
-    both = processor(picture, segmentation_maps=labels, return_tensors="pt")
+    both = processor(image, segmentation_maps=labels, return_tensors="pt")
     assert both["labels"].shape[1:] == expected.shape[2:] and set(both["labels"].unique().tolist()) == {0, 2}
-    assert processor(picture, shorter_side=0, return_tensors="pt")["pixel_values"].shape[2:] == size
+    assert processor(image, shorter_side=0, return_tensors="pt")["pixel_values"].shape[2:] == size
 
 
 @torch.inference_mode()
@@ -321,7 +321,7 @@ def test_windows_that_were_scored_are_those_of_the_saved_model(tmp_path: Path) -
     torch.testing.assert_close(loaded(one).logits, model.eval()(one).logits)  # logits still, where one window is all
 
 
-def test_the_pipeline_names_the_classes_at_the_size_of_the_picture(
+def test_the_pipeline_names_the_classes_at_the_size_of_the_image(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.pipelines.base.logger.error", lambda message: pytest.fail(message))

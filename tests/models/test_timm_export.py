@@ -43,7 +43,7 @@ def folder(tmp_path: Path, model: nn.Module) -> Path:
     channels_last = model.to(memory_format=torch.channels_last)
     provenance = {"paper": "arXiv:2205.03001"}
     return save_timm_folder(
-        channels_last, tmp_path / "model", preprocessing=PREPROCESSING, provenance=provenance, licence="mit"
+        channels_last, tmp_path / "model", preprocessing=PREPROCESSING, provenance=provenance, license="mit"
     )
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.losses.contrastive import normalised_std
+from tpssl_hf.losses.contrastive import normalized_std
 from tpssl_hf.methods.pretrain.byol import BYOL, BYOLConfig
 from tpssl_hf.monitoring.collapse import CollapseWarning, HealthMonitor, HealthReport
 from tpssl_hf.monitoring.early_stopping import settled
@@ -32,7 +32,7 @@ def on_a_line(features: np.ndarray) -> np.ndarray:
 
 def test_a_check_of_unchanged_features_agrees_with_the_start() -> None:
     report = begun(SPREAD).check(7, SPREAD, (SPREAD, SPREAD), 0.9, knn=0.5)
-    assert report.neighbour_agreement_previous == report.neighbour_agreement_start == 1.0
+    assert report.neighbor_agreement_previous == report.neighbor_agreement_start == 1.0
     assert report.cka_start == pytest.approx(1.0) and report.alignment == 0.0
     assert (report.step, report.knn_accuracy, report.collapsed, report.reason) == (7, 0.5, False, None)
     entries = report.entries()
@@ -46,9 +46,9 @@ def test_previous_is_the_check_before_and_start_stays_the_start() -> None:
     monitor = begun(SPREAD)
     first = monitor.check(1, other, (other, other))
     second = monitor.check(2, other, (other, other))
-    assert first.neighbour_agreement_previous == first.neighbour_agreement_start < 0.5
-    assert second.neighbour_agreement_previous == 1.0
-    assert second.neighbour_agreement_start == first.neighbour_agreement_start
+    assert first.neighbor_agreement_previous == first.neighbor_agreement_start < 0.5
+    assert second.neighbor_agreement_previous == 1.0
+    assert second.neighbor_agreement_start == first.neighbor_agreement_start
 
 
 @pytest.mark.parametrize("start", [SPREAD, NEAR_A_POINT])
@@ -121,16 +121,16 @@ def test_state_continues_exactly() -> None:
 
 
 # A real BYOL, once as it is and once without what keeps it from collapsing: no predictor, no stop-gradient, target =
-# online. 24 steps on smooth random pictures.
+# online. 24 steps on smooth random images.
 
 
-def distorted(pictures: Tensor, seed: int) -> Tensor:
+def distorted(images: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    scale = 1 + 0.3 * torch.randn(len(pictures), 3, 1, 1, generator=generator)
-    return pictures * scale + 0.3 * torch.randn(pictures.shape, generator=generator)
+    scale = 1 + 0.3 * torch.randn(len(images), 3, 1, 1, generator=generator)
+    return images * scale + 0.3 * torch.randn(images.shape, generator=generator)
 
 
-def some_pictures(count: int) -> Tensor:
+def some_images(count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(count, 3, 4, 4, generator=generator)
     return F.interpolate(coarse, size=(32, 32), mode="bilinear")
@@ -140,23 +140,23 @@ class Collapsing(BYOL):
     def forward(self, batch: dict[str, dict[str, Tensor]], progress: float) -> dict[str, Tensor]:
         projections = [self.projector(self.backbone(view)) for view in batch["images"].values()]
         loss = -F.cosine_similarity(*projections).mean()
-        return {"loss": loss, "projection_std": normalised_std(projections[0])}
+        return {"loss": loss, "projection_std": normalized_std(projections[0])}
 
 
 @torch.no_grad()
-def features_of(backbone: nn.Module, pictures: Tensor) -> np.ndarray:
+def features_of(backbone: nn.Module, images: Tensor) -> np.ndarray:
     backbone.eval()
-    features: np.ndarray = backbone(pictures).numpy()
+    features: np.ndarray = backbone(images).numpy()
     backbone.train()
     return features
 
 
 def watched_run(method: BYOL, steps: int) -> HealthReport:
-    pictures, sample = some_pictures(32), some_pictures(48)
+    images, sample = some_images(32), some_images(48)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.2, momentum=0.9)
     monitor = begun(features_of(method.backbone, sample))
     for step in range(steps):
-        part = pictures[16 * (step % 2) :][:16]
+        part = images[16 * (step % 2) :][:16]
         batch = {"images": {"view1": distorted(part, 2 * step), "view2": distorted(part, 2 * step + 1)}}
         losses = method(batch, step / steps)
         losses["loss"].backward()
@@ -199,7 +199,7 @@ def test_a_quiet_series_has_settled_and_says_why() -> None:
     "agreement, rank, alignment",
     [
         ([0.9, 0.9], [60, 60], [1, 1]),  # too few checks
-        ([0.7, 0.7, 0.7], [60, 60, 60], [1, 1, 1]),  # neighbours still change
+        ([0.7, 0.7, 0.7], [60, 60, 60], [1, 1, 1]),  # neighbors still change
         ([0.82, 0.86, 0.9], [60, 60, 60], [1, 1, 1]),  # less and less
         ([0.9, 0.9, 0.9], [60, 63, 66], [1, 1, 1]),
         ([0.9, 0.9, 0.9], [60, 60, 60], [1, 0.95, 0.9]),

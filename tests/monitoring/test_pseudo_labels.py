@@ -28,10 +28,10 @@ def test_counts_by_class_and_confidence_are_those_of_the_batch() -> None:
     json.dumps(entries)
 
 
-def test_precision_counts_accepted_pictures_of_known_truth_only() -> None:
+def test_precision_counts_accepted_images_of_known_truth_only() -> None:
     truth = torch.tensor([0, 2, 1, -1])
     entries = PseudoLabelAudit(NAMES, truth, warn_after=100).look(1, EXAMPLE)
-    assert entries["hindsight_precision"] == 0.5  # of pictures 0 and 1; picture 2 is not accepted, 3 not known
+    assert entries["hindsight_precision"] == 0.5  # of images 0 and 1; image 2 is not accepted, 3 not known
     assert entries["hindsight_precision_per_class"] == [0.5, None, None]
 
 
@@ -67,7 +67,7 @@ def test_what_was_accepted_and_said_survives_a_resume() -> None:
     other.look(5, EXAMPLE)  # dog and owl were accepted before
 
 
-def test_the_picture_is_drawn_from_the_log_and_left_out_without_pseudo_labels(tmp_path: Path) -> None:
+def test_the_image_is_drawn_from_the_log_and_left_out_without_pseudo_labels(tmp_path: Path) -> None:
     audit = PseudoLabelAudit(NAMES, torch.tensor([0, 2, 1, -1]), warn_after=100)
     entries = [{"step": step, **audit.look(step, EXAMPLE)} for step in (1, 2, 3)]
     draw_pseudo_labels(tmp_path / "with.png", [{"step": 0}, *entries], NAMES)

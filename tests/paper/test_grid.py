@@ -107,7 +107,7 @@ def test_equal_settings_have_one_name_whether_a_preset_says_them_or_not() -> Non
     assert plain.name == explicit.name != Stage("ssl_classify", preset, {"image_size": 64}, "x").name
 
 
-def test_the_budget_of_pictures_is_the_same_for_every_learner_at_small_scale() -> None:
+def test_the_budget_of_images_is_the_same_for_every_learner_at_small_scale() -> None:
     budgets: set[tuple[Any, ...]] = set()
     for name, cell in cells(table="V", scale="small").items():
         settings = cell.stages[-1].settings

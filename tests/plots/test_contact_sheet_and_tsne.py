@@ -10,31 +10,31 @@ from tpssl_hf.plots.contact_sheet import draw_contact_sheet
 
 
 def pixels_of(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
-def test_every_picture_is_on_the_sheet_in_its_own_colour_and_shape(tmp_path: Path) -> None:
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+def test_every_image_is_on_the_sheet_in_its_own_color_and_shape(tmp_path: Path) -> None:
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     shapes = [(20, 20), (10, 20), (200, 50)]
-    pictures = [np.full((*shape, 3), colour, dtype=np.uint8) for shape, colour in zip(shapes, colours, strict=True)]
-    draw_contact_sheet(tmp_path / "sheet.png", pictures, [("1", "a.png"), ("2", "b.png"), ("3", "x" * 90)])
+    images = [np.full((*shape, 3), color, dtype=np.uint8) for shape, color in zip(shapes, colors, strict=True)]
+    draw_contact_sheet(tmp_path / "sheet.png", images, [("1", "a.png"), ("2", "b.png"), ("3", "x" * 90)])
     seen = pixels_of(tmp_path / "sheet.png")
-    areas = [int((seen == colour).all(axis=2).sum()) for colour in colours]
+    areas = [int((seen == color).all(axis=2).sum()) for color in colors]
     assert areas == [128 * 128, 128 * 64, 128 * 32]
 
 
 @pytest.mark.parametrize("count", [1, 9, 41])
-def test_a_sheet_of_any_number_of_pictures_can_be_drawn(count: int, tmp_path: Path) -> None:
-    pictures = [np.zeros((8, 8, 3), dtype=np.uint8)] * count
-    draw_contact_sheet(tmp_path / "sheet.png", pictures, [(str(n), "row 1") for n in range(count)])
+def test_a_sheet_of_any_number_of_images_can_be_drawn(count: int, tmp_path: Path) -> None:
+    images = [np.zeros((8, 8, 3), dtype=np.uint8)] * count
+    draw_contact_sheet(tmp_path / "sheet.png", images, [(str(n), "row 1") for n in range(count)])
     black = (pixels_of(tmp_path / "sheet.png") == 0).all(axis=2).sum()
     assert count * 128 * 128 <= black < count * 128 * 168
 
 
 def test_names_that_are_too_long_stay_within_their_cell(tmp_path: Path) -> None:
     white = np.full((8, 8, 3), 255, dtype=np.uint8)
-    draw_contact_sheet(tmp_path / "sheet.png", [white], [("1", "a/very/long/path/to/some/picture_0001.png")])
+    draw_contact_sheet(tmp_path / "sheet.png", [white], [("1", "a/very/long/path/to/some/image_0001.png")])
     seen = pixels_of(tmp_path / "sheet.png")
     assert seen.shape[1] == 148 and (seen[:, -9:] == 255).all(), "nothing is written into the margin"
 

@@ -4,26 +4,26 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.plots.training import draw_curves, draw_views
 
 
-def colours(path: Path) -> set[tuple[int, int, int]]:
-    with Image.open(path) as picture:
-        return set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()))
+def colors(path: Path) -> set[tuple[int, int, int]]:
+    with Image.open(path) as image:
+        return set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
 
 
-def test_views_show_originals_without_padding_and_views_without_normalisation(tmp_path: Path) -> None:
+def test_views_show_originals_without_padding_and_views_without_normalization(tmp_path: Path) -> None:
     pixels = torch.zeros(2, 10, 10, 3, dtype=torch.uint8)
     pixels[:, :, :, 2] = 255  # padding is blue and must not be shown
     pixels[0, :6, :4] = torch.tensor([255, 0, 0])
     pixels[1] = torch.tensor([255, 0, 0])
-    pictures = Pictures(pixels, torch.tensor([[6, 4], [10, 10]]), torch.arange(2), torch.zeros(2, dtype=torch.int64))
+    images = ImageBatch(pixels, torch.tensor([[6, 4], [10, 10]]), torch.arange(2), torch.zeros(2, dtype=torch.int64))
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     green = (torch.tensor([0.0, 1.0, 0.0]) - torch.tensor(mean)) / torch.tensor(std)
     views = {"view1": green.view(1, 3, 1, 1).expand(2, 3, 8, 8), "geometry1": torch.zeros(2, 4)}
-    draw_views(tmp_path / "views.png", pictures, views, mean=mean, std=std)
-    seen = colours(tmp_path / "views.png")
+    draw_views(tmp_path / "views.png", images, views, mean=mean, std=std)
+    seen = colors(tmp_path / "views.png")
     assert (255, 0, 0) in seen and (0, 255, 0) in seen and (0, 0, 255) not in seen
 
 
@@ -31,21 +31,21 @@ def test_curves_pass_over_missing_values_and_an_empty_log(tmp_path: Path) -> Non
     draw_curves(tmp_path / "none.png", [])
     entries = [{"step": s, "loss": None if s == 2 else 1.0 / (s + 1), "drift": 0.1 * s} for s in range(5)]
     draw_curves(tmp_path / "some.png", entries)
-    with Image.open(tmp_path / "some.png") as picture:
-        assert picture.size[0] > 600
+    with Image.open(tmp_path / "some.png") as image:
+        assert image.size[0] > 600
 
 
 def test_crops_are_drawn_on_the_original_and_the_edge_of_the_crop_on_warped_views(tmp_path: Path) -> None:
     pixels = torch.full((2, 10, 10, 3), 255, dtype=torch.uint8)
-    pictures = Pictures(pixels, torch.tensor([[10, 10], [10, 10]]), torch.arange(2), torch.zeros(2, dtype=torch.int64))
+    images = ImageBatch(pixels, torch.tensor([[10, 10], [10, 10]]), torch.arange(2), torch.zeros(2, dtype=torch.int64))
     white, identity = torch.ones(2, 3, 8, 8), torch.eye(3).expand(2, 3, 3)
     boxes = torch.tensor([[0.2, 0.2, 0.8, 0.8], [0.8, 0.2, 0.2, 0.8]])
 
     def inked(**fields: torch.Tensor) -> int:
         views = {"view1": white, **fields}
-        draw_views(tmp_path / "views.png", pictures, views, mean=(0.0,) * 3, std=(1.0,) * 3)
-        with Image.open(tmp_path / "views.png") as picture:
-            seen = np.asarray(picture.convert("RGB")).astype(int)
+        draw_views(tmp_path / "views.png", images, views, mean=(0.0,) * 3, std=(1.0,) * 3)
+        with Image.open(tmp_path / "views.png") as image:
+            seen = np.asarray(image.convert("RGB")).astype(int)
         return int((abs(seen - [0xF0, 0xE4, 0x42]).max(axis=2) < 8).sum())
 
     assert inked() == 0

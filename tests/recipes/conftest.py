@@ -41,7 +41,7 @@ def embedded() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the stores of pictures, which runs on the same pictures share."""
+    """A folder for the stores of images, which runs on the same images share."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -76,7 +76,7 @@ def recipe(load_recipe: Callable[[str], Any]) -> Any:
 def adapt(run_recipe: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run the recipe in this process on a tiny backbone, with these settings; returns its exit code.
 
-    A setting of None is left out. The two pictures it draws are left empty: they would take most of the time.
+    A setting of None is left out. The two images it draws are left empty: they would take most of the time.
     """
     for module, name in ((pretraining, "draw_views"), (recipe, "draw_curves")):
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
@@ -86,32 +86,32 @@ def adapt(run_recipe: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.Monk
     return lambda **settings: run_recipe(recipe, tiny | settings)
 
 
-def random_picture(number: int) -> np.ndarray:
+def random_image(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (20 + number % 3, 24, 3), dtype=np.uint8)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Callable[..., Path]:
+def images(tmp_path: Path) -> Callable[..., Path]:
     """Make a folder of ``count`` PNG and JPEG files, ``broken`` of them damaged, in sub-folders if ``nested``."""
 
-    def make(count: int = 24, name: str = "pictures", *, nested: bool = False, broken: int = 0) -> Path:
+    def make(count: int = 24, name: str = "images", *, nested: bool = False, broken: int = 0) -> Path:
         folder = tmp_path / name
         for number in range(count):
             place = folder / f"part{number % 3}" / "deeper" if nested else folder
             place.mkdir(parents=True, exist_ok=True)
             path = place / f"{number:03d}.{'jpg' if number % 2 else 'png'}"
             if number < broken:
-                path.write_text("no picture")
+                path.write_text("no image")
             else:
-                Image.fromarray(random_picture(number)).save(path)
+                Image.fromarray(random_image(number)).save(path)
         return folder
 
     return make
 
 
 @pytest.fixture
-def labelled() -> Any:
-    """A data set of 32 pictures of two classes: dark ones and bright ones."""
+def labeled() -> Any:
+    """A data set of 32 images of two classes: dark ones and bright ones."""
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["dark", "bright"]))
-    images = [Image.fromarray(random_picture(number) // 4 + 180 * (number % 2)) for number in range(32)]
+    images = [Image.fromarray(random_image(number) // 4 + 180 * (number % 2)) for number in range(32)]
     return datasets.Dataset.from_dict({"image": images, "label": [n % 2 for n in range(32)]}, features=features)

@@ -82,7 +82,7 @@ def test_clustering_scores_each_split_of_base_and_adapted_with_every_seed(
     keys = [(e["model"], e["split"], e["seed"]) for e in content["table"]]
     models = ("base", "base_statistics", "adapted")
     assert keys == [(m, s, n) for m in models for s in ("train", "test") for n in (0, 1)]
-    assert all(0.1 <= entry["value"] <= 1 and entry["pictures"] == 120 for entry in content["table"])
+    assert all(0.1 <= entry["value"] <= 1 and entry["images"] == 120 for entry in content["table"])
     assert content["clusters"] == 10 and content["config"]["dataset"] == "digits" and "commit" in content
     assert "| adapted (one/model) |" in capsys.readouterr().out
 
@@ -91,13 +91,13 @@ def test_clustering_of_unit_features_and_without_a_test_split(analyze: Analyze, 
     run = weights(tmp_path / "one")
     assert analyze(analysis="clustering", adapted=run, test_split="none", repeats=1) == 0
     raw = found(tmp_path, "clustering")["table"]
-    assert analyze(analysis="clustering", adapted=run, test_split="none", repeats=1, normalise=True) == 0
+    assert analyze(analysis="clustering", adapted=run, test_split="none", repeats=1, normalize=True) == 0
     unit = found(tmp_path, "clustering")["table"]
     assert [e["split"] for e in unit] == ["train"] * 3
     assert [e["value"] for e in unit] != [e["value"] for e in raw]
 
 
-def test_tsne_writes_a_picture_and_a_row_for_each_picture_and_model(analyze: Analyze, tmp_path: Path) -> None:
+def test_tsne_writes_a_image_and_a_row_for_each_image_and_model(analyze: Analyze, tmp_path: Path) -> None:
     two = f"{weights(tmp_path / 'one')}, {weights(tmp_path / 'two', seed=2) / 'model'}"
     assert analyze(analysis="tsne", adapted=two) == 0
     with (tmp_path / "out" / "tsne.csv").open(encoding="utf-8", newline="") as file:
@@ -143,7 +143,7 @@ def test_snapshots_are_taken_out_of_checkpoints_and_scored(
     table = found(tmp_path, "steps")["table"]
     assert [e["step"] for e in table if e["probe"].startswith("kNN")] == [0, 0, 10, 20]
     assert {e["probe"] for e in table} == {"kNN, 240 labels", "linear, 20 labels", "linear, 50 labels"}
-    assert all(0 <= e["value"] <= 1 and e["pictures"] == 60 for e in table)
+    assert all(0 <= e["value"] <= 1 and e["images"] == 60 for e in table)
     assert len(table) == 4 * (1 + 2 + 2)
     inside = load_file(run / "checkpoints" / "step_20" / "method.safetensors")
     saved = load_file(tmp_path / "out" / "snapshots" / "step_20" / "model.safetensors")
@@ -232,15 +232,15 @@ def test_analyses_may_be_added_to_a_folder_but_not_to_that_of_a_run(analyze: Ana
         ({"analysis": "clustering", "adapted": None}, "adapted names no weights"),
         ({"analysis": "clustering", "adapted": "nowhere/at/all"}, "init 'nowhere/at/all' is not"),
         ({"analysis": "clustering", "repeats": 0}, "repeats 0: give a number from 1"),
-        ({"analysis": "clustering", "test_split": "validation"}, "the test pictures: .* Say --test_split none"),
-        ({"analysis": "clustering", "limit_images": 5}, "5 labelled train pictures cannot make 10 clusters"),
-        ({"analysis": "tsne", "samples": 1}, "samples 1: give a number from 2; there are 120 test pictures"),
+        ({"analysis": "clustering", "test_split": "validation"}, "the test images: .* Say --test_split none"),
+        ({"analysis": "clustering", "limit_images": 5}, "5 labeled train images cannot make 10 clusters"),
+        ({"analysis": "tsne", "samples": 1}, "samples 1: give a number from 2; there are 120 test images"),
         ({"analysis": "tsne", "perplexity": 80}, "below the 80 features"),
         ({"analysis": "steps"}, "steps needs --run FOLDER"),
         ({"analysis": "steps", "run": "nowhere"}, "run nowhere holds no config.yaml"),
         ({"analysis": "steps", "run": "x", "labels": "40,many"}, "labels '40,many' is not a list"),
         ({"analysis": "steps", "run": "x", "labels": "5"}, "fewer than the 10 classes"),
-        ({"analysis": "steps", "run": "x", "limit_images": 20}, "too few labelled pictures"),
+        ({"analysis": "steps", "run": "x", "limit_images": 20}, "too few labeled images"),
         ({"analysis": "transfer"}, "names no folder"),
         ({"analysis": "convergence", "runs": "nowhere"}, "nowhere holds no readable results.json"),
         ({"analisis": "tsne"}, "unknown setting 'analisis'; the nearest known one is 'analysis'"),
@@ -258,11 +258,9 @@ def test_a_run_without_checkpoints_is_refused(analyze: Analyze, tmp_path: Path) 
         analyze(analysis="steps", run=run, labels="20", limit_images=300)
 
 
-def test_pictures_without_labels_cannot_be_scored(
-    analyze: Analyze, pictures: Callable[..., Path], tmp_path: Path
-) -> None:
-    run, folder = weights(tmp_path / "one"), pictures(12)
-    with pytest.raises(InputError, match="the training pictures have no labels"):
+def test_images_without_labels_cannot_be_scored(analyze: Analyze, images: Callable[..., Path], tmp_path: Path) -> None:
+    run, folder = weights(tmp_path / "one"), images(12)
+    with pytest.raises(InputError, match="the training images have no labels"):
         analyze(analysis="clustering", adapted=run, dataset=folder, test_split="none")
     assert analyze(analysis="tsne", adapted=run, dataset=folder, test_split="none", samples=500, perplexity=3) == 0
     assert len((tmp_path / "out" / "tsne.csv").read_text().splitlines()) == 1 + 2 * 12, "all there are"

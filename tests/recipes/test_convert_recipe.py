@@ -38,7 +38,7 @@ def test_one_command_makes_an_init(
     said = capsys.readouterr().out
     assert "below 'model.module.encoder.'" in said and "mean (0.5, 0.4, 0.3)" in said
     backbone, origin = load_backbone("test_resnet", init=str(tmp_path / "made"))
-    assert origin.licence == "mit"
+    assert origin.license == "mit"
     assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
     monkeypatch.setattr(sys, "argv", ["convert.py", *arguments])
     with pytest.raises(InputError, match="no weights are given"):

@@ -1,4 +1,4 @@
-"""The recipe that chooses which pictures to label, run in this process on a tiny backbone."""
+"""The recipe that chooses which images to label, run in this process on a tiny backbone."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tpssl_hf.data.image_cache import open_store
+from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.label_splits import choose_labels
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.errors import InputError
@@ -48,7 +48,7 @@ def fill_in(path: Path, label_of: Callable[[dict[str, str]], str]) -> None:
         writer.writerows({**row, "label": row["label"] or label_of(row)} for row in rows)
 
 
-def pictures(folder: Path, count: int = 20) -> Path:
+def images(folder: Path, count: int = 20) -> Path:
     """Make a folder of cats and dogs, in two sub-folders with the same file names, dogs brighter."""
     for number in range(count):
         path = folder / ("dog" if number % 2 else "cat") / f"{number // 2:02d}.png"
@@ -93,7 +93,7 @@ def test_labels_of_the_data_set_are_not_looked_at(
 
 @pytest.mark.parametrize("suffix", ["csv", "json"])
 def test_a_list_with_labels_filled_in_is_what_finetuning_takes(suffix: str, pick: Pick, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "pets")
+    folder = images(tmp_path / "pets")
     assert pick(dataset=folder, count=6, limit_images=None) == 0
     path = tmp_path / "list" / f"to_label.{suffix}"
     if suffix == "csv":
@@ -105,7 +105,7 @@ def test_a_list_with_labels_filled_in_is_what_finetuning_takes(suffix: str, pick
             entry["label"] = entry["file"].split("/")[0]
         path.write_text(json.dumps(content))
     source = load_source(str(folder))
-    store, _ = open_store(
+    store, _ = load_image_cache(
         source,
         image_size=32,
         cache_budget=1 << 30,
@@ -113,30 +113,30 @@ def test_a_list_with_labels_filled_in_is_what_finetuning_takes(suffix: str, pick
         progress=False,
         cache_dir=tmp_path / "cache",
     )
-    labelled = choose_labels(str(path), store, source)
-    assert len(labelled.indices) == 6 and labelled.class_names == ("cat", "dog")
-    names = [Path(str(source.dataset[row][source.image_column]["path"])).parent.name for row in labelled.indices]
-    assert names == [labelled.class_names[label] for label in labelled.labels]
+    labeled = choose_labels(str(path), store, source)
+    assert len(labeled.indices) == 6 and labeled.class_names == ("cat", "dog")
+    names = [Path(str(source.dataset[row][source.image_column]["path"])).parent.name for row in labeled.indices]
+    assert names == [labeled.class_names[label] for label in labeled.labels]
 
 
-def test_the_next_list_holds_the_labels_there_are_and_none_of_their_pictures_again(pick: Pick, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "pets")
+def test_the_next_list_holds_the_labels_there_are_and_none_of_their_images_again(pick: Pick, tmp_path: Path) -> None:
+    folder = images(tmp_path / "pets")
     assert pick(dataset=folder, count=4, limit_images=None) == 0
     first = tmp_path / "list" / "to_label.csv"
     fill_in(first, lambda row: row["file"].split("/")[0])
-    settings = {"dataset": folder, "limit_images": None, "labelled": first}
+    settings = {"dataset": folder, "limit_images": None, "labeled": first}
     assert pick(count=5, output_dir=tmp_path / "next", **settings) == 0
     rows = rows_of(tmp_path / "next" / "to_label.csv")
     assert [row["label"] == "" for row in rows] == [True] * 5 + [False] * 4
     assert len({row["file"] for row in rows}) == 9
     assert {row["file"]: row["label"] for row in rows[5:]} == {r["file"]: r["label"] for r in rows_of(first)}
-    assert json.loads((tmp_path / "next" / "results.json").read_text())["labelled_before"] == 4
+    assert json.loads((tmp_path / "next" / "results.json").read_text())["labeled_before"] == 4
 
 
 def test_labels_that_leave_classes_out_are_a_start_too(pick: Pick, tmp_path: Path) -> None:
     (tmp_path / "few.csv").write_text("row,label\n3,1\n5,\n")
-    assert pick(labelled=tmp_path / "few.csv", limit_images=None) == 0
-    assert json.loads((tmp_path / "list" / "results.json").read_text())["labelled_before"] == 1
+    assert pick(labeled=tmp_path / "few.csv", limit_images=None) == 0
+    assert json.loads((tmp_path / "list" / "results.json").read_text())["labeled_before"] == 1
 
 
 def test_a_list_that_was_made_is_never_written_again(
@@ -168,7 +168,7 @@ def test_without_a_data_set_the_digits_and_their_adapted_weights_are_taken(
     [
         ({"count": 121}, "count 121: give a number from 1 to 120"),
         ({"count": 0}, "count 0: give a number from 1"),
-        ({"labelled": "nothing.csv"}, "labels file nothing.csv cannot be read"),
+        ({"labeled": "nothing.csv"}, "labels file nothing.csv cannot be read"),
         ({"init": "nowhere/at/all"}, "init 'nowhere/at/all' is not"),
         ({"strategy": "best"}, "strategy"),
         ({"dataset": "nowhere"}, "'nowhere' is not an existing folder"),

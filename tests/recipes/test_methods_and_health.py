@@ -23,7 +23,7 @@ from tpssl_hf.training.optim import lars_reach
 from tpssl_hf.training.run_dir import read_metrics
 
 Adapt = Callable[..., int]
-Pictures = Callable[..., Path]
+ImageBatch = Callable[..., Path]
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {},
     "moco": {"queue_size": 16, "hidden_features": None},
@@ -43,8 +43,8 @@ def results(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", sorted(PRETRAIN))
-def test_every_method_adapts_and_leaves_weights(method: str, adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    assert adapt(dataset=pictures(), method=method, **SMALL[method]) == 0
+def test_every_method_adapts_and_leaves_weights(method: str, adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    assert adapt(dataset=images(), method=method, **SMALL[method]) == 0
     assert results(tmp_path)["method"] == method
     assert log(tmp_path)[-1]["drift"] > 0
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
@@ -53,9 +53,9 @@ def test_every_method_adapts_and_leaves_weights(method: str, adapt: Adapt, pictu
 @pytest.mark.parametrize("method", ["byol", "simclr"])
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext"])
 def test_instance_level_methods_adapt_other_backbones(
-    method: str, backbone: str, adapt: Adapt, pictures: Pictures, tmp_path: Path
+    method: str, backbone: str, adapt: Adapt, images: ImageBatch, tmp_path: Path
 ) -> None:
-    assert adapt(dataset=pictures(), method=method, backbone=backbone, **SMALL[method]) == 0
+    assert adapt(dataset=images(), method=method, backbone=backbone, **SMALL[method]) == 0
 
 
 @pytest.mark.parametrize(
@@ -68,31 +68,31 @@ def test_instance_level_methods_adapt_other_backbones(
     ],
 )
 def test_what_does_not_fit_a_method_is_one_sentence(
-    settings: dict[str, Any], sentence: str, adapt: Adapt, pictures: Pictures
+    settings: dict[str, Any], sentence: str, adapt: Adapt, images: ImageBatch
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        adapt(dataset=pictures(), **settings)
+        adapt(dataset=images(), **settings)
 
 
 def test_health_is_logged_once_per_epoch_on_the_lines_of_the_log(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path
+    adapt: Adapt, images: ImageBatch, tmp_path: Path
 ) -> None:
-    adapt(dataset=pictures(), max_steps=9, log_every=1)  # three steps an epoch
+    adapt(dataset=images(), max_steps=9, log_every=1)  # three steps an epoch
     checked = [entry["step"] for entry in log(tmp_path) if "health_effective_rank" in entry]
     assert checked == [3, 6, 9]
     last = log(tmp_path)[-1]
-    assert 0 <= last["health_neighbour_agreement_start"] <= 1 and 0 < last["health_cka_start"] <= 1 + 1e-6
+    assert 0 <= last["health_neighbor_agreement_start"] <= 1 and 0 < last["health_cka_start"] <= 1 + 1e-6
     assert "health_knn_accuracy" not in last
 
 
-def test_health_can_be_switched_off(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    adapt(dataset=pictures(), max_steps=3, log_every=1, health_every=0)
+def test_health_can_be_switched_off(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    adapt(dataset=images(), max_steps=3, log_every=1, health_every=0)
     assert not any(name.startswith("health") for entry in log(tmp_path) for name in entry)
 
 
-def test_probing_logs_knn_accuracy_on_training_labels(adapt: Adapt, labelled: Any, tmp_path: Path) -> None:
-    labelled.save_to_disk(tmp_path / "labelled")
-    adapt(dataset=tmp_path / "labelled", max_steps=4, log_every=1, probe_labels=True)
+def test_probing_logs_knn_accuracy_on_training_labels(adapt: Adapt, labeled: Any, tmp_path: Path) -> None:
+    labeled.save_to_disk(tmp_path / "labeled")
+    adapt(dataset=tmp_path / "labeled", max_steps=4, log_every=1, probe_labels=True)
     assert 0 <= log(tmp_path)[-1]["health_knn_accuracy"] <= 1
 
 
@@ -125,29 +125,29 @@ def collapsing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_collapse_warns_within_one_check_and_goes_on(
-    collapsing: None, adapt: Adapt, pictures: Pictures, tmp_path: Path
+    collapsing: None, adapt: Adapt, images: ImageBatch, tmp_path: Path
 ) -> None:
     with pytest.warns(CollapseWarning, match="step 3: projections have"):
-        assert adapt(dataset=pictures(), max_steps=9, log_every=1) == 0
+        assert adapt(dataset=images(), max_steps=9, log_every=1) == 0
     assert results(tmp_path)["steps"] == 9 and results(tmp_path)["stopped"] is None
 
 
 @pytest.mark.filterwarnings("ignore::tpssl_hf.monitoring.collapse.CollapseWarning")
 def test_a_collapse_stops_when_asked_and_says_why(
-    collapsing: None, adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    collapsing: None, adapt: Adapt, images: ImageBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert adapt(dataset=pictures(), max_steps=9, log_every=1, on_collapse="stop") == 0
+    assert adapt(dataset=images(), max_steps=9, log_every=1, on_collapse="stop") == 0
     assert results(tmp_path)["steps"] == 3
     assert "collapsed" in results(tmp_path)["stopped"] and "collapsed" in capsys.readouterr().out
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
 def test_a_settled_run_stops_says_at_which_step_and_is_finished(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapt: Adapt, images: ImageBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # with a rate of next to nothing the features stand still
     settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "learning_rate": 1e-9}
-    folder = pictures()
+    folder = images()
     assert adapt(dataset=folder, **settings) == 0
     found = results(tmp_path)
     assert 15 < found["steps"] < 60 and f"settled at step {found['steps']}" in found["stopped"]
@@ -156,12 +156,12 @@ def test_a_settled_run_stops_says_at_which_step_and_is_finished(
 
 
 def test_a_run_killed_between_settling_and_its_results_does_not_train_on(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+    adapt: Adapt, images: ImageBatch, tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "learning_rate": 1e-9}
-    folder = pictures()
+    folder = images()
     with monkeypatch.context() as patched:
-        patched.setattr(recipe, "leave_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(recipe, "save_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             adapt(dataset=folder, **settings)
     lines = log(tmp_path)
@@ -170,11 +170,11 @@ def test_a_run_killed_between_settling_and_its_results_does_not_train_on(
     assert results(tmp_path)["steps"] == lines[-1]["step"]
 
 
-def test_the_decoupled_pull_moves_toward_the_start(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+def test_the_decoupled_pull_moves_toward_the_start(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
     drifts = []
     for weight in (0.0, 2.0):
         settings = {"l2_weight": weight, "l2_mode": "decoupled", "learning_rate": 3.0, "max_steps": 6, "log_every": 6}
-        adapt(dataset=pictures(), output_dir=tmp_path / f"run{weight}", **settings)
+        adapt(dataset=images(), output_dir=tmp_path / f"run{weight}", **settings)
         entry = read_metrics(tmp_path / f"run{weight}" / "metrics.jsonl")[-1]
         assert "loss_anchor" not in entry
         drifts.append(entry["drift"])
@@ -183,30 +183,30 @@ def test_the_decoupled_pull_moves_toward_the_start(adapt: Adapt, pictures: Pictu
 
 def test_a_budget_chooses_batch_size_and_length_and_a_plan_only_says_so(
     adapt: Adapt,
-    pictures: Pictures,
+    images: ImageBatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(budget, "TIMING_SECONDS", 0.2)
-    settings = {"dataset": pictures(70), "budget": "20s", "max_steps": None}
+    settings = {"dataset": images(70), "budget": "20s", "max_steps": None}
     assert adapt(**settings, plan="true") == 0
     said = capsys.readouterr().out
     assert "plan for 20 s" in said and "ready about" in said
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_budget_too_short_names_the_least(adapt: Adapt, pictures: Pictures) -> None:
+def test_a_budget_too_short_names_the_least(adapt: Adapt, images: ImageBatch) -> None:
     with pytest.raises(InputError, match="the least.*--budget"):
-        adapt(dataset=pictures(70), budget="1s", max_steps=None)
+        adapt(dataset=images(70), budget="1s", max_steps=None)
 
 
 def test_a_resumed_run_keeps_what_its_budget_chose(
-    adapt: Adapt, pictures: Pictures, recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    adapt: Adapt, images: ImageBatch, recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     chosen = budget.Plan(600.0, 8, 1.0, 3, 1.0, 1.0, 4.0)
     monkeypatch.setattr(recipe, "plan_for_budget", lambda *_: chosen)
-    folder = pictures()
+    folder = images()
     assert adapt(dataset=folder, budget="10m", max_steps=None, batch_size=None) == 0
     config = results(tmp_path)["config"]
     assert (results(tmp_path)["steps"], config["batch_size"]) == (3, 8)
@@ -245,13 +245,13 @@ def test_a_planned_run_can_move_its_weights_and_its_target(name: str, steps: int
 
 
 def test_a_run_whose_weights_can_hardly_move_says_so(
-    adapt: Adapt, pictures: Pictures, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    adapt: Adapt, images: ImageBatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert adapt(dataset=pictures()) == 0
+    assert adapt(dataset=images()) == 0
     said = capsys.readouterr().out
     assert "caution: at these rates LARS moves a weight tensor by 0.00% of its length in all 3 steps" in said
     rate = float(said.partition("--learning_rate ")[2].split()[0])
-    assert adapt(dataset=pictures(), learning_rate=1.1 * rate, output_dir=tmp_path / "other") == 0
+    assert adapt(dataset=images(), learning_rate=1.1 * rate, output_dir=tmp_path / "other") == 0
     assert "caution" not in capsys.readouterr().out
 
 

@@ -110,11 +110,11 @@ def test_what_readers_see_differently_ends_in_a_warning_that_says_how_to_read_it
     assert found["metrics"]["accuracy"] - accuracy_of_the_pipeline(tmp_path / "run" / "model", data / "test") > 0.3
     warning = found["published_path"]["warning"]
     assert warning.startswith("transformers' pipeline and timm: 12 of 24 images answered otherwise than in the eval")
-    assert warning.endswith("; read as in training, by tpssl_hf.data.scan.decode_picture, they agree")
+    assert warning.endswith("; read as in training, by tpssl_hf.data.scan.decode_image, they agree")
     assert f"warning       {warning}" in capsys.readouterr().out
 
 
-def test_without_test_pictures_others_are_asked_about(learn: Any, tmp_path: Path) -> None:
+def test_without_test_images_others_are_asked_about(learn: Any, tmp_path: Path) -> None:
     data = folders(tmp_path / "data", sixteen_bits, [(24, 24)])
     found = learn(dataset=data, test_split="none", max_steps=20)
     assert found["published_path"]["of"] == "training" and found["published_path"]["warning"]
@@ -206,8 +206,8 @@ def test_a_segmenter_answers_as_it_was_scored_in_every_mode_and_shape(
     for file in (data / "test" / "images").iterdir():
         answers = ask(str(file))
         assert sum(np.array(answer["mask"]) > 0 for answer in answers).min() == 1  # type: ignore[union-attr]
-        with Image.open(file) as picture:
-            assert {answer["mask"].size for answer in answers} == {picture.size}
+        with Image.open(file) as image:
+            assert {answer["mask"].size for answer in answers} == {image.size}
 
 
 def test_a_processor_that_does_not_shrink_is_noticed(

@@ -29,7 +29,7 @@ folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "ran", "a") as file:
     file.write("x")
 if action == "fail":
-    sys.exit("\\nerror: the dog has eaten the pictures.")
+    sys.exit("\\nerror: the dog has eaten the images.")
 if action == "stop":  # as if somebody had stopped the recipe of tables
     os.kill(os.getppid(), 15)
     time.sleep(60)
@@ -45,7 +45,7 @@ def recipe(load_recipe: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture
-def behaviour(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def behavior(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Replace the recipes by a script; what it does for runs whose name begins so."""
     does: dict[str, str] = {}
 
@@ -123,7 +123,7 @@ def test_list_says_what_the_hub_gives(reproduce: Reproduce, capsys: pytest.Captu
 
 
 def test_a_table_is_made_once_and_shared_commands_run_once(
-    reproduce: Reproduce, behaviour: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reproduce: Reproduce, behavior: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reproduce(table="V", cells="none/uda,byol/u*,byol/fixmatch") == 0
     ran = times_run(tmp_path)
@@ -142,23 +142,23 @@ def test_a_table_is_made_once_and_shared_commands_run_once(
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(
-    reproduce: Reproduce, behaviour: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reproduce: Reproduce, behavior: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    behaviour["cifar10_byol"] = "fail"
+    behavior["cifar10_byol"] = "fail"
     assert reproduce(table="V", cells="byol/uda,byol/fixmatch,moco_v2/uda") == 1
     printed = capsys.readouterr().out
-    assert "not made: the dog has eaten the pictures. (exit code 1; whole log: " in printed and "failed: " in printed
+    assert "not made: the dog has eaten the images. (exit code 1; whole log: " in printed and "failed: " in printed
     one, two, three = found(tmp_path)["cells"]
     assert "the dog has eaten" in one["failed"] and two["failed"].startswith("it needs cifar10_byol")
     assert three["finished"] and not three["failed"] and not one["finished"]
     assert max(times_run(tmp_path).values()) == 1, "a command that failed is not tried again for the next cell"
-    behaviour.clear()
+    behavior.clear()
     assert reproduce(table="V", cells="byol/uda,byol/fixmatch,moco_v2/uda") == 0
     assert all(cell["finished"] and not cell["failed"] for cell in found(tmp_path)["cells"])
 
 
 def test_a_cell_without_its_data_is_left_out_with_where_they_come_from(
-    reproduce: Reproduce, behaviour: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reproduce: Reproduce, behavior: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reproduce(table="III", scale="paper", cells="none/labels_10") == 1
     assert (
@@ -168,9 +168,9 @@ def test_a_cell_without_its_data_is_left_out_with_where_they_come_from(
 
 
 def test_a_wish_to_stop_is_passed_on_and_nothing_more_is_begun(
-    reproduce: Reproduce, behaviour: dict[str, str], tmp_path: Path
+    reproduce: Reproduce, behavior: dict[str, str], tmp_path: Path
 ) -> None:
-    behaviour["uda"] = "stop"
+    behavior["uda"] = "stop"
     began = time.monotonic()
     assert reproduce(table="V", cells="none/uda,byol/uda") == 143
     assert time.monotonic() - began < 30

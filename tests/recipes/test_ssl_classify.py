@@ -58,8 +58,8 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def pictures(folder: Path, names: dict[str, int], seed: int = 0) -> Path:
-    """Make a folder with so many pictures in each sub-folder, brighter from one class to the next."""
+def images(folder: Path, names: dict[str, int], seed: int = 0) -> Path:
+    """Make a folder with so many images in each sub-folder, brighter from one class to the next."""
     random = np.random.default_rng(seed)
     for number, (name, count) in enumerate(names.items()):
         (folder / name).mkdir(parents=True)
@@ -88,12 +88,12 @@ def test_the_score_is_that_of_the_saved_network_in_plain_timm(
     found = results(tmp_path / "run")
     model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).eval()
     from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
-    from tpssl_hf.data.image_cache import open_store
+    from tpssl_hf.data.image_cache import load_image_cache
     from tpssl_hf.data.sources import load_source
 
     source = load_source("digits", split="test")
     budget = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False, "cache_dir": shared_cache}
-    store, _ = open_store(source, image_size=32, **budget)
+    store, _ = load_image_cache(source, image_size=32, **budget)
     settings = ViewSettings(32, model.pretrained_cfg["mean"], model.pretrained_cfg["std"], 0)
     with torch.inference_mode():
         predicted = model(eval_view(store.gather(np.arange(300), epoch=0), settings)).argmax(dim=1).numpy()
@@ -102,7 +102,7 @@ def test_the_score_is_that_of_the_saved_network_in_plain_timm(
 
 def test_the_model_loads_in_plain_transformers_with_class_names_and_equal_logits(learn: Learn, tmp_path: Path) -> None:
     names = {"cat": 6, "dog": 6}
-    train, test = pictures(tmp_path / "train", names), pictures(tmp_path / "test", names, seed=1)
+    train, test = images(tmp_path / "train", names), images(tmp_path / "test", names, seed=1)
     assert learn(dataset=train, label_column="folder", labels=4, test_dataset=test, test_split="train") == 0
     folder = str(tmp_path / "run" / "model")
     model, processor = (
@@ -110,14 +110,14 @@ def test_the_model_loads_in_plain_transformers_with_class_names_and_equal_logits
         AutoImageProcessor.from_pretrained(folder),
     )
     assert model.config.id2label == {0: "cat", 1: "dog"}
-    picture = Image.open(tmp_path / "test" / "cat" / "000.png")
-    inputs = processor(picture, return_tensors="pt")["pixel_values"]
+    image = Image.open(tmp_path / "test" / "cat" / "000.png")
+    inputs = processor(image, return_tensors="pt")["pixel_values"]
     plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     for name, value in plain.state_dict().items():
         assert torch.equal(value, model.state_dict()[f"timm_model.{name}"]), name
     with torch.inference_mode():  # equal weights; which kernel sums them up depends on where in memory they lie
         torch.testing.assert_close(model.eval()(inputs).logits, plain(inputs), rtol=0, atol=1e-6)
-    answers = pipeline("image-classification", model=folder)(picture)
+    answers = pipeline("image-classification", model=folder)(image)
     assert {answer["label"] for answer in answers} == {"cat", "dog"}
 
 
@@ -145,7 +145,7 @@ def test_curves_evaluate_along_the_way_and_their_median_is_reported(learn: Learn
     assert results(tmp_path / "run")["labels"]["count"] == 10
 
 
-def test_without_curves_the_test_pictures_are_read_once(
+def test_without_curves_the_test_images_are_read_once(
     learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -172,17 +172,17 @@ def test_labels_of_one_run_serve_the_next(learn: Learn, tmp_path: Path) -> None:
     )
 
 
-def test_unlabelled_pictures_may_come_from_elsewhere_without_a_label_column(learn: Learn, tmp_path: Path) -> None:
+def test_unlabeled_images_may_come_from_elsewhere_without_a_label_column(learn: Learn, tmp_path: Path) -> None:
     names = {"cat": 5, "dog": 5}
-    train, test = pictures(tmp_path / "train", names), pictures(tmp_path / "test", names, seed=1)
-    pile = pictures(tmp_path / "pile", {"somewhere": 17}, seed=2)
+    train, test = images(tmp_path / "train", names), images(tmp_path / "test", names, seed=1)
+    pile = images(tmp_path / "pile", {"somewhere": 17}, seed=2)
     settings = {"label_column": "folder", "test_dataset": test, "test_split": "train", "labels": "all"}
-    assert learn(dataset=train, unlabelled_dataset=pile, **settings) == 0
-    assert results(tmp_path / "run")["unlabelled_images"] == 17
+    assert learn(dataset=train, unlabeled_dataset=pile, **settings) == 0
+    assert results(tmp_path / "run")["unlabeled_images"] == 17
     assert "hindsight_precision" not in read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
 
 
-def test_a_run_without_test_pictures_has_no_score(
+def test_a_run_without_test_images_has_no_score(
     learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert learn(test_split="none") == 0
@@ -212,12 +212,12 @@ def test_a_classifier_starts_from_an_adapted_folder_with_a_new_head(learn: Learn
         ({"labels": "many"}, "is not a number above 0"),
         ({"method": "fixmtach"}, "method 'fixmtach' is not one of"),
         ({"unlabeled_ratio": 0}, "needs 1 or more"),
-        ({"test_split": "validation"}, "test pictures could not be opened"),
+        ({"test_split": "validation"}, "test images could not be opened"),
         ({"label_seeds": "1,1"}, "not a list of different whole numbers"),
         ({"streaming": True}, "leave streaming off"),
         ({"validation_labels": 20}, "without any to train on"),
         ({"learning_rte": 0.1}, "unknown setting 'learning_rte'"),
-        ({"test_dataset": "digits", "test_split": "train"}, "labelled pictures are in the test set"),
+        ({"test_dataset": "digits", "test_split": "train"}, "labeled images are in the test set"),
     ],
 )
 def test_bad_input_is_one_sentence_before_the_first_step(
@@ -228,19 +228,19 @@ def test_bad_input_is_one_sentence_before_the_first_step(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_an_empty_pile_of_unlabelled_pictures_is_refused(learn: Learn, tmp_path: Path) -> None:
+def test_an_empty_pile_of_unlabeled_images_is_refused(learn: Learn, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no pictures"):
-        learn(unlabelled_dataset=tmp_path / "empty")
+    with pytest.raises(InputError, match="holds no images"):
+        learn(unlabeled_dataset=tmp_path / "empty")
 
 
-def test_classes_of_the_test_pictures_are_told_apart_by_name(learn: Learn, tmp_path: Path) -> None:
-    train = pictures(tmp_path / "train", {"cat": 4, "dog": 4})
-    test = pictures(tmp_path / "test", {"bird": 2, "dog": 2}, seed=1)
+def test_classes_of_the_test_images_are_told_apart_by_name(learn: Learn, tmp_path: Path) -> None:
+    train = images(tmp_path / "train", {"cat": 4, "dog": 4})
+    test = images(tmp_path / "test", {"bird": 2, "dog": 2}, seed=1)
     settings = {"dataset": train, "label_column": "folder", "labels": 4, "test_split": "train"}
-    with pytest.raises(InputError, match="test pictures have the class 'bird'"):
+    with pytest.raises(InputError, match="test images have the class 'bird'"):
         learn(test_dataset=test, **settings)
-    assert learn(test_dataset=pictures(tmp_path / "dogs", {"dog": 3}, seed=1), **settings) == 0
+    assert learn(test_dataset=images(tmp_path / "dogs", {"dog": 3}, seed=1), **settings) == 0
     assert results(tmp_path / "run")["metrics"]["per_class_accuracy"][0] is None
 
 
@@ -291,7 +291,7 @@ def test_a_rate_that_would_undo_pretrained_weights_is_noted(
 def test_a_data_set_without_test_split_runs_and_says_why_there_is_no_score(
     learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = pictures(tmp_path / "pets", {"a": 15, "b": 12})
+    folder = images(tmp_path / "pets", {"a": 15, "b": 12})
     (tmp_path / "few.csv").write_text("file,label\na/000.png,cat\nb/000.png,dog\nb/001.png,NA\n")
     own = {"dataset": folder, "limit_images": None, "limit_test_images": None, "max_steps": 1, "method": "supervised"}
     assert learn(**own, labels=tmp_path / "few.csv") == 0
@@ -308,12 +308,12 @@ def test_a_data_set_without_test_split_runs_and_says_why_there_is_no_score(
     assert learn(**own, **many, output_dir=tmp_path / "all", validation_labels=0) == 0
     assert results(tmp_path / "all")["labels"]["count"] == 27
     flat = {"labels": tmp_path / "few.csv", "label_column": "folder", "test_dataset": tmp_path / "test"}
-    pictures(tmp_path / "test", {"a": 3, "b": 2}, seed=1)
+    images(tmp_path / "test", {"a": 3, "b": 2}, seed=1)
     (tmp_path / "few.csv").write_text("file,label\na/000.png,a\nb/000.png,b\n")
     assert learn(**own, **flat, output_dir=tmp_path / "tested") == 0
     assert results(tmp_path / "tested")["test"] == {"images": 5, "split": "all"}
     for named in ({"test_split": "test"}, {"test_dataset": tmp_path / "nowhere"}):
-        with pytest.raises(InputError, match="test pictures could not be opened"):
+        with pytest.raises(InputError, match="test images could not be opened"):
             learn(**own, **many, output_dir=tmp_path / "named", **named)
 
 

@@ -56,7 +56,7 @@ def scenes(folder: Path, count: int, seed: int = 0, masks: int | None = None) ->
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 14 pictures to learn from, 12 of them with a mask, and 5 to be scored on."""
+    """A folder of 14 images to learn from, 12 of them with a mask, and 5 to be scored on."""
     folder = tmp_path_factory.mktemp("made") / "boxes"
     scenes(folder / "train", 14, masks=12)
     scenes(folder / "test", 5, seed=1)
@@ -89,12 +89,12 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def confusion_of(model: Any, processor: Any, folder: Path) -> np.ndarray:
-    """Count what plain transformers predicts for the pictures of a folder, one at a time."""
+    """Count what plain transformers predicts for the images of a folder, one at a time."""
     counts = np.zeros((3, 3), dtype=np.int64)
     for path in sorted((folder / "images").iterdir()):
-        picture, truth = Image.open(path), np.array(Image.open(folder / "masks" / path.name))
+        image, truth = Image.open(path), np.array(Image.open(folder / "masks" / path.name))
         with torch.inference_mode():
-            logits = model(processor(picture, return_tensors="pt")["pixel_values"]).logits
+            logits = model(processor(image, return_tensors="pt")["pixel_values"]).logits
         found = logits.argmax(dim=1)[0].numpy()
         np.add.at(counts, (truth[truth != 255], found[truth != 255]), 1)
     return counts
@@ -107,8 +107,8 @@ def test_every_learner_leaves_the_score_of_the_saved_model_in_plain_transformers
     assert learn(method=method) == 0
     found = results(tmp_path / "run")
     assert found["method"] == method and found["labels"]["count"] == 4 and found["test"]["images"] == 5
-    excluded = 4 if SEGMENT[method].defaults["exclude_labelled"] else 0
-    assert found["unlabelled_images"] == (0 if method == "supervised" else 14 - excluded)
+    excluded = 4 if SEGMENT[method].defaults["exclude_labeled"] else 0
+    assert found["unlabeled_images"] == (0 if method == "supervised" else 14 - excluded)
     assert found["scored"] == ("teacher" if method == "cutmix" else "student") and found["class_names"] == [*CLASSES]
     folder = tmp_path / "run" / "model"
     model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
@@ -155,23 +155,21 @@ def test_the_backbone_inside_is_the_adapted_one_until_the_first_step(
     assert norms and not any(layer.training for layer in norms)
 
 
-def test_masks_never_reach_the_unlabelled_stream(
-    learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masks_never_reach_the_unlabeled_stream(learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     original = SEGMENT["unimatch"].views
 
     def watched(settings: Any, config: Any) -> Any:
         made = original(settings, config)
         transform = made["unlabeled"]
-        return {**made, "unlabeled": lambda pictures: seen.append(pictures) or transform(pictures)}
+        return {**made, "unlabeled": lambda images: seen.append(images) or transform(images)}
 
     spec = segmenting.replace(SEGMENT["unimatch"], views=watched)
     monkeypatch.setitem(SEGMENT, "unimatch", spec)
-    assert learn(method="unimatch", exclude_labelled=True) == 0
+    assert learn(method="unimatch", exclude_labeled=True) == 0
     rows = set(json.loads((tmp_path / "run" / "labels.json").read_text())["rows"])
-    assert seen and all(pictures.masks is None for pictures in seen)
-    assert not rows & {number for pictures in seen[1:] for number in pictures.index.tolist()}  # the first is drawn
+    assert seen and all(images.masks is None for images in seen)
+    assert not rows & {number for images in seen[1:] for number in images.index.tolist()}  # the first is drawn
 
 
 def test_labels_of_one_run_serve_the_next_and_may_be_a_list(learn: Learn, tmp_path: Path) -> None:
@@ -194,7 +192,7 @@ def test_labels_of_one_run_serve_the_next_and_may_be_a_list(learn: Learn, tmp_pa
 
 
 @pytest.mark.parametrize("mode", ["resize", "slide"])
-def test_test_pictures_may_be_resized_or_seen_through_a_window(mode: str, learn: Learn, tmp_path: Path) -> None:
+def test_test_images_may_be_resized_or_seen_through_a_window(mode: str, learn: Learn, tmp_path: Path) -> None:
     assert learn(method="supervised", test_mode=mode, max_steps=1) == 0
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "model")
     assert processor.do_resize == (mode == "resize")
@@ -207,7 +205,7 @@ def test_poly_rates_and_the_faster_decoder_are_logged_and_used(learn: Learn, tmp
     assert rates == pytest.approx([0.1 * (1 - step / 4) ** 0.9 for step in range(4)])
 
 
-def test_a_run_without_test_pictures_has_no_score(
+def test_a_run_without_test_images_has_no_score(
     learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert learn(test_split="none", method="supervised") == 0
@@ -221,21 +219,21 @@ def test_a_run_without_test_pictures_has_no_score(
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"labels": 13}, "12 of the 14 pictures have one"),
+        ({"labels": 13}, "12 of the 14 images have one"),
         ({"labels": "many"}, "is not a number above 0"),
-        ({"labels": "1%"}, "share that is at least one of 14 pictures"),
+        ({"labels": "1%"}, "share that is at least one of 14 images"),
         ({"labels": "missing.txt"}, "cannot be read"),
         ({"method": "cutmxi"}, "method 'cutmxi' is not one of"),
         ({"unlabeled_ratio": 0}, "needs 1 or more"),
         (
-            {"split": "test", "test_split": "none", "labels": "all", "exclude_labelled": True},
-            "all 5 pictures are labelled",
+            {"split": "test", "test_split": "none", "labels": "all", "exclude_labeled": True},
+            "all 5 images are labeled",
         ),
-        ({"test_split": "validation"}, "test pictures could not be opened"),
+        ({"test_split": "validation"}, "test images could not be opened"),
         ({"label_seeds": "1,1"}, "not a list of different whole numbers"),
         ({"learning_rte": 0.1}, "unknown setting 'learning_rte'"),
         ({"image_size": 32}, "unknown setting 'image_size'"),
-        ({"test_split": "train"}, "labelled pictures are in the test set"),
+        ({"test_split": "train"}, "labeled images are in the test set"),
         ({"test_dataset": "digit_scenes"}, "not the 3 of the training masks"),
         ({"output_stride": 4}, "output_stride 4 is not 16 or 8"),
         ({"scale_min": 2.0}, "give the smaller factor first"),
@@ -255,11 +253,11 @@ def test_bad_input_is_one_sentence_before_the_first_step(
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("a.txt", "scene00\nscene99", "names 'scene99', which is no picture"),
+        ("a.txt", "scene00\nscene99", "names 'scene99', which is no image"),
         ("a.txt", "13", "row 13 of 'boxes', which has no mask"),
-        ("a.txt", "99", "names none of the 14 pictures"),
+        ("a.txt", "99", "names none of the 14 images"),
         ("a.json", "[]", "not JSON with a list `rows`"),
-        ("a.json", '{"rows": [1], "fingerprint": "x", "dataset": "y"}', "written for other pictures"),
+        ("a.json", '{"rows": [1], "fingerprint": "x", "dataset": "y"}', "written for other images"),
     ],
 )
 def test_label_files_that_do_not_fit_are_refused(

@@ -32,7 +32,7 @@ RESULT_KEYS += ["seconds", "machine", "images_per_second", "metrics", "verdict",
 RUN_FILES = {"config.yaml", "scan.json", "augmentations.png", "metrics.jsonl", "curves.png", "results.json"}
 
 Adapt = Callable[..., int]
-Pictures = Callable[..., Path]
+ImageBatch = Callable[..., Path]
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -54,12 +54,12 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_one_command_line_leaves_everything_and_its_config_repeats_it(
-    tmp_path: Path, pictures: Pictures, adapt: Adapt, recipe: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, images: ImageBatch, adapt: Adapt, recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     command = [str(Path(sys.executable).with_name("accelerate")), "launch"]
     command += ["--config_file", "recipes/configs/accelerate/default.yaml", "recipes/target_pretrain.py"]
-    command += ["--dataset", str(pictures()), "--output_dir", str(folder), "--cache_dir", str(tmp_path / "cache")]
+    command += ["--dataset", str(images()), "--output_dir", str(folder), "--cache_dir", str(tmp_path / "cache")]
     command += ["--backbone", "test_resnet", "--image_size", "32", "--batch_size", "8", "--max_steps", "3"]
     command += ["--hidden_features", "32", "--projection_features", "16", "--precision", "fp32", "--cpu_threads", "1"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
@@ -67,8 +67,8 @@ def test_one_command_line_leaves_everything_and_its_config_repeats_it(
     assert done.returncode == 0, done.stderr
 
     assert "were not passed" not in done.stderr and "Warning" not in done.stderr
-    assert "24/24" in done.stderr.splitlines()[-1]  # the bar counts pictures, and ends where it should
-    for part in ("1 process; float32", "pictures: 24 pictures, scanned", "Adapted test_resnet (random weights)"):
+    assert "24/24" in done.stderr.splitlines()[-1]  # the bar counts images, and ends where it should
+    for part in ("1 process; float32", "images: 24 images, scanned", "Adapted test_resnet (random weights)"):
         assert part in done.stdout
     assert f"timm.create_model('local-dir:{folder / 'model'}', pretrained=True)" in done.stdout
 
@@ -78,7 +78,7 @@ def test_one_command_line_leaves_everything_and_its_config_repeats_it(
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("augmentations.png", "curves.png"))
     found = results(folder)
     assert list(found) == RESULT_KEYS
-    assert found["dataset"] == {"name": "pictures", "fingerprint": found["dataset"]["fingerprint"], "images": 24}
+    assert found["dataset"] == {"name": "images", "fingerprint": found["dataset"]["fingerprint"], "images": 24}
     assert (found["steps"], found["epochs"], found["method"], found["seed"]) == (3, 1.0, "byol", 0)
     assert found["metrics"] == {} and found["seconds"] > 0 and found["versions"]["torch"] == version("torch")
     assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [3]
@@ -95,9 +95,9 @@ def test_one_command_line_leaves_everything_and_its_config_repeats_it(
 
 
 def test_finished_run_is_not_trained_again(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapt: Adapt, images: ImageBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset = pictures()
+    dataset = images()
     assert adapt(dataset=dataset) == 0
     before = snapshot(tmp_path / "run")
     capsys.readouterr()
@@ -106,11 +106,11 @@ def test_finished_run_is_not_trained_again(
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'run'} holds the finished run of these settings")
 
 
-def test_nested_folder_has_no_labels(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    assert adapt(dataset=pictures(nested=True), limit_images=17, max_steps=None, epochs=2) == 0
+def test_nested_folder_has_no_labels(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    assert adapt(dataset=images(nested=True), limit_images=17, max_steps=None, epochs=2) == 0
     found = results(tmp_path / "run")
     assert found["metrics"] == {} and found["dataset"]["images"] == 17
-    assert (found["steps"], found["epochs"]) == (4, 2.0)  # 17 pictures are two batches of 8
+    assert (found["steps"], found["epochs"]) == (4, 2.0)  # 17 images are two batches of 8
 
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -118,14 +118,14 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
 def test_labels_are_probed_before_and_after(
-    adapt: Adapt, labelled: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+    adapt: Adapt, labeled: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     folder = tmp_path / "table"
     if kind == "parquet":
         folder.mkdir()
-        labelled.to_parquet(folder / "train-00000-of-00001.parquet")
+        labeled.to_parquet(folder / "train-00000-of-00001.parquet")
     else:
-        labelled.save_to_disk(folder)
+        labeled.save_to_disk(folder)
     assert adapt(dataset=folder) == 0
     metrics = results(tmp_path / "run")["metrics"]
     names = [
@@ -144,7 +144,7 @@ def test_labels_are_probed_before_and_after(
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_backbone_that_has_become_worse_is_called_so_in_the_first_line(
     adapt: Adapt,
-    labelled: Any,
+    labeled: Any,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -152,7 +152,7 @@ def test_a_backbone_that_has_become_worse_is_called_so_in_the_first_line(
 ) -> None:
     """Φ_pre answers all questions, what is saved answers none: the state of before must come through a checkpoint."""
     (tmp_path / "table").mkdir()
-    labelled.to_parquet(tmp_path / "table" / "train.parquet")
+    labeled.to_parquet(tmp_path / "table" / "train.parquet")
     first = {"linear_probe_accuracy": [1] * 50}
     monkeypatch.setattr(pretraining, "probed_before", lambda job: {"before": first, "statistics_only": first})
     monkeypatch.setattr(sys.modules["target_pretrain"], "probed", lambda job, backbone: {n: [0] * 50 for n in first})
@@ -169,9 +169,9 @@ def test_a_backbone_that_has_become_worse_is_called_so_in_the_first_line(
 
 
 def test_without_labels_the_summary_claims_nothing_and_says_how_to_find_out(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapt: Adapt, images: ImageBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert adapt(dataset=pictures()) == 0
+    assert adapt(dataset=images()) == 0
     summary = capsys.readouterr().out.rpartition("\n\n")[2]
     assert summary.startswith("Whether adapting helped is not known") and "python recipes/verdict.py" in summary
     assert results(tmp_path / "run")["verdict"]["verdict"] == "unknown"
@@ -179,14 +179,14 @@ def test_without_labels_the_summary_claims_nothing_and_says_how_to_find_out(
 
 def test_streamed_parquet_needs_no_scan(
     adapt: Adapt,
-    labelled: Any,
+    labeled: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pretraining, "RECALIBRATION_PICTURES", 32)  # or the stream comes round a hundred times
+    monkeypatch.setattr(pretraining, "REESTIMATION_IMAGES", 32)  # or the stream comes round a hundred times
     (tmp_path / "table").mkdir()
-    labelled.to_parquet(tmp_path / "table" / "train.parquet")
+    labeled.to_parquet(tmp_path / "table" / "train.parquet")
     assert adapt(dataset=tmp_path / "table", streaming=True) == 0
     said = capsys.readouterr().out
     assert "warm-up is a tenth of the steps. Health checks" in said and "are off" in said
@@ -196,11 +196,11 @@ def test_streamed_parquet_needs_no_scan(
     assert not (tmp_path / "run" / "scan.json").exists() and not (tmp_path / "cache").exists()
 
 
-def test_some_broken_pictures_are_left_out_and_named(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    assert adapt(dataset=pictures(40, broken=2)) == 0
+def test_some_broken_images_are_left_out_and_named(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    assert adapt(dataset=images(40, broken=2)) == 0
     scan = json.loads((tmp_path / "run" / "scan.json").read_text())
     assert scan["enlarged_crops"] == scan["enlarged_crops_at_full_size"] and scan["read_differently"] == 0
-    assert scan["pictures"] == 38 and [entry["where"] for entry in scan["bad"]] == ["000.png", "001.jpg"]
+    assert scan["images"] == 38 and [entry["where"] for entry in scan["bad"]] == ["000.png", "001.jpg"]
 
 
 # --- ways to train ---
@@ -221,12 +221,12 @@ def stop_after_forward(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_stopped_run_continues_where_it_was(
     adapt: Adapt,
-    pictures: Pictures,
+    images: ImageBatch,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    dataset = pictures()
+    dataset = images()
     with monkeypatch.context() as patch:
         stop_after_forward(2, patch)
         assert adapt(dataset=dataset) == 143
@@ -239,8 +239,8 @@ def test_stopped_run_continues_where_it_was(
     assert weights(tmp_path / "run") == weights(tmp_path / "unstopped")
 
 
-def test_accumulated_parts_are_one_step(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    settings = {"dataset": pictures(), "gradient_accumulation_steps": 2, "max_steps": None, "epochs": 1}
+def test_accumulated_parts_are_one_step(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    settings = {"dataset": images(), "gradient_accumulation_steps": 2, "max_steps": None, "epochs": 1}
     assert adapt(**settings, log_every=1) == 0
     found = results(tmp_path / "run")
     assert (found["steps"], found["epochs"]) == (3, 1.0)
@@ -248,9 +248,9 @@ def test_accumulated_parts_are_one_step(adapt: Adapt, pictures: Pictures, tmp_pa
 
 
 def test_adapted_weights_are_adapted_further_with_a_pull_toward_them(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path
+    adapt: Adapt, images: ImageBatch, tmp_path: Path
 ) -> None:
-    dataset, model = pictures(), tmp_path / "run" / "model"
+    dataset, model = images(), tmp_path / "run" / "model"
     assert adapt(dataset=dataset) == 0
     second = tmp_path / "second"
     assert adapt(dataset=dataset, init=model, output_dir=second) == 0
@@ -268,10 +268,10 @@ def test_adapted_weights_are_adapted_further_with_a_pull_toward_them(
 
 
 def test_a_rate_of_nothing_gives_new_statistics_and_no_new_weights(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path
+    adapt: Adapt, images: ImageBatch, tmp_path: Path
 ) -> None:
     """The control row of the tables: STATISTICS_ONLY."""
-    dataset, model = pictures(), tmp_path / "run" / "model"
+    dataset, model = images(), tmp_path / "run" / "model"
     assert adapt(dataset=dataset) == 0
     assert adapt(dataset=dataset, init=model, output_dir=tmp_path / "control", **STATISTICS_ONLY) == 0
     start, control = (load_file(f / "model.safetensors") for f in (model, tmp_path / "control" / "model"))
@@ -279,9 +279,9 @@ def test_a_rate_of_nothing_gives_new_statistics_and_no_new_weights(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
-def test_tensorboard_gets_what_the_log_gets(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
+def test_tensorboard_gets_what_the_log_gets(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    assert adapt(dataset=pictures(), log_with="tensorboard", log_every=1) == 0
+    assert adapt(dataset=images(), log_with="tensorboard", log_every=1) == 0
     events = next((tmp_path / "run").rglob("events.out.tfevents.*"))
     reader = accumulator.EventAccumulator(str(events.parent)).Reload()
     log = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -307,14 +307,14 @@ def refused(adapt: Adapt, tmp_path: Path, **settings: Any) -> str:
     return sentence
 
 
-def test_unknown_key_is_refused_before_anything_is_made(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    sentence = refused(adapt, tmp_path, dataset=pictures(), learning_rat=0.1)
+def test_unknown_key_is_refused_before_anything_is_made(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    sentence = refused(adapt, tmp_path, dataset=images(), learning_rat=0.1)
     assert sentence == "unknown setting 'learning_rat'; the nearest known one is 'learning_rate'."
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_method_and_backbone(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    dataset = pictures()
+def test_unknown_method_and_backbone(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    dataset = images()
     assert refused(adapt, tmp_path, dataset=dataset, method="byoll").startswith("method 'byoll' is not one of byol")
     assert not (tmp_path / "run").exists()
     assert "'resnet_18' is no timm model; did you mean" in refused(
@@ -324,35 +324,35 @@ def test_unknown_method_and_backbone(adapt: Adapt, pictures: Pictures, tmp_path:
 
 def test_folder_that_is_empty_or_missing(adapt: Adapt, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "'empty' holds no pictures" in refused(adapt, tmp_path, dataset=tmp_path / "empty")
+    assert "'empty' holds no images" in refused(adapt, tmp_path, dataset=tmp_path / "empty")
     missing = refused(adapt, tmp_path, dataset=tmp_path / "missing", output_dir=tmp_path / "other")
     assert "missing' is not an existing folder" in missing
 
 
-def test_fewer_pictures_than_a_batch(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    sentence = refused(adapt, tmp_path, dataset=pictures(5))
-    assert "5 pictures of 'pictures' are fewer than one batch of 8" in sentence and "lower the batch size" in sentence
+def test_fewer_images_than_a_batch(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    sentence = refused(adapt, tmp_path, dataset=images(5))
+    assert "5 images of 'images' are fewer than one batch of 8" in sentence and "lower the batch size" in sentence
 
 
-def test_batch_that_cannot_be_divided(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    sentence = refused(adapt, tmp_path, dataset=pictures(), gradient_accumulation_steps=3)
+def test_batch_that_cannot_be_divided(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    sentence = refused(adapt, tmp_path, dataset=images(), gradient_accumulation_steps=3)
     assert "batch_size 8" in sentence and "try --batch_size 9" in sentence
 
 
-def test_more_than_a_twentieth_broken(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    sentence = refused(adapt, tmp_path, dataset=pictures(30, broken=3))
-    assert "3 of 30 pictures of 'pictures' cannot be read" in sentence and "000.png" in sentence
+def test_more_than_a_twentieth_broken(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    sentence = refused(adapt, tmp_path, dataset=images(30, broken=3))
+    assert "3 of 30 images of 'images' cannot be read" in sentence and "000.png" in sentence
 
 
-def test_streaming_without_a_length(adapt: Adapt, labelled: Any, tmp_path: Path) -> None:
+def test_streaming_without_a_length(adapt: Adapt, labeled: Any, tmp_path: Path) -> None:
     (tmp_path / "table").mkdir()
-    labelled.to_parquet(tmp_path / "table" / "train.parquet")
+    labeled.to_parquet(tmp_path / "table" / "train.parquet")
     sentence = refused(adapt, tmp_path, dataset=tmp_path / "table", streaming=True, max_steps=None)
     assert "give --max_steps" in sentence
 
 
-def test_weights_of_another_architecture(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    dataset = pictures()
+def test_weights_of_another_architecture(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    dataset = images()
     assert adapt(dataset=dataset, output_dir=tmp_path / "first") == 0
     model = tmp_path / "first" / "model"
     sentence = refused(adapt, tmp_path, dataset=dataset, init=model, backbone="test_resnet_other")
@@ -364,22 +364,22 @@ def test_weights_of_another_architecture(adapt: Adapt, pictures: Pictures, tmp_p
 
 
 def test_tracker_that_is_not_installed(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapt: Adapt, images: ImageBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def not_installed(name: str) -> str:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("tpssl_hf.training.accelerator.importlib.metadata.version", not_installed)
-    sentence = refused(adapt, tmp_path, dataset=pictures(), log_with="wandb")
+    sentence = refused(adapt, tmp_path, dataset=images(), log_with="wandb")
     assert "uv pip install wandb" in sentence and not (tmp_path / "run").exists()
 
 
 def test_file_in_the_place_of_the_folder_ends_with_code_2(
-    adapt: Adapt, recipe: Any, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapt: Adapt, recipe: Any, images: ImageBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run").write_text("mine")
     with pytest.raises(SystemExit) as end:
-        recipe.leave(lambda: adapt(dataset=pictures()))
+        recipe.run_cli(lambda: adapt(dataset=images()))
     assert end.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and "choose another output_dir" in lines[0]
@@ -387,9 +387,9 @@ def test_file_in_the_place_of_the_folder_ends_with_code_2(
 
 
 def test_checkpoints_of_another_run_are_not_touched(
-    adapt: Adapt, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapt: Adapt, images: ImageBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset, run = pictures(), tmp_path / "run"
+    dataset, run = images(), tmp_path / "run"
     first = tmp_path / "first"
     assert adapt(dataset=dataset, output_dir=first) == 0
     with monkeypatch.context() as patch:
@@ -415,8 +415,8 @@ def test_checkpoints_of_another_run_are_not_touched(
     }
 
 
-def test_corrected_command_may_use_the_same_folder(adapt: Adapt, pictures: Pictures, tmp_path: Path) -> None:
-    dataset = pictures()
+def test_corrected_command_may_use_the_same_folder(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    dataset = images()
     refused(adapt, tmp_path, dataset=dataset, batch_size=256)
     assert adapt(dataset=dataset, batch_size=8) == 0
 

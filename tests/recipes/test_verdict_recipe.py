@@ -53,7 +53,7 @@ def weights(folder: Path, *, seed: int = 0, architecture: str = "test_resnet", *
     facts = {"recipe": "target_pretrain", "init": {"kind": "random", "name": architecture}} | provenance
     folder.mkdir(parents=True, exist_ok=True)
     save_timm_folder(
-        model, folder / "model", preprocessing=Preprocessing(32, MEAN, STD), provenance=facts, licence=None
+        model, folder / "model", preprocessing=Preprocessing(32, MEAN, STD), provenance=facts, license=None
     )
     return folder
 
@@ -63,8 +63,8 @@ def found(folder: Path, name: str = "verdict.json") -> dict[str, Any]:
     return content
 
 
-def pictures(folder: Path, names: dict[str, int]) -> Path:
-    """Make a folder with so many pictures in each sub-folder, brighter from one class to the next."""
+def images(folder: Path, names: dict[str, int]) -> Path:
+    """Make a folder with so many images in each sub-folder, brighter from one class to the next."""
     random = np.random.default_rng(0)
     for number, (name, count) in enumerate(names.items()):
         (folder / name).mkdir(parents=True)
@@ -74,7 +74,7 @@ def pictures(folder: Path, names: dict[str, int]) -> Path:
     return folder
 
 
-def test_it_leaves_a_sentence_a_table_a_picture_and_every_number(
+def test_it_leaves_a_sentence_a_table_a_image_and_every_number(
     ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(adapted=weights(tmp_path / "run", seed=3)) == 0
@@ -89,7 +89,7 @@ def test_it_leaves_a_sentence_a_table_a_picture_and_every_number(
     assert len(numbers["comparisons"][0]["probe"]["draws"]) == 5
     assert numbers["questions"] | {"chosen": ""} == {
         "chosen": "",
-        "pictures_looked_at": 160,
+        "images_looked_at": 160,
         "labels_per_draw": 20,
         "draws": 5,
         "asked_per_draw": 80,
@@ -122,7 +122,7 @@ def test_asking_again_says_it_is_done_until_the_weights_change(
     with pytest.raises(InputError, match="another config"):
         ask(adapted=run, labels=30)
     assert ask(adapted=run, labels=30, output_dir=tmp_path / "other") == 0
-    assert capsys.readouterr().out.count("features from disk") == 3  # other labels of the same pictures
+    assert capsys.readouterr().out.count("features from disk") == 3  # other labels of the same images
     later = (tmp_path / "verdict" / "results.json").stat().st_mtime + 10
     os.utime(run / "model" / "model.safetensors", (later, later))
     assert ask(adapted=run) == 0
@@ -185,19 +185,19 @@ def test_a_digest_decides_what_names_cannot(ask: Ask, tmp_path: Path) -> None:
 
 
 def test_forty_labels_of_a_file_are_split_and_it_says_how_few_it_asked(ask: Ask, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "pictures", {"cat": 30, "dog": 30})
+    folder = images(tmp_path / "images", {"cat": 30, "dog": 30})
     lines = [f"{name}/{index:03d}.png,{name}" for name in ("cat", "dog") for index in range(20)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines]))
     assert ask(adapted=weights(tmp_path / "run"), dataset=folder, labels=tmp_path / "labels.csv") == 0
     numbers = found(tmp_path / "verdict")
     assert numbers["questions"]["labels_per_draw"] == 30 and numbers["questions"]["asked_per_draw"] == 10
-    assert not numbers["questions"]["same_for_all_draws"] and numbers["questions"]["pictures_looked_at"] == 60
-    assert "40 labelled pictures into 30 to learn from and only 10 to ask about" in numbers["questions"]["chosen"]
+    assert not numbers["questions"]["same_for_all_draws"] and numbers["questions"]["images_looked_at"] == 60
+    assert "40 labeled images into 30 to learn from and only 10 to ask about" in numbers["questions"]["chosen"]
 
 
 @pytest.mark.parametrize("labels", ["40", "none"])
 def test_without_labels_it_is_not_sure(labels: str, ask: Ask, tmp_path: Path) -> None:
-    data = "digits" if labels == "none" else pictures(tmp_path / "pictures", {"all": 40})
+    data = "digits" if labels == "none" else images(tmp_path / "images", {"all": 40})
     assert ask(adapted=weights(tmp_path / "run", seed=3), dataset=data, labels=labels) == 0
     numbers = found(tmp_path / "verdict")
     assert numbers["recommendation"] == "unclear" and numbers["sentence"].startswith("Not sure: there are no labels")
@@ -224,7 +224,7 @@ BAD = [
     ({"adapted": "EMPTY"}, "holds no model.safetensors"),
     ({"adapted": "UNFINISHED"}, "is a run that has not finished"),
     ({"adapted": "CLASSIFIER"}, "was made by ssl_classify, with labels"),
-    ({"split": "test"}, "is taken on training pictures"),
+    ({"split": "test"}, "is taken on training images"),
     ({"streaming": True}, "no streaming"),
     ({"adapted_backbone": "test_resnet", "backbone": "resnet_18"}, "is no timm model"),
     ({"label": 40}, "unknown setting 'label'"),
@@ -249,15 +249,15 @@ def test_bad_input_is_one_sentence(settings: dict[str, Any], sentence: str, ask:
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
-        (["cat/000.png,cat", "cat/001.png,cat", "dog/000.png,dog"], "class dog has 1 labelled pictures"),
-        (["cat/000.png,cat", "cat/001.png,cat"], "no picture is labelled dog"),
-        (["cat/000.png,bird"], "gives picture 0 the label 'bird'"),
+        (["cat/000.png,cat", "cat/001.png,cat", "dog/000.png,dog"], "class dog has 1 labeled images"),
+        (["cat/000.png,cat", "cat/001.png,cat"], "no image is labeled dog"),
+        (["cat/000.png,bird"], "gives image 0 the label 'bird'"),
     ],
 )
 def test_labels_that_do_not_suit_the_classes_are_refused(
     lines: list[str], sentence: str, ask: Ask, tmp_path: Path
 ) -> None:
-    folder = pictures(tmp_path / "pictures", {"cat": 4, "dog": 4})
+    folder = images(tmp_path / "images", {"cat": 4, "dog": 4})
     (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines]))
     with pytest.raises(InputError, match=sentence):
         ask(
@@ -269,12 +269,12 @@ def test_labels_that_do_not_suit_the_classes_are_refused(
 
 
 def test_a_file_of_other_classes_than_the_data_set_has_is_refused(ask: Ask, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "pictures", {"cat": 4, "dog": 4})
+    folder = images(tmp_path / "images", {"cat": 4, "dog": 4})
     labels = [{"row": row, "label": row % 3} for row in range(8)]
     content = {"class_names": ["cat", "dog", "bird"], "labels": labels}
     (tmp_path / "labels.json").write_text(json.dumps(content))
     settings = {"dataset": folder, "label_column": "folder", "labels": tmp_path / "labels.json"}
-    with pytest.raises(InputError, match="names 3 classes and the data set 'pictures' has 2"):
+    with pytest.raises(InputError, match="names 3 classes and the data set 'images' has 2"):
         ask(adapted=weights(tmp_path / "run"), **settings)
 
 

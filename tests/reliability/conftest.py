@@ -27,12 +27,12 @@ def segmenting_runs(forks: Forks) -> Runs:
 
 @pytest.fixture(scope="session")
 def smallest(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """Arguments of a run of twelve steps in three epochs over 32 pictures; more may be given, None takes one out."""
-    pictures, cache = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("cache")
+    """Arguments of a run of twelve steps in three epochs over 32 images; more may be given, None takes one out."""
+    images, cache = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("cache")
     for number in range(32):
         pixels = np.random.default_rng(number).integers(0, 256, (20 + number % 3, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(pictures / f"{number:02d}.png")
-    fixed = {"dataset": pictures, "cache_dir": cache, "backbone": "test_resnet", "image_size": 32, "batch_size": 8}
+        Image.fromarray(pixels).save(images / f"{number:02d}.png")
+    fixed = {"dataset": images, "cache_dir": cache, "backbone": "test_resnet", "image_size": 32, "batch_size": 8}
     fixed |= {"max_steps": 12, "hidden_features": 32, "projection_features": 16, "l2_weight": 0.01}
     fixed |= {"save_every": 3, "log_every": 2, "learning_rate": 3.0}
 

@@ -86,7 +86,7 @@ def test_several_draws_continue_with_the_one_that_was_killed(
 
 
 def test_two_processes_learn_together_and_agree_with_one(classifying_runs: Runs, cache: Path, tmp_path: Path) -> None:
-    """SoftMatch weighs by statistics of all unlabelled pictures, so it shows whether both processes see the same."""
+    """SoftMatch weighs by statistics of all unlabeled images, so it shows whether both processes see the same."""
     short: dict[str, Callable[..., Any] | object] = {"method": "softmatch", "batch_size": 8, "max_steps": 3}
     short |= {"image_size": 64, "learning_rate": 0.003, "save_every": 100}
     log, logs = tmp_path / "log", [tmp_path / "0", tmp_path / "1"]

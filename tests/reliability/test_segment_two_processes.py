@@ -1,6 +1,6 @@
-"""Two processes with half of the pictures each learn to segment what one process learns with all of them.
+"""Two processes with half of the images each learn to segment what one process learns with all of them.
 
-Each process draws for itself what it drops out and mixes, and mixes its own pictures only. So here nothing is dropped
+Each process draws for itself what it drops out and mixes, and mixes its own images only. So here nothing is dropped
 out, all draws are the same number, and the one process mixes the same pairs.
 """
 
@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tpssl_hf.methods.segment import SEGMENT
-from tpssl_hf.models.batchnorm import synchronise_batchnorm
+from tpssl_hf.models.batchnorm import synchronize_batchnorm
 from tpssl_hf.models.segmenter import build_segmenter
 from tpssl_hf.training.run_dir import read_metrics
 
 CLASSES, STEPS, DRAWN = 4, 2, 0.4
 HALVES = (slice(0, 4), slice(4, 8))
-PAIRED = [0, 1, 4, 5, 2, 3, 6, 7]  # the order in which CutMix pairs the pictures of each half with each other
+PAIRED = [0, 1, 4, 5, 2, 3, 6, 7]  # the order in which CutMix pairs the images of each half with each other
 # What is one number for a batch is the same for all parts of it: every pixel is sure; CLMB's contrast, over the pixels
 # of one process, only runs along. No features are left out at random.
 CERTAIN: dict[str, dict[str, Any]] = {
@@ -94,7 +94,7 @@ def one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.rand, found = same_number, {}
     for name in SEGMENT:
-        method: Any = synchronise_batchnorm(build(name), torch.device("cpu"))
+        method: Any = synchronize_batchnorm(build(name), torch.device("cpu"))
         wrapped = nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
         found |= learn(name, method, wrapped, HALVES[rank])
     save_file(found, f"{folder}/{rank}.safetensors")
@@ -102,7 +102,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 
 def recipe_run(output: str, world: dict[str, str]) -> None:
-    """Supervised, whose pictures do not depend on the process."""
+    """Supervised, whose images do not depend on the process."""
     nn.Dropout.forward = as_it_is  # type: ignore[method-assign]
     settings = {"dataset": "digit_scenes", "labels": 10, "method": "supervised", "backbone": "test_resnet"}
     settings |= {"decoder_width": 16, "crop_height": 48, "crop_width": 64, "scale_min": 1.0, "scale_max": 1.0}

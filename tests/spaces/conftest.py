@@ -27,18 +27,18 @@ def uploads_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demo_config(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Tiny models and pictures of everything the demo can show."""
+    """Tiny models and images of everything the demo can show."""
     tiny = tiny_demo()
     from demo_config import Changes, ClassifierPair, DemoConfig, Examples, SegmenterChoice
     from demo_models import load_classifier
 
     folder = tmp_path_factory.mktemp("demo")
     base, adapted = (tiny.make_classifier(folder / name, seed) for seed, name in enumerate(("base", "adapted")))
-    pictures = [tiny.picture_of(seed, 16) for seed in range(6)]
+    images = [tiny.image_of(seed, 16) for seed in range(6)]
     np.savez(
-        folder / "neighbours.npz",
-        features=load_classifier(adapted).features(pictures).astype(np.float16),
-        thumbnails=np.stack([np.asarray(picture) for picture in pictures]),
+        folder / "neighbors.npz",
+        features=load_classifier(adapted).features(images).astype(np.float16),
+        thumbnails=np.stack([np.asarray(image) for image in images]),
         captions=np.array([f"number {seed}" for seed in range(6)]),
     )
     verdict = folder / "verdict"
@@ -46,12 +46,12 @@ def demo_config(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (verdict / "results.json").write_text('{"sentence": "Use the adapted weights."}', encoding="utf-8")
     (verdict / "verdict.md").write_text("# Verdict\n\n| a | b |\n|---|---|\n| 1 | 2 |\n", encoding="utf-8")
     for name in ("verdict/verdict", "tsne", "drift", "example"):
-        tiny.picture_of(7, 64).save(folder / f"{name}.png")
+        tiny.image_of(7, 64).save(folder / f"{name}.png")
     return DemoConfig(
         title="Tiny demo",
         sentence="Models with random weights.",
         classifiers=[
-            ClassifierPair("pets", base, adapted, str(folder / "neighbours.npz"), about="Pets, it says."),
+            ClassifierPair("pets", base, adapted, str(folder / "neighbors.npz"), about="Pets, it says."),
             ClassifierPair("pets, turned round", adapted, base),
         ],
         segmenters=[SegmenterChoice("pets' outlines", tiny.make_segmenter(folder / "segmenter"), shorter_side=64)],

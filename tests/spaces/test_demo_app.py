@@ -15,11 +15,11 @@ pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra dem
 import app
 import demo_build
 from demo_config import ClassifierPair, DemoConfig, SegmenterChoice, read_demo_config
-from demo_looks import colours_of, overlay, shares, shown
+from demo_looks import colors_of, overlay, shares, shown
 from demo_models import load_segmenter
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from tiny_demo import CLASSES, DEMO, GRADIO_NOISE, launched, no_leaked_loops, picture_of
+from tiny_demo import CLASSES, DEMO, GRADIO_NOISE, image_of, launched, no_leaked_loops
 from transformers import pipeline
 
 from tpssl_hf.errors import InputError
@@ -34,8 +34,8 @@ def client(demo_url: str) -> Client:
 
 @pytest.fixture
 def upload(tmp_path: Path) -> Any:
-    picture_of(3, 60).save(tmp_path / "picture.png")
-    return handle_file(tmp_path / "picture.png")
+    image_of(3, 60).save(tmp_path / "image.png")
+    return handle_file(tmp_path / "image.png")
 
 
 def answers(label: dict[str, Any]) -> dict[str, float]:
@@ -43,15 +43,15 @@ def answers(label: dict[str, Any]) -> dict[str, float]:
 
 
 def pixels_of(path: str | Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def test_classify_answers_what_transformers_does(client: Client, demo_config: DemoConfig, upload: Any) -> None:
     base, adapted, nearest = client.predict(upload, "pets", api_name="/classify")
     pair = demo_config.classifiers[0]
     for label, folder in ((base, pair.base), (adapted, pair.adapted)):
-        expected = {a["label"]: a["score"] for a in pipeline("image-classification", model=folder)(picture_of(3, 60))}
+        expected = {a["label"]: a["score"] for a in pipeline("image-classification", model=folder)(image_of(3, 60))}
         assert answers(label) == pytest.approx(expected, abs=1e-6)
         assert set(answers(label)) == set(CLASSES)
     assert answers(base) != pytest.approx(answers(adapted), abs=1e-3)
@@ -60,13 +60,13 @@ def test_classify_answers_what_transformers_does(client: Client, demo_config: De
     assert pixels_of(nearest[0]["image"]).shape[:2] == (16, 16)
 
 
-def test_the_nearest_training_picture_is_the_picture_itself(client: Client, tmp_path: Path) -> None:
-    picture_of(4, 16).save(tmp_path / "known.png")
+def test_the_nearest_training_image_is_the_image_itself(client: Client, tmp_path: Path) -> None:
+    image_of(4, 16).save(tmp_path / "known.png")
     _, _, nearest = client.predict(handle_file(tmp_path / "known.png"), "pets", api_name="/classify")
     assert nearest[0]["caption"] == "number 4 · 1.000"
 
 
-def test_the_other_pair_answers_the_other_way_round_and_has_no_neighbours(client: Client, upload: Any) -> None:
+def test_the_other_pair_answers_the_other_way_round_and_has_no_neighbors(client: Client, upload: Any) -> None:
     base, adapted, _ = client.predict(upload, "pets", api_name="/classify")
     turned = client.predict(upload, "pets, turned round", api_name="/classify")
     assert (answers(turned[0]), answers(turned[1]), turned[2]) == (answers(adapted), answers(base), [])
@@ -75,7 +75,7 @@ def test_the_other_pair_answers_the_other_way_round_and_has_no_neighbours(client
 def test_segment_answers_what_the_model_says(client: Client, demo_config: DemoConfig, upload: Any) -> None:
     annotated, (before, after), html = client.predict(upload, "pets' outlines", api_name="/segment")
     segmenter = load_segmenter(demo_config.segmenters[0].model, 64)
-    mask = segmenter.mask(picture_of(3, 60))
+    mask = segmenter.mask(image_of(3, 60))
     expected = shares(mask, segmenter.class_names)
     assert mask.shape == (60, 60) and sum(expected.values()) == pytest.approx(1)
     assert [f"{100 * share:.1f} %" for share in expected.values()] == re.findall(r"([\d.]+ %)</span>", html)
@@ -102,13 +102,13 @@ def test_a_name_that_was_not_offered_is_refused_in_a_sentence(
         client.predict(*given, api_name=api_name)
 
 
-def test_no_picture_a_text_and_an_address_are_refused_in_a_sentence(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(AppError, match="There is no picture yet"):
+def test_no_image_a_text_and_an_address_are_refused_in_a_sentence(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(AppError, match="There is no image yet"):
         client.predict(None, "pets", api_name="/classify")
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(AppError, match="not a picture"):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(AppError, match="not an image"):
         client.predict(handle_file(tmp_path / "text.png"), "pets", api_name="/classify")
-    address = {"path": "http://127.0.0.1:1/picture.png", "meta": {"_type": "gradio.FileData"}}
+    address = {"path": "http://127.0.0.1:1/image.png", "meta": {"_type": "gradio.FileData"}}
     for given in ((address, "pets"), (None, address)):
         with pytest.raises(AppError, match="addresses are not fetched here"):
             client.predict(*given, api_name="/classify")
@@ -131,7 +131,7 @@ def test_without_its_models_the_demo_starts_and_says_what_makes_them(demo_config
     assert "no segmenter: The model" in said and "is damaged or of another kind" in said
     assert [sentence.split(" is ")[0] for sentence in told["missing"]] == [
         "The verdict",
-        "The picture of the features",
+        "The image of the features",
     ]
     assert "recipes/verdict.py" in told["missing"][0] and "--analysis tsne" in told["missing"][1]
 
@@ -177,11 +177,11 @@ def test_a_wrong_configuration_is_refused_in_a_sentence(tmp_path: Path, text: st
         read_demo_config(path)
 
 
-def test_the_shipped_configuration_is_right_and_its_examples_are_test_pictures() -> None:
+def test_the_shipped_configuration_is_right_and_its_examples_are_test_images() -> None:
     config = read_demo_config(DEMO / "demo.yaml")
     names = config.examples.classification + config.examples.segmentation
     shipped = {Path(name).name: pixels_of(config.find(name)) for name in names}
-    expected = demo_build.example_pictures()
+    expected = demo_build.example_images()
     assert shipped.keys() == expected.keys()
     assert all(np.array_equal(shipped[name], np.asarray(expected[name])) for name in expected)
 
@@ -196,21 +196,21 @@ def test_build_runs_the_recipes_in_order_and_stops_at_a_failure(
         demo_build.build(tmp_path / "outputs", 3)  # Python finds no such file
 
 
-def test_colours_differ_and_the_ground_is_not_painted_over() -> None:
+def test_colors_differ_and_the_ground_is_not_painted_over() -> None:
     names = ["ground", *map(str, range(30))]
-    colours = colours_of(names)
-    assert len(set(colours.values())) == len(names)
-    picture = picture_of(0, 8)
+    colors = colors_of(names)
+    assert len(set(colors.values())) == len(names)
+    image = image_of(0, 8)
     mask = np.zeros((8, 8), dtype=np.uint8)
     mask[0, 0] = 5
-    changed = (np.asarray(overlay(picture, mask, names, colours)) != np.asarray(picture)).any(axis=2)
+    changed = (np.asarray(overlay(image, mask, names, colors)) != np.asarray(image)).any(axis=2)
     assert changed[0, 0] and changed.sum() == 1
 
 
 @pytest.mark.parametrize(
     ("size", "expected"), [((8, 8), (320, 320)), ((4000, 1000), (1024, 256)), ((400, 500), (400, 500))]
 )
-def test_pictures_are_shown_at_a_size_for_the_page(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_images_are_shown_at_a_size_for_the_page(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert shown(Image.new("RGB", size)).size == expected
 
 

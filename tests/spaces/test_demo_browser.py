@@ -1,4 +1,4 @@
-"""The demo's page in a real browser: pictures in, answers out, and nothing that a visitor should not see."""
+"""The demo's page in a real browser: images in, answers out, and nothing that a visitor should not see."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra dem
 pytest.importorskip("playwright", reason="there is no playwright: `uv pip install playwright`")
 
 from playwright.sync_api import sync_playwright
-from tiny_demo import CLASSES, GRADIO_NOISE, picture_of
+from tiny_demo import CLASSES, GRADIO_NOISE, image_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = GRADIO_NOISE
@@ -77,9 +77,9 @@ def visit(browser: Any, demo_url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
-    path.write_bytes(encode(picture_of(5)))
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    path.write_bytes(encode(image_of(5)))
     return path
 
 
@@ -91,10 +91,10 @@ def send(tab: Any, path: Path) -> None:
     tab.locator("input[type=file]").set_input_files(path)
 
 
-def test_the_classes_of_an_uploaded_picture_appear_with_their_confidences(visit: Any, picture: Path) -> None:
+def test_the_classes_of_an_uploaded_image_appear_with_their_confidences(visit: Any, image: Path) -> None:
     page = visit(1280)
     tab = page.open_tab("Classification")
-    send(tab, picture)
+    send(tab, image)
     labels = tab.get_by_test_id("label-output-value")
     labels.nth(1).wait_for()
     assert labels.count() == 2 and set(labels.all_inner_texts()) <= set(CLASSES)
@@ -103,10 +103,10 @@ def test_the_classes_of_an_uploaded_picture_appear_with_their_confidences(visit:
     assert len(re.findall(r"number \d · [01]\.\d{3}", tab.inner_text())) == 6
 
 
-def test_the_classes_of_the_pixels_appear_over_the_picture(visit: Any, picture: Path) -> None:
+def test_the_classes_of_the_pixels_appear_over_the_image(visit: Any, image: Path) -> None:
     page = visit(1280)
     tab = page.open_tab("Segmentation")
-    send(tab, picture)
+    send(tab, image)
     masks = tab.locator("img.mask")
     masks.first.wait_for()
     tab.get_by_test_id("imageslider-image").nth(1).wait_for()
@@ -117,7 +117,7 @@ def test_the_classes_of_the_pixels_appear_over_the_picture(visit: Any, picture: 
     assert len(shares) >= 2 and sum(shares) == pytest.approx(100, abs=0.2)
 
 
-def test_what_changed_is_there_without_a_picture(visit: Any) -> None:
+def test_what_changed_is_there_without_a_image(visit: Any) -> None:
     page = visit(1280)
     tab = page.open_tab("What changed")
     tab.get_by_text("Use the adapted weights.").wait_for()
@@ -128,7 +128,7 @@ def test_what_changed_is_there_without_a_picture(visit: Any) -> None:
 
 @pytest.mark.parametrize("name", ["truncated jpeg", "bomb", "text"])
 def test_a_broken_file_is_answered_with_its_sentence_and_the_next_one_is_read(
-    name: str, visit: Any, picture: Path, tmp_path: Path
+    name: str, visit: Any, image: Path, tmp_path: Path
 ) -> None:
     content, sentence = REFUSED[name]
     (tmp_path / "broken.png").write_bytes(content)
@@ -138,16 +138,16 @@ def test_a_broken_file_is_answered_with_its_sentence_and_the_next_one_is_read(
     page.page.get_by_text(sentence).wait_for()
     assert "Traceback" not in page.page.inner_text("body")
     tab.get_by_role("button", name="Clear").first.click()
-    send(tab, picture)
+    send(tab, image)
     tab.get_by_test_id("label-output-value").nth(1).wait_for()
 
 
-def test_on_a_telephone_nothing_is_wider_than_the_screen(visit: Any, picture: Path) -> None:
+def test_on_a_telephone_nothing_is_wider_than_the_screen(visit: Any, image: Path) -> None:
     page = visit(390)
     for name in ("Classification", "Segmentation"):
         tab = page.open_tab(name)
         assert page.fits(), name
-        send(tab, picture)
+        send(tab, image)
         tab.locator("[data-testid=label-output-value], img.mask").first.wait_for()
         assert page.fits(), name
     page.open_tab("What changed").get_by_text("Use the adapted weights.").wait_for()

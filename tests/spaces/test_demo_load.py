@@ -17,7 +17,7 @@ from demo_config import DemoConfig
 from demo_models import Classifier, load_classifier
 from gradio_client import Client, handle_file
 from gradio_client.utils import QueueError
-from tiny_demo import GRADIO_NOISE, launched, picture_of
+from tiny_demo import GRADIO_NOISE, image_of, launched
 
 pytestmark = GRADIO_NOISE
 CLIENTS, REQUESTS, ROOM = 8, 3, 2
@@ -33,8 +33,8 @@ def narrow(demo_config: DemoConfig) -> Iterator[str]:
 
 
 def join(http: httpx.Client, seed: int) -> httpx.Response:
-    """Send a picture and ask for its classes, without waiting for them."""
-    files = {"files": ("picture.png", encode(picture_of(seed)), "image/png")}
+    """Send an image and ask for its classes, without waiting for them."""
+    files = {"files": ("image.png", encode(image_of(seed)), "image/png")}
     path = http.post("/upload", files=files).raise_for_status().json()[0]
     return http.post("/call/classify", json={"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "pets"]})
 
@@ -65,7 +65,7 @@ def test_every_answer_belongs_to_its_request(narrow: str, demo_config: DemoConfi
         found = list(threads.map(visit, range(CLIENTS)))
     model = load_classifier(demo_config.classifiers[0].base)
     seeds = [100 * client + request for client in range(CLIENTS) for request in range(REQUESTS)]
-    expected = [model.confidences(picture_of(seed)) for seed in seeds]
+    expected = [model.confidences(image_of(seed)) for seed in seeds]
     told = [one for answers in found for one in answers]
     for number, one in enumerate(told):
         alike = [other for other, values in enumerate(expected) if values == pytest.approx(one, abs=1e-6)]
@@ -79,13 +79,13 @@ def test_whoever_finds_the_queue_full_is_told_and_the_others_are_served(
     computing, go_on = threading.Event(), threading.Event()
     compute = Classifier.confidences
 
-    def held(self: Classifier, picture: Any) -> dict[str, float]:
+    def held(self: Classifier, image: Any) -> dict[str, float]:
         computing.set()
         assert go_on.wait(60)
-        return compute(self, picture)
+        return compute(self, image)
 
     monkeypatch.setattr(Classifier, "confidences", held)
-    (tmp_path / "picture.png").write_bytes(encode(picture_of(0)))
+    (tmp_path / "image.png").write_bytes(encode(image_of(0)))
     with httpx.Client(base_url=narrow, timeout=60) as http:
         try:
             first = join(http, 0)
@@ -94,7 +94,7 @@ def test_whoever_finds_the_queue_full_is_told_and_the_others_are_served(
             refused = join(http, 9)
             with pytest.raises(QueueError, match="Queue is full"):
                 client = Client(narrow.removesuffix("gradio_api"), verbose=False)
-                client.predict(handle_file(tmp_path / "picture.png"), "pets", api_name="/classify")
+                client.predict(handle_file(tmp_path / "image.png"), "pets", api_name="/classify")
         finally:
             go_on.set()
         assert refused.status_code == 503 and "Queue is full" in refused.json()["detail"]

@@ -7,41 +7,41 @@ import numpy as np
 import pytest
 import uploads
 from PIL import Image, ImageFile
-from upload_files import BOMB, COLOUR, GREY, ORIENTATION, REFUSED, chunk, encode, exif, frames, jpeg_with, with_chunks
-from uploads import UploadError, read_picture
+from upload_files import BOMB, COLOR, GRAY, ORIENTATION, REFUSED, chunk, encode, exif, frames, jpeg_with, with_chunks
+from uploads import UploadError, read_image
 
 
 @pytest.fixture
 def read(tmp_path: Path) -> Any:
-    """Read a picture from the bytes of its file."""
+    """Read an image from the bytes of its file."""
 
     def from_bytes(content: bytes) -> np.ndarray:
         (tmp_path / "wrong-suffix.jpg").write_bytes(content)
-        picture = read_picture(tmp_path / "wrong-suffix.jpg")
-        assert picture.mode == "RGB"
-        return np.asarray(picture)
+        image = read_image(tmp_path / "wrong-suffix.jpg")
+        assert image.mode == "RGB"
+        return np.asarray(image)
 
     return from_bytes
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
-def test_lossless_pictures_keep_their_pixels(kind: str, options: dict[str, Any], read: Any) -> None:
-    assert np.array_equal(read(encode(COLOUR, kind, **options)), COLOUR)
+def test_lossless_images_keep_their_pixels(kind: str, options: dict[str, Any], read: Any) -> None:
+    assert np.array_equal(read(encode(COLOR, kind, **options)), COLOR)
 
 
 def test_a_photograph_is_turned_upright(read: Any) -> None:
     turned = Image.Exif()
     turned[ORIENTATION] = 6
-    upright = np.rot90(COLOUR, -1)
+    upright = np.rot90(COLOR, -1)
     for kind, options in [("PNG", {}), ("WEBP", {"lossless": True})]:
-        assert np.array_equal(read(encode(COLOUR, kind, exif=turned, **options)), upright)
-    flat = np.repeat(np.repeat(GREY[:, ::8], 8, 1), 8, 0)
-    grey = read(encode(flat, "JPEG", exif=turned, quality=95))[..., 0]
-    assert np.abs(grey.astype(int) - np.rot90(flat, -1)).max() < 12
+        assert np.array_equal(read(encode(COLOR, kind, exif=turned, **options)), upright)
+    flat = np.repeat(np.repeat(GRAY[:, ::8], 8, 1), 8, 0)
+    gray = read(encode(flat, "JPEG", exif=turned, quality=95))[..., 0]
+    assert np.abs(gray.astype(int) - np.rot90(flat, -1)).max() < 12
 
 
-def test_16_bit_grey_is_scaled_not_saturated(read: Any) -> None:
-    assert np.array_equal(read(encode(GREY.astype(np.uint16) * 257)), np.repeat(GREY[..., None], 3, 2))
+def test_16_bit_gray_is_scaled_not_saturated(read: Any) -> None:
+    assert np.array_equal(read(encode(GRAY.astype(np.uint16) * 257)), np.repeat(GRAY[..., None], 3, 2))
 
 
 def test_cmyk_of_print_shops_is_read(read: Any) -> None:
@@ -59,16 +59,16 @@ def test_transparency_is_laid_over_white(read: Any) -> None:
     assert read(encode(half)).tolist() == [[[128, 128, 128]] * 2] * 2
 
 
-def test_grey_one_bit_and_a_single_frame_are_read(read: Any) -> None:
-    assert np.array_equal(read(encode(GREY)), np.repeat(GREY[..., None], 3, 2))
-    assert np.array_equal(read(encode(GREY > 100)), np.repeat((GREY > 100)[..., None], 3, 2) * np.uint8(255))
-    assert np.array_equal(read(encode(GREY, "GIF")), np.repeat(GREY[..., None], 3, 2))
+def test_gray_one_bit_and_a_single_frame_are_read(read: Any) -> None:
+    assert np.array_equal(read(encode(GRAY)), np.repeat(GRAY[..., None], 3, 2))
+    assert np.array_equal(read(encode(GRAY > 100)), np.repeat((GRAY > 100)[..., None], 3, 2) * np.uint8(255))
+    assert np.array_equal(read(encode(GRAY, "GIF")), np.repeat(GRAY[..., None], 3, 2))
 
 
 def test_a_telephone_s_second_exposure_is_left_alone(read: Any) -> None:
     both = frames("MPO")
     assert Image.open(io.BytesIO(both)).n_frames == 2
-    assert np.array_equal(read(both), read(encode(COLOUR, "JPEG")))
+    assert np.array_equal(read(both), read(encode(COLOR, "JPEG")))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -81,19 +81,19 @@ def test_every_other_file_is_refused_with_its_sentence(name: str, read: Any, tmp
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-def test_a_picture_cut_anywhere_is_refused_or_read(kind: str, read: Any) -> None:
-    content = encode(COLOUR, kind)
+def test_a_image_cut_anywhere_is_refused_or_read(kind: str, read: Any) -> None:
+    content = encode(COLOR, kind)
     for length in range(1, len(content) - 1, max(1, len(content) // 40)):
         try:
-            assert read(content[:length]).shape == COLOUR.shape
+            assert read(content[:length]).shape == COLOR.shape
         except UploadError as error:
-            assert str(error) in (uploads.DAMAGED, uploads.NO_PICTURE)
+            assert str(error) in (uploads.DAMAGED, uploads.NO_IMAGE)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nothing", str(tmp_path / "nothing")):
         with pytest.raises(UploadError, match="^There is no such upload any more"):
-            read_picture(place)
+            read_image(place)
 
 
 def test_a_bomb_is_refused_without_being_decoded(monkeypatch: pytest.MonkeyPatch, read: Any) -> None:
@@ -118,7 +118,7 @@ def test_exif_that_claims_all_of_itself_takes_little_memory(read: Any) -> None:
         jpeg_with(*segments),
         with_chunks(chunk(b"eXIf", greedy)),
         with_chunks(chunk(b"eXIf", greedy), last=True),
-        encode(COLOUR, "WEBP", exif=greedy),
+        encode(COLOR, "WEBP", exif=greedy),
     ]
     for content in contents:
         tracemalloc.start()

@@ -1,4 +1,4 @@
-"""What the running demo answers to files that are no pictures, and to those who ask for its own files."""
+"""What the running demo answers to files that are no images, and to those who ask for its own files."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import uploads
-from upload_files import COLOUR, REFUSED, encode
+from upload_files import COLOR, REFUSED, encode
 
 pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra demo pytest`")
 
@@ -34,7 +34,7 @@ def client(demo_url: str) -> Client:
 
 
 def upload(http: httpx.Client, content: bytes) -> httpx.Response:
-    return http.post("/upload", files={"files": ("picture.png", content, "image/png")})
+    return http.post("/upload", files={"files": ("image.png", content, "image/png")})
 
 
 def file_data(path: str) -> dict[str, Any]:
@@ -62,10 +62,10 @@ def test_every_bad_file_is_answered_with_its_sentence_only(
 @pytest.mark.parametrize("name", ["bomb", "nothing"])
 def test_gradio_s_own_client_gets_the_sentence(name: str, client: Client, tmp_path: Path) -> None:
     content, sentence = REFUSED[name]
-    (tmp_path / "picture.png").write_bytes(content)
+    (tmp_path / "image.png").write_bytes(content)
     for api_name, model in MODELS.items():
         with pytest.raises(AppError) as caught:
-            client.predict(handle_file(tmp_path / "picture.png"), model, api_name=f"/{api_name}")
+            client.predict(handle_file(tmp_path / "image.png"), model, api_name=f"/{api_name}")
         assert str(caught.value) == sentence
 
 
@@ -101,15 +101,15 @@ def test_files_of_the_server_are_not_computed_with(api_name: str, http: httpx.Cl
 
 
 def test_the_queue_cannot_be_passed_by(http: httpx.Client) -> None:
-    body = {"data": [file_data(upload(http, encode(COLOUR)).json()[0]), "pets"]}
+    body = {"data": [file_data(upload(http, encode(COLOR)).json()[0]), "pets"]}
     for way in ("run/classify", "api/classify"):
         assert http.post(f"/{way}", json=body).status_code == 404, way
 
 
 def test_after_all_that_the_demo_still_answers(client: Client, tmp_path: Path) -> None:
-    (tmp_path / "picture.png").write_bytes(encode(COLOUR))
-    picture = handle_file(tmp_path / "picture.png")
-    base, _, _ = client.predict(picture, "pets", api_name="/classify")
+    (tmp_path / "image.png").write_bytes(encode(COLOR))
+    image = handle_file(tmp_path / "image.png")
+    base, _, _ = client.predict(image, "pets", api_name="/classify")
     assert sum(one["confidence"] for one in base["confidences"]) == pytest.approx(1)
-    _, _, legend = client.predict(picture, "pets' outlines", api_name="/segment")
+    _, _, legend = client.predict(image, "pets' outlines", api_name="/segment")
     assert sum(float(share) for share in re.findall(r"([\d.]+) %", legend)) == pytest.approx(100, abs=0.2)

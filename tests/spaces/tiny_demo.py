@@ -32,8 +32,8 @@ LEAKED = (
 GRADIO_NOISE = [pytest.mark.filterwarnings(f"ignore:{message}:ResourceWarning") for message in LEAKED]
 
 
-def picture_of(seed: int, side: int = 48) -> Image.Image:
-    """Coloured noise, the same for the same seed."""
+def image_of(seed: int, side: int = 48) -> Image.Image:
+    """Colored noise, the same for the same seed."""
     random = np.random.default_rng(seed)
     return Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
 

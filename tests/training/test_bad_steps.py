@@ -15,7 +15,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch, Losses
 from tpssl_hf.models.queue import KeyQueue
 from tpssl_hf.training.checkpoint import pack_optimizer, unpack_optimizer
-from tpssl_hf.training.loop import Guard, LoopSettings, train
+from tpssl_hf.training.loop import LoopSettings, NonFiniteGuard, train
 from tpssl_hf.training.optim import build_optimizer
 
 
@@ -86,7 +86,7 @@ def assert_same(one: Any, other: Any) -> None:
 def test_training_is_as_if_bad_steps_had_not_been(
     reading_is_free: bool, name: str, parts: int, steps: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Guard, "reading_is_free", reading_is_free)
+    monkeypatch.setattr(NonFiniteGuard, "reading_is_free", reading_is_free)
     numbers = list(range(6 * parts))
     good = [number for number in numbers if number // parts not in steps]
     bad = {parts * step + step % parts for step in steps}  # now the first part of a step, now the last

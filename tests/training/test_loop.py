@@ -188,7 +188,7 @@ def test_layers_that_draw_randomly_do_not_depend_on_where_the_run_was_resumed() 
 def test_a_group_with_a_rate_factor_learns_so_many_times_as_fast() -> None:
     toy = Toy()
     optimizer = build_optimizer(
-        "sgd", toy, weight_decay=0.0, momentum=0.0, heads=toy.linear.parameters(), head_rate_factor=10.0
+        "sgd", toy, weight_decay=0.0, momentum=0.0, heads=toy.linear.parameters(), head_lr_multiplier=10.0
     )
     train(
         Accelerator(cpu=True),

@@ -120,8 +120,8 @@ def test_cosine_decay_at_the_quarter() -> None:
 
 def test_a_faster_head_gets_groups_of_its_own_that_the_rate_is_multiplied_in() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    groups = parameter_groups(module, 0.5, heads=module[2].parameters(), head_rate_factor=10.0)
-    assert [group.get("rate_factor", 1.0) for group in groups] == [1.0, 1.0, 10.0, 10.0]
+    groups = parameter_groups(module, 0.5, heads=module[2].parameters(), head_lr_multiplier=10.0)
+    assert [group.get("lr_multiplier", 1.0) for group in groups] == [1.0, 1.0, 10.0, 10.0]
     assert [len(group["params"]) for group in groups] == [1, 3, 1, 1]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0, 0.5, 0.0]
     assert len(parameter_groups(module, 0.5, heads=module[2].parameters())) == 2  # a factor of one needs none

@@ -10,7 +10,7 @@ import timm
 from tpssl_hf.analysis.common import weights_of
 from tpssl_hf.analysis.config import AnalyzeConfig
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.backbone import Origin
+from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 from tpssl_hf.training.recorded_start import recorded_start, same_start
 from tpssl_hf.verdict.config import VerdictConfig
@@ -71,23 +71,25 @@ def test_weights_that_say_nothing_and_a_tag_that_is_given_stand(tmp_path: Path) 
     assert find_weights(given)[0].architecture == "test_resnet.mine"
 
 
-FOLDER = Origin("folder", "model", weights="1" * 64)
+FOLDER = WeightsSource("folder", "model", weights="1" * 64)
 
 
 @pytest.mark.parametrize(
     ("start", "base", "same"),
     [
-        (TIMM, Origin("timm", "test_resnet.r160_in1k"), False),
-        (TIMM, Origin("timm", "test_resnet.another_tag"), True),
+        (TIMM, WeightsSource("timm", "test_resnet.r160_in1k"), False),
+        (TIMM, WeightsSource("timm", "test_resnet.another_tag"), True),
         (TIMM, FOLDER, True),
         ({**TIMM, "weights": "2" * 64}, FOLDER, False),
         ({"kind": "folder", "name": "x/model"}, FOLDER, None),
-        ({"kind": "file", "name": "x", "sha256": "3"}, Origin("file", "y", sha256="3"), True),
-        ({"kind": "random", "name": "a", "seed": 1}, Origin("random", "a"), False),
-        ({"kind": "random", "name": "a", "seed": 0}, Origin("random", "a"), True),
-        ({"kind": "random", "name": "a"}, Origin("timm", "a.b"), False),
+        ({"kind": "file", "name": "x", "sha256": "3"}, WeightsSource("file", "y", sha256="3"), True),
+        ({"kind": "random", "name": "a", "seed": 1}, WeightsSource("random", "a"), False),
+        ({"kind": "random", "name": "a", "seed": 0}, WeightsSource("random", "a"), True),
+        ({"kind": "random", "name": "a"}, WeightsSource("timm", "a.b"), False),
         ({}, FOLDER, None),
     ],
 )
-def test_starts_are_compared_by_digest_then_by_name(start: dict[str, Any], base: Origin, same: bool | None) -> None:
+def test_starts_are_compared_by_digest_then_by_name(
+    start: dict[str, Any], base: WeightsSource, same: bool | None
+) -> None:
     assert same_start(start, base, seed=0) is same

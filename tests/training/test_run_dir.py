@@ -97,7 +97,7 @@ def test_same_config_resumes_and_ignored_keys_may_change(tmp_path: Path) -> None
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["num_workers"] == 0
 
 
-def test_finished_run_is_recognised_and_left_alone(tmp_path: Path) -> None:
+def test_finished_run_is_recognized_and_left_alone(tmp_path: Path) -> None:
     with RunDir(tmp_path, CONFIG) as run:
         run.write_json("results.json", {"accuracy": 0.5})
     before = contents(tmp_path)

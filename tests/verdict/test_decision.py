@@ -16,13 +16,13 @@ LABELS = np.arange(240) % CLASSES
 
 
 def features(noise: float, seed: int = 0, width: int = 12) -> np.ndarray:
-    """Features of 240 pictures of four classes, the harder to tell apart the more noise there is."""
-    centres = np.random.default_rng(99).normal(size=(CLASSES, width))
-    return centres[LABELS] + noise * np.random.default_rng(seed).normal(size=(len(LABELS), width))
+    """Features of 240 images of four classes, the harder to tell apart the more noise there is."""
+    centers = np.random.default_rng(99).normal(size=(CLASSES, width))
+    return centers[LABELS] + noise * np.random.default_rng(seed).normal(size=(len(LABELS), width))
 
 
 def trials(labels: np.ndarray = LABELS) -> list[ProbeSplit]:
-    """Six draws of four labels of each class out of the first 120 pictures; the others are asked about."""
+    """Six draws of four labels of each class out of the first 120 images; the others are asked about."""
     queries, made = np.arange(120, 240), []
     for draw in range(DRAWS):
         random = np.random.default_rng(draw)
@@ -113,7 +113,7 @@ def test_between_two_controls_that_cannot_be_told_apart_it_is_unclear(scores: di
 
 
 @pytest.mark.parametrize(("share", "opposite"), [(0.3, -0.3), (-0.3, 0.3)])
-def test_nearest_neighbours_that_say_the_opposite_make_it_unclear(
+def test_nearest_neighbors_that_say_the_opposite_make_it_unclear(
     share: float, opposite: float, scores: dict[str, Row]
 ) -> None:
     run = flipped(flipped(scores["middling"], share, "run", measures=["probe"]), opposite, "run", measures=["knn"])
@@ -122,7 +122,7 @@ def test_nearest_neighbours_that_say_the_opposite_make_it_unclear(
     assert "contradict each other" in sentence(found, labels=16, shared=True)
 
 
-def test_neighbours_that_say_nothing_do_not_stand_in_the_way(scores: dict[str, Row]) -> None:
+def test_neighbors_that_say_nothing_do_not_stand_in_the_way(scores: dict[str, Row]) -> None:
     run = flipped(scores["middling"], 0.3, "run", measures=["probe"])
     assert judged(scores["middling"], run).recommendation == "adapted"
 
@@ -209,7 +209,7 @@ def test_the_table_has_a_line_for_each_row_and_lines_of_equal_length(scores: dic
     assert "statistics only" not in table(judged(scores["poor"], scores["clear"]))
 
 
-def test_the_picture_is_written_for_one_and_for_many(scores: dict[str, Row], tmp_path: Path) -> None:
+def test_the_image_is_written_for_one_and_for_many(scores: dict[str, Row], tmp_path: Path) -> None:
     found = judged(scores["poor"], scores["clear"], scores["middling"], statistics=scores["other"])
     draw_verdict(tmp_path / "verdict.png", found, labels=16, title="a title")
     assert (tmp_path / "verdict.png").read_bytes().startswith(b"\x89PNG")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import timm
 
-from tpssl_hf.data.image_cache import open_store
+from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 from tpssl_hf.verdict.config import VerdictConfig
-from tpssl_hf.verdict.inputs import choose_questions, find_weights
+from tpssl_hf.verdict.inputs import choose_probe_set, find_weights
 
 
 def weights(folder: Path, architecture: str) -> Path:
@@ -20,7 +20,7 @@ def weights(folder: Path, architecture: str) -> Path:
     model = timm.create_model(architecture, pretrained=False, num_classes=0)
     folder.mkdir()
     plain = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    save_timm_folder(model, folder / "model", preprocessing=plain, provenance={}, licence=None)
+    save_timm_folder(model, folder / "model", preprocessing=plain, provenance={}, license=None)
     return folder
 
 
@@ -36,10 +36,10 @@ def test_no_question_is_ever_a_label_and_all_draws_ask_the_same(
         "cache_dir": tmp_path / "cache",
     }
     source = load_source("digits")
-    store, _ = open_store(source, image_size=32, **budget)
-    for config in (VerdictConfig(labels=40), VerdictConfig(labels=700), VerdictConfig(labels="all", pictures=100)):
-        asked = choose_questions(config, store, source, seed=0)
-        again = choose_questions(config, store, source, seed=0)
+    store, _ = load_image_cache(source, image_size=32, **budget)
+    for config in (VerdictConfig(labels=40), VerdictConfig(labels=700), VerdictConfig(labels="all", images=100)):
+        asked = choose_probe_set(config, store, source, seed=0)
+        again = choose_probe_set(config, store, source, seed=0)
         assert len(asked.trials) == 20 and asked.overlap > 0
         for trial, same in zip(asked.trials, again.trials, strict=True):
             assert not set(trial.bank) & set(trial.queries) and np.array_equal(trial.bank, same.bank)
@@ -49,10 +49,10 @@ def test_no_question_is_ever_a_label_and_all_draws_ask_the_same(
         together = {trial.queries.tobytes() for trial in asked.trials}
         assert (len(together) == 1) == asked.shared == (config.labels == 40)
     assert (
-        np.bincount(choose_questions(VerdictConfig(), store, source, seed=0).trials[0].bank_labels).tolist()
+        np.bincount(choose_probe_set(VerdictConfig(), store, source, seed=0).trials[0].bank_labels).tolist()
         == [4] * 10
     )
-    other = choose_questions(VerdictConfig(), store, source, seed=1)
+    other = choose_probe_set(VerdictConfig(), store, source, seed=1)
     assert not np.array_equal(other.trials[0].queries, asked.trials[0].queries)
 
 
@@ -75,15 +75,15 @@ def test_the_architecture_is_that_of_the_weights(tmp_path: Path) -> None:
 def test_a_class_that_no_draw_shows_is_not_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     source = load_source("digits")
-    store, _ = open_store(
+    store, _ = load_image_cache(
         source, image_size=32, cache_budget=1 << 30, num_workers=1, progress=False, cache_dir=tmp_path / "cache"
     )
     assert store.labels is not None
     nines = np.flatnonzero(store.labels == 9)
     store.labels = store.labels.copy()
-    store.labels[nines[1:]] = 8  # one picture alone is a nine, and it is asked about
+    store.labels[nines[1:]] = 8  # one image alone is a nine, and it is asked about
     config = VerdictConfig(labels=20, label_mode="proportional")
-    asked = choose_questions(config, store, source, seed=0)
+    asked = choose_probe_set(config, store, source, seed=0)
     for trial in asked.trials:
         assert set(trial.query_labels) <= set(trial.bank_labels)
     assert "not asked about, as no label is left to learn them from: 9" in asked.chosen
@@ -91,13 +91,13 @@ def test_a_class_that_no_draw_shows_is_not_asked_about(tmp_path: Path, monkeypat
 
 def test_words_for_no_label_are_counted_in_the_labels_of_a_verdict(tmp_path: Path) -> None:
     source = load_source("digits")
-    store, _ = open_store(
+    store, _ = load_image_cache(
         source, image_size=32, cache_budget=1 << 30, num_workers=1, progress=False, cache_dir=tmp_path / "cache"
     )
     assert store.labels is not None
     lines = [f"{row},{label if row < 60 else 'n/a'}" for row, label in enumerate(store.labels[:70].tolist())]
     (tmp_path / "mine.csv").write_text("\n".join(["row,label", *lines]))
-    asked = choose_questions(VerdictConfig(labels=str(tmp_path / "mine.csv")), store, source, seed=0)
+    asked = choose_probe_set(VerdictConfig(labels=str(tmp_path / "mine.csv")), store, source, seed=0)
     assert asked.trials and asked.notes[0].endswith("unlabeled 1,437")
     assert any("10 entries say 'n/a'" in note for note in asked.notes)
     assert any("60 labels of mine.csv name rows and nothing else" in note for note in asked.notes)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tpssl_hf.verdict import paired_bootstrap as paired
-from tpssl_hf.verdict.paired_bootstrap import Difference, paired_difference, would_settle
+from tpssl_hf.verdict.paired_bootstrap import Difference, paired_difference, required_sample_size
 
 
 def answers(
@@ -87,7 +87,7 @@ def test_equal_answers_differ_by_exactly_nothing() -> None:
     matrix = np.random.default_rng(0).integers(0, 2, (6, 40))
     found = paired_difference(matrix, matrix)
     assert found.mean == found.low == found.high == found.standard_error == 0.0
-    assert found.sign == 0 and would_settle(found) is None
+    assert found.sign == 0 and required_sample_size(found) is None
 
 
 def test_pairing_makes_the_interval_narrow() -> None:
@@ -125,12 +125,12 @@ def test_questions_of_its_own_for_every_draw_count_where_they_were_asked() -> No
     assert found.draws == pytest.approx((0.5, 0.5, 1.0, 0.5)) and found.low < found.mean < found.high
 
 
-def test_splits_of_few_pictures_hold_the_truth() -> None:
+def test_splits_of_few_images_hold_the_truth() -> None:
     """Splits of one small set are no independent evidence, however many there are."""
     held = 0
     for seed in range(100):
         random = np.random.default_rng(seed)
-        effects = random.normal(0, 1, 40)  # of one picture, the same in each split that asks about it
+        effects = random.normal(0, 1, 40)  # of one image, the same in each split that asks about it
         matrix = np.full((20, 40), np.nan)
         for row in matrix:
             asked = random.permutation(40)[:10]
@@ -147,20 +147,20 @@ def test_answers_to_other_questions_are_refused(other: np.ndarray) -> None:
 
 
 def test_more_draws_settle_what_draws_leave_open() -> None:
-    found = would_settle(made(draw_variance=0.01, question_variance=0.0, residual_variance=0.0, mean=0.04))
+    found = required_sample_size(made(draw_variance=0.01, question_variance=0.0, residual_variance=0.0, mean=0.04))
     assert found is not None
     assert (found.draws, found.questions) == (25, 1000)  # 1.96² · 0.01 / 0.04² = 24.01
 
 
 def test_more_questions_settle_what_questions_leave_open() -> None:
-    found = would_settle(made(draw_variance=0.0, question_variance=0.25, residual_variance=0.0, mean=0.02))
+    found = required_sample_size(made(draw_variance=0.0, question_variance=0.25, residual_variance=0.0, mean=0.02))
     assert found is not None
     assert (found.draws, found.questions) == (10, 2401)  # 1.96² · 0.25 / 0.02²
 
 
 def test_what_is_said_to_settle_it_does() -> None:
     for changes in ({}, {"mean": 0.012}, {"draw_variance": 0.004, "overlap": 0.01, "mean": 0.03}):
-        wanted, open_one = would_settle(made(**changes)), made(**changes)
+        wanted, open_one = required_sample_size(made(**changes)), made(**changes)
         assert wanted is not None
         of_draws, of_questions = open_one.draw_variance or 0.0, open_one.question_variance or 0.0
         left = (open_one.residual_variance or 0.0) / (wanted.draws * wanted.questions)
@@ -171,12 +171,12 @@ def test_what_is_said_to_settle_it_does() -> None:
 
 @pytest.mark.parametrize("changes", [{"mean": 0.001}, {"mean": 0.0}, {"overlap": 1.0, "draw_variance": 0.01}])
 def test_nothing_practical_settles_a_tiny_difference(changes: dict[str, float]) -> None:
-    assert would_settle(made(**changes)) is None
+    assert required_sample_size(made(**changes)) is None
 
 
 def test_labels_in_all_settle_splits_of_a_few() -> None:
     none = {"draw_variance": None, "question_variance": None, "residual_variance": None}
-    found = would_settle(made(**none, questions=40, standard_error=0.05, mean=0.049))
+    found = required_sample_size(made(**none, questions=40, standard_error=0.05, mean=0.049))
     assert found is not None
     assert found.questions == pytest.approx(40 * (1.96 * 0.05 / 0.049) ** 2, abs=1)
-    assert would_settle(made(**none, questions=40, standard_error=0.05, mean=0.0001)) is None
+    assert required_sample_size(made(**none, questions=40, standard_error=0.05, mean=0.0001)) is None

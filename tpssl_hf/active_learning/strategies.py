@@ -1,4 +1,4 @@
-"""Which pictures to label next, from features alone: typical ones of each cluster, or ones that cover the others.
+"""Which images to label next, from features alone: typical ones of each cluster, or ones that cover the others.
 
 All three work on features of length one and give the same answer for the same seed. Distances are Euclidean, between
 such features: 0 to 2.
@@ -14,16 +14,16 @@ from sklearn.exceptions import ConvergenceWarning
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.clustering import cluster
 
-NEIGHBOURS = 20  # Hacohen et al., 2022
+NEIGHBORS = 20  # Hacohen et al., 2022
 MOST_CLUSTERS, FEWEST_MEMBERS = 500, 5  # likewise, their code
-DUPLICATE = 0.1  # of the median distance of two pictures: nearer ones tell nothing new; ours
+DUPLICATE = 0.1  # of the median distance of two images: nearer ones tell nothing new; ours
 MOST_CANDIDATES = 10_000  # of the coverage, whose memory grows with their square; a random subset of more
 CHUNK = 1024
 
 
 @dataclass(frozen=True)
 class Known:
-    """Pictures that are labelled already.
+    """Images that are labeled already.
 
     Attributes:
         indices: (L,) int64, which rows of the features.
@@ -39,64 +39,64 @@ class Known:
 NONE_KNOWN = Known(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), 0)
 
 
-def choose_pictures(
+def choose_images(
     features: np.ndarray, count: int, *, strategy: str, seed: int, known: Known = NONE_KNOWN
 ) -> np.ndarray:
-    """Choose ``count`` pictures to label that are not labelled yet.
+    """Choose ``count`` images to label that are not labeled yet.
 
     Args:
-        features: (N, D) of all pictures.
+        features: (N, D) of all images.
         count: how many.
         strategy: ``typical``, ``coverage`` or ``random``; see :func:`typical`, :func:`coverage`.
         seed: of k-means and draws.
-        known: what is labelled already.
+        known: what is labeled already.
 
     Returns:
         (count,) int64 rows of ``features``, the most wanted first.
 
     Raises:
-        InputError: for a count below one, or above the number of pictures without a label.
+        InputError: for a count below one, or above the number of images without a label.
     """
     free = len(features) - len(known.indices)
     if not 1 <= count <= free:
-        raise InputError(f"count {count}: give a number from 1 to {free:,}, the pictures that have no label yet.")
+        raise InputError(f"count {count}: give a number from 1 to {free:,}, the images that have no label yet.")
     if strategy == "random":
-        unlabelled = np.setdiff1d(np.arange(len(features)), known.indices)
-        chosen: np.ndarray = np.random.default_rng(seed).permutation(unlabelled)[:count]
+        unlabeled = np.setdiff1d(np.arange(len(features)), known.indices)
+        chosen: np.ndarray = np.random.default_rng(seed).permutation(unlabeled)[:count]
         return chosen
     unit = (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(np.float32)
     return STRATEGIES[strategy](unit, count, seed, known)
 
 
 def typical(unit: np.ndarray, count: int, seed: int, known: Known) -> np.ndarray:
-    """TypiClust (Hacohen et al., 2022): the most typical picture of each of the largest clusters without label.
+    """TypiClust (Hacohen et al., 2022): the most typical image of each of the largest clusters without label.
 
-    k-means makes as many clusters as there will be labels, 500 at most. Next comes a picture of the cluster that holds
-    fewest labelled or chosen pictures; of several such clusters, one whose class has been given least, and of those
-    the largest; clusters of less than five pictures come last. Typical is what lies nearest, on average, to its 20
-    nearest neighbours of the same cluster. Near duplicates of labelled or chosen pictures are passed over while there
-    is anything else. The class of a cluster is that of the nearest mean of labelled pictures (ours: the paper leaves
+    k-means makes as many clusters as there will be labels, 500 at most. Next comes an image of the cluster that holds
+    fewest labeled or chosen images; of several such clusters, one whose class has been given least, and of those
+    the largest; clusters of less than five images come last. Typical is what lies nearest, on average, to its 20
+    nearest neighbors of the same cluster. Near duplicates of labeled or chosen images are passed over while there
+    is anything else. The class of a cluster is that of the nearest mean of labeled images (ours: the paper leaves
     classes out).
 
     Args:
         unit: (N, D) features of length one.
         count: how many to choose.
         seed: of k-means.
-        known: what is labelled already.
+        known: what is labeled already.
 
     Returns:
         (count,) int64 rows.
     """
     wanted = min(count + len(known.indices), MOST_CLUSTERS, len(unit))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different pictures than clusters: some stay empty
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different images than clusters: some stay empty
         groups = cluster(unit, wanted, seed=seed)
     sizes, used = np.bincount(groups, minlength=wanted), np.bincount(groups[known.indices], minlength=wanted)
     class_of = _classes_of_clusters(unit, groups, wanted, known)
     given = np.bincount(known.labels, minlength=max(1, known.classes))
     members = [_by_typicality(unit, np.flatnonzero(groups == number)) for number in range(wanted)]
     near = _near_duplicates(unit, seed)
-    taken, alike = np.zeros((2, len(unit)), dtype=bool)  # labelled or chosen; and what hardly differs from those
+    taken, alike = np.zeros((2, len(unit)), dtype=bool)  # labeled or chosen; and what hardly differs from those
     taken[known.indices] = True
     for index in known.indices.tolist():
         alike |= near(index)
@@ -117,29 +117,29 @@ def typical(unit: np.ndarray, count: int, seed: int, known: Known) -> np.ndarray
 
 
 def coverage(unit: np.ndarray, count: int, seed: int, known: Known) -> np.ndarray:
-    """ProbCover (Yehuda et al., 2022): next comes the picture whose ball holds most pictures outside all balls.
+    """ProbCover (Yehuda et al., 2022): next comes the image whose ball holds most images outside all balls.
 
-    Labelled pictures have their balls already. The radius is ours: such that a ball holds, on average, as many
-    pictures as each label must stand for, N / (count + L); the paper's needs the number of classes. Where every
-    picture is covered, the one farthest from all balls' centres comes next.
+    Labeled images have their balls already. The radius is ours: such that a ball holds, on average, as many
+    images as each label must stand for, N / (count + L); the paper's needs the number of classes. Where every
+    image is covered, the one farthest from all balls' centers comes next.
 
     Args:
         unit: (N, D) features of length one; of more than 10,000 a random subset is considered.
         count: how many to choose.
         seed: of the subset.
-        known: what is labelled already.
+        known: what is labeled already.
 
     Returns:
         (count,) int64 rows.
     """
     order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(len(unit)), known.indices))
     candidates = np.sort(order[: max(MOST_CANDIDATES, count)])
-    points, centres = unit[candidates], unit[known.indices]
-    share = 1.0 / (count + len(centres))
+    points, centers = unit[candidates], unit[known.indices]
+    share = 1.0 / (count + len(centers))
     radius = float(np.quantile(_distances(points, points[_sample(len(points), seed)]), share))
     inside = np.concatenate([_distances(part, points) <= radius for part in _parts(points)])
     nearest = np.full(len(points), np.inf, dtype=np.float32)
-    for part in _parts(centres):
+    for part in _parts(centers):
         nearest = np.minimum(nearest, _distances(part, points).min(axis=0))
     gains = inside[:, nearest > radius].sum(axis=1)
     chosen: list[int] = []
@@ -162,7 +162,7 @@ STRATEGIES: dict[str, Callable[[np.ndarray, int, int, Known], np.ndarray]] = {
 
 
 def _classes_of_clusters(unit: np.ndarray, groups: np.ndarray, clusters: int, known: Known) -> np.ndarray:
-    """(clusters,) int64: the class whose labelled pictures' mean is nearest to each cluster's; 0 without labels."""
+    """(clusters,) int64: the class whose labeled images' mean is nearest to each cluster's; 0 without labels."""
     present = np.unique(known.labels)
     if not len(present):
         return np.zeros(clusters, dtype=np.int64)
@@ -178,7 +178,7 @@ def _by_typicality(unit: np.ndarray, members: np.ndarray) -> np.ndarray:
     """Members (M,) of a cluster, the most typical first."""
     if not len(members):
         return members
-    k = min(NEIGHBOURS, len(members) - 1)
+    k = min(NEIGHBORS, len(members) - 1)
     own = unit[members]
     spread = [np.partition(_distances(part, own), k, axis=1)[:, : k + 1].mean(axis=1) for part in _parts(own)]
     ordered: np.ndarray = members[np.argsort(np.concatenate(spread), kind="stable")]
@@ -186,7 +186,7 @@ def _by_typicality(unit: np.ndarray, members: np.ndarray) -> np.ndarray:
 
 
 def _near_duplicates(unit: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
-    """Return how to tell which pictures hardly differ from one, (N,) bool, itself included."""
+    """Return how to tell which images hardly differ from one, (N,) bool, itself included."""
     some = unit[_sample(len(unit), seed)]
     limit = DUPLICATE * float(np.median(_distances(some, some)))
     return lambda index: _distances(unit[index : index + 1], unit)[0] <= max(limit, 1e-3)  # float32

@@ -1,4 +1,4 @@
-"""What the analyses share: weights and pictures to look at, their features, and the form of what is found."""
+"""What the analyses share: weights and images to look at, their features, and the form of what is found."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,19 +16,19 @@ from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import take
 from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.data.conversion import Range
-from tpssl_hf.data.image_cache import PictureStore
-from tpssl_hf.data.scan import UNLABELLED
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.feature_cache import features_of, open_backbone
-from tpssl_hf.models.backbone import WEIGHTS_FILE, Origin, stored_config
-from tpssl_hf.training.open_data import store_of
+from tpssl_hf.models.backbone import WEIGHTS_FILE, WeightsSource, stored_config
+from tpssl_hf.training.open_data import open_image_cache
 from tpssl_hf.training.recorded_start import timm_start
 from tpssl_hf.training.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class Found:
+class AnalysisResult:
     """What an analysis found.
 
     Attributes:
@@ -47,7 +47,7 @@ class Weights:
     """One set of weights to look at.
 
     Attributes:
-        key: ``base``, ``base_statistics`` (the base with BatchNorm statistics of these training pictures, as every
+        key: ``base``, ``base_statistics`` (the base with BatchNorm statistics of these training images, as every
             adapted backbone has them: what that alone gains is no merit of adapting), ``adapted`` or ``adapted_N``.
         init: where they are, as :func:`tpssl_hf.models.backbone.load_backbone` takes it.
         backbone: timm model.
@@ -104,17 +104,17 @@ def open_split(
     run: RunDir | None = None,
     *,
     wide_range: Range | None = None,
-) -> tuple[Source, PictureStore]:
-    """Open the pictures of one split; their number is limited by ``limit_images``, whichever split it is.
+) -> tuple[Source, ImageCache]:
+    """Open the images of one split; their number is limited by ``limit_images``, whichever split it is.
 
-    With ``run`` the report of the pictures is printed and left there.
+    With ``run`` the report of the images is printed and left there.
 
     Raises:
         InputError: if they are to be streamed, or cannot be had.
     """
     data = replace(take(DataConfig, settings), split=split)
     if data.streaming:
-        raise InputError("pictures are looked up by number here, which streamed ones have not; leave streaming off.")
+        raise InputError("images are looked up by number here, which streamed ones have not; leave streaming off.")
     source = load_source(
         data.dataset,
         split=split,
@@ -122,10 +122,10 @@ def open_split(
         image_column=data.image_column,
         label_column=data.label_column,
     )
-    return source, store_of(source, data, accelerator, run, wide_range=wide_range)
+    return source, open_image_cache(source, data, accelerator, run, wide_range=wide_range)
 
 
-def open_splits(settings: dict[str, Any], accelerator: Accelerator) -> dict[str, tuple[Source, PictureStore]]:
+def open_splits(settings: dict[str, Any], accelerator: Accelerator) -> dict[str, tuple[Source, ImageCache]]:
     """Open the training and, unless it is ``none``, the test split."""
     found = {"train": open_split(settings, settings["split"], accelerator)}
     if settings["test_split"] != "none":
@@ -133,20 +133,20 @@ def open_splits(settings: dict[str, Any], accelerator: Accelerator) -> dict[str,
             wide_range = found["train"][1].wide_range
             found["test"] = open_split(settings, settings["test_split"], accelerator, wide_range=wide_range)
         except InputError as error:
-            raise InputError(f"the test pictures: {error} Say --test_split none to go without.") from error
+            raise InputError(f"the test images: {error} Say --test_split none to go without.") from error
     return found
 
 
 def features(
     weights: Weights,
-    store: PictureStore,
+    store: ImageCache,
     indices: np.ndarray,
     settings: dict[str, Any],
     device: torch.device,
     *,
-    training: PictureStore,
+    training: ImageCache,
 ) -> np.ndarray:
-    """(N, D) float32 features of pictures, kept on disk; new statistics are those of the ``training`` pictures."""
+    """(N, D) float32 features of images, kept on disk; new statistics are those of the ``training`` images."""
     return features_of(
         store,
         indices,
@@ -162,21 +162,21 @@ def features(
 
 def network_of(
     weights: Weights, settings: dict[str, Any], device: torch.device
-) -> tuple[nn.Module, ViewSettings, Origin]:
-    """Load a backbone as :func:`tpssl_hf.evaluation.feature_cache.open_backbone` does, with the size and seed of the settings."""
+) -> tuple[nn.Module, ViewSettings, WeightsSource]:
+    """Load a backbone at the size and with the seed of the settings."""
     size, seed = settings["image_size"], settings["seed"]
     return open_backbone(weights.backbone, init=weights.init, image_size=size, device=device, seed=seed)
 
 
-def class_count(source: Source, store: PictureStore, name: str) -> int:
-    """Return how many classes the ``name`` pictures have.
+def class_count(source: Source, store: ImageCache, name: str) -> int:
+    """Return how many classes the ``name`` images have.
 
     Raises:
         InputError: if they have no labels.
     """
-    if store.labels is None or (store.labels == UNLABELLED).all():
+    if store.labels is None or (store.labels == UNLABELED).all():
         raise InputError(
-            f"the {name} pictures have no labels, and this analysis needs them to score by: name their column with "
+            f"the {name} images have no labels, and this analysis needs them to score by: name their column with "
             "--label_column (`folder` for the names of sub-folders)."
         )
     return max(int(store.labels.max()) + 1, len(source.class_names or ()))

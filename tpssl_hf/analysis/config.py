@@ -1,4 +1,4 @@
-"""Configuration of the analyses of finished weights and runs, and of the choice of pictures to label."""
+"""Configuration of the analyses of finished weights and runs, and of the choice of images to label."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from tpssl_hf.config.parser import key
 
 @dataclass
 class AnalyzeConfig:
-    """What is analysed."""
+    """What is analyzed."""
 
     analysis: str = key(
         "clustering,tsne,drift",
@@ -30,27 +30,27 @@ class AnalyzeConfig:
         several=True,
     )
     test_split: str = key("test", "Split for clustering and t-SNE beside the training one; `none` for none.")
-    normalise: bool = key(False, "clustering: features of length one; the paper's are raw.")
+    normalize: bool = key(False, "clustering: features of length one; the paper's are raw.")
     repeats: int = key(5, "clustering: starts of k-means; steps: draws of labels.")
     labels: str = key("40,250", "steps: labels of the linear probe, with commas between.", several=True)
-    samples: int = key(500, "tsne: pictures drawn at random, fewer where there are fewer (paper: 500).")
+    samples: int = key(500, "tsne: images drawn at random, fewer where there are fewer (paper: 500).")
     perplexity: float = key(30.0, "tsne: perplexity.")
-    output_dir: str = key("outputs/analyze", "Folder of the tables and pictures.")
+    output_dir: str = key("outputs/analyze", "Folder of the tables and images.")
     seed: int = key(0, "Seed of random weights, draws, k-means and t-SNE.")
     cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
 
 
 @dataclass
 class LabelPickerConfig:
-    """Which pictures to label next."""
+    """Which images to label next."""
 
-    count: int = key(40, "Pictures to label.")
+    count: int = key(40, "Images to label.")
     strategy: Literal["typical", "coverage", "random"] = key(
         "typical",
-        "typical: the most typical picture of each cluster (TypiClust); coverage: pictures whose surroundings hold "
+        "typical: the most typical image of each cluster (TypiClust); coverage: images whose surroundings hold "
         "most others (ProbCover); random: neither.",
     )
-    labelled: str | None = key(
+    labeled: str | None = key(
         None, "Labels there are already, a .json or .csv file as --labels of ssl_classify takes it."
     )
     init: str = key("random", "Weights of the features: a run's folder, or whatever --init of ssl_classify takes.")

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from tpssl_hf.analysis.common import (
-    Found,
+    AnalysisResult,
     class_count,
     features,
     markdown,
@@ -22,20 +22,20 @@ from tpssl_hf.analysis.figures import draw_stages
 from tpssl_hf.analysis.tsne import draw_tsne, joint_tsne
 from tpssl_hf.augment.pretrain_views import eval_view
 from tpssl_hf.config.parser import take
-from tpssl_hf.data.scan import UNLABELLED
+from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation.batchnorm import recalibrated, sample_for_statistics
+from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
 from tpssl_hf.evaluation.clustering import cluster, clustering_accuracy
-from tpssl_hf.evaluation.drift import PICTURES, stage_distances, stage_features, stage_names
+from tpssl_hf.evaluation.drift import IMAGES, stage_distances, stage_features, stage_names
 from tpssl_hf.evaluation.feature_metrics import linear_cka
 from tpssl_hf.training.run_dir import RunDir
 
 
-def clustering(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Found:
+def clustering(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> AnalysisResult:
     """Clustering accuracy of each split (Table VII): k-means with as many clusters as classes, over several starts.
 
     Raises:
-        InputError: if the pictures have no labels, the splits different classes, or there are too few pictures.
+        InputError: if the images have no labels, the splits different classes, or there are too few images.
     """
     options, splits = take(AnalyzeConfig, settings), open_splits(settings, accelerator)
     if options.repeats < 1:
@@ -48,28 +48,28 @@ def clustering(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) 
         for split, (own, store) in splits.items():
             if class_count(own, store, split) > classes:
                 raise InputError(
-                    f"the {split} pictures have {class_count(own, store, split)} classes and the training pictures "
+                    f"the {split} images have {class_count(own, store, split)} classes and the training images "
                     f"{classes}; give a --test_split with the same classes, or --test_split none."
                 )
             assert store.labels is not None  # counted above
-            indices = np.flatnonzero(store.labels != UNLABELLED)
+            indices = np.flatnonzero(store.labels != UNLABELED)
             if len(indices) < classes:
-                raise InputError(f"{len(indices)} labelled {split} pictures cannot make {classes} clusters; use more.")
+                raise InputError(f"{len(indices)} labeled {split} images cannot make {classes} clusters; use more.")
             found = features(weights, store, indices, settings, accelerator.device, training=training)
-            if options.normalise:
+            if options.normalize:
                 found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
             for seed in seeds:
                 value = clustering_accuracy(cluster(found, classes, seed=seed), store.labels[indices])
-                row = {"model": weights.key, "title": weights.title, "split": split, "pictures": len(indices)}
+                row = {"model": weights.key, "title": weights.title, "split": split, "images": len(indices)}
                 table.append({**row, "seed": seed, "value": value})
-    kind = "length one" if options.normalise else "raw"
+    kind = "length one" if options.normalize else "raw"
     lines = [f"Clustering accuracy, % ({classes} clusters, {kind} features, {options.repeats} k-means starts)", ""]
     lines += markdown(table, "title", "split")
-    return Found(table, lines, {"clusters": classes, "paper": "Table VII, Eq. 8 and 9"})
+    return AnalysisResult(table, lines, {"clusters": classes, "paper": "Table VII, Eq. 8 and 9"})
 
 
-def tsne(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Found:
-    """Joint t-SNE of the same random pictures before and after (Fig. 5), as a picture and tsne.csv.
+def tsne(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> AnalysisResult:
+    """Joint t-SNE of the same random images before and after (Fig. 5), as an image and tsne.csv.
 
     Raises:
         InputError: for fewer than two samples, or backbones of different width.
@@ -78,14 +78,12 @@ def tsne(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Fou
     split = "test" if "test" in splits else "train"
     source, store = splits[split]
     if options.samples < 2:
-        raise InputError(
-            f"samples {options.samples}: give a number from 2; there are {len(store):,} {split} pictures."
-        )
+        raise InputError(f"samples {options.samples}: give a number from 2; there are {len(store):,} {split} images.")
     indices = np.sort(np.random.default_rng(options.seed).permutation(len(store))[: options.samples])
     shown = [weights for weights in weights_of(options) if weights.key != "base_statistics"]
     matrices = [features(w, store, indices, settings, accelerator.device, training=splits["train"][1]) for w in shown]
     placed = joint_tsne(matrices, perplexity=options.perplexity, seed=options.seed)
-    labels = store.labels[indices] if store.labels is not None else np.full(len(indices), UNLABELLED)
+    labels = store.labels[indices] if store.labels is not None else np.full(len(indices), UNLABELED)
     names = source.class_names or tuple(str(number) for number in range(int(labels.max()) + 1))
     with (run.path / "tsne.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -95,12 +93,12 @@ def tsne(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Fou
                 writer.writerow([weights.key, row, label, f"{x:.4f}", f"{y:.4f}"])
     draw_tsne(run.path / "tsne.png", placed, [weights.title for weights in shown], labels, names)
     table = [{"model": w.key, "title": w.title, "seed": options.seed, "value": "tsne.csv"} for w in shown]
-    lines = [f"t-SNE of {len(indices)} {split} pictures: {run.path / 'tsne.png'}, {run.path / 'tsne.csv'}"]
-    return Found(table, lines, {"split": split, "class_names": list(names), "paper": "Fig. 5"})
+    lines = [f"t-SNE of {len(indices)} {split} images: {run.path / 'tsne.png'}, {run.path / 'tsne.csv'}"]
+    return AnalysisResult(table, lines, {"split": split, "class_names": list(names), "paper": "Fig. 5"})
 
 
-def drift(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Found:
-    """How far each stage has moved from the base, in its weights and in its features of 256 training pictures.
+def drift(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> AnalysisResult:
+    """How far each stage has moved from the base, in its weights and in its features of 256 training images.
 
     Raises:
         InputError: for adapted weights of another architecture than the base.
@@ -109,10 +107,10 @@ def drift(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Fo
     _, store = open_split(settings, settings["split"], accelerator)
     everything = weights_of(options)
     network, views, _ = network_of(everything[0], settings, device)
-    some = np.sort(np.random.default_rng(options.seed).permutation(len(store))[:PICTURES])
-    pictures = store.gather(some, epoch=0).to(device)
+    some = np.sort(np.random.default_rng(options.seed).permutation(len(store))[:IMAGES])
+    images = store.gather(some, epoch=0).to(device)
     stages, start = stage_names(network), dict(network.named_parameters())
-    before = stage_features(network, eval_view(pictures, views), stages)
+    before = stage_features(network, eval_view(images, views), stages)
     table: list[dict[str, Any]] = []
     for weights in everything[1:]:
         if weights.architecture != everything[0].architecture:
@@ -122,10 +120,10 @@ def drift(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Fo
             )
         other, own_views, _ = network_of(weights, settings, device)
         if weights.key == "base_statistics":
-            other = recalibrated(other, sample_for_statistics(store), views, device)
+            other = with_reestimated_batchnorm(other, sample_for_statistics(store), views, device)
         moved = {n: (_squared(p - start[n]), _squared(start[n])) for n, p in other.named_parameters()}
-        after = stage_features(other, eval_view(pictures, own_views), stages)
-        shared = {"model": weights.key, "title": weights.title, "pictures": len(some), "seed": options.seed}
+        after = stage_features(other, eval_view(images, own_views), stages)
+        shared = {"model": weights.key, "title": weights.title, "images": len(some), "seed": options.seed}
         for stage, value in stage_distances(moved, stages).items():
             table.append({**shared, "measure": "drift", "stage": stage, "value": value})
         for stage in stages:
@@ -139,7 +137,7 @@ def drift(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Fo
     for measure, rows in by_model.items():
         for title, values in rows.items():
             lines.append(f"  {measure:5} {title}: " + ", ".join(f"{s} {v:.3f}" for s, v in values.items()))
-    return Found(table, lines)
+    return AnalysisResult(table, lines)
 
 
 def _squared(tensor: torch.Tensor) -> float:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from tpssl_hf.analysis.finished_runs import Curve
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito, 2008
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito, 2008
 
 
 def draw_steps(
@@ -31,12 +31,12 @@ def draw_steps(
     figure = Figure(figsize=(6.4, 4.2))
     axis = figure.subplots()
     for number, (name, points) in enumerate(series.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         values = [100 * mean(each) for each in points.values()]
         spread = [100 * stdev(each) if len(each) > 1 else 0.0 for each in points.values()]
-        axis.errorbar(list(points), values, yerr=spread, color=colour, marker="o", markersize=4, capsize=3, label=name)
+        axis.errorbar(list(points), values, yerr=spread, color=color, marker="o", markersize=4, capsize=3, label=name)
         if untouched and name in untouched:
-            axis.plot([0], [100 * untouched[name]], marker="x", color=colour, linestyle="")
+            axis.plot([0], [100 * untouched[name]], marker="x", color=color, linestyle="")
     if untouched:
         axis.plot([], [], marker="x", color="#555555", linestyle="", label="Φ_pre as it came")
     _finish(axis, title, "steps of target pretraining")
@@ -48,7 +48,7 @@ def draw_steps(
 def draw_convergence(path: Path, curves: Sequence[Curve]) -> None:
     """Write test accuracy over epochs, a panel for each data set and number of labels.
 
-    Draws of labels of one run share a colour, thin, with their mean thick where their epochs agree. Runs that start
+    Draws of labels of one run share a color, thin, with their mean thick where their epochs agree. Runs that start
     from the ``model`` folder of another run are dashed, as in the paper.
 
     Args:
@@ -62,16 +62,16 @@ def draw_convergence(path: Path, curves: Sequence[Curve]) -> None:
         own = [curve for curve in curves if curve.group == group]
         for number, folder in enumerate(dict.fromkeys(curve.run for curve in own)):
             draws = [curve for curve in own if curve.run == folder]
-            colour, style = COLOURS[number % len(COLOURS)], "--" if draws[0].adapted else "-"
+            color, style = COLORS[number % len(COLORS)], "--" if draws[0].adapted else "-"
             together = len(draws) > 1 and all(draw.epochs == draws[0].epochs for draw in draws)
             for position, draw in enumerate(draws):
                 label = draw.title if not together and position == 0 else None
                 thin = {"linewidth": 0.8, "alpha": 0.45} if together else {"linewidth": 1.6}
-                axis.plot(draw.epochs, _percent(draw.accuracies), style, color=colour, label=label, **thin)
+                axis.plot(draw.epochs, _percent(draw.accuracies), style, color=color, label=label, **thin)
             if together:
                 middle = np.mean([draw.accuracies for draw in draws], axis=0)
                 label = f"{draws[0].title}, mean of {len(draws)}"
-                axis.plot(draws[0].epochs, _percent(middle), style, color=colour, label=label, linewidth=2.0)
+                axis.plot(draws[0].epochs, _percent(middle), style, color=color, label=label, linewidth=2.0)
         dashed = any(curve.adapted for curve in own)
         _finish(axis, group, "epoch" + " (dashed: starts from the weights of another run)" * dashed)
         axis.legend(fontsize=8)
@@ -99,7 +99,7 @@ def draw_stages(
         for number, (name, by_stage) in enumerate(values.items()):
             places = np.arange(len(stages)) - 0.4 + width * (number + 0.5)
             heights = [by_stage.get(stage, 0.0) for stage in stages]
-            axis.bar(places, heights, width * 0.95, label=name, color=COLOURS[number % len(COLOURS)])
+            axis.bar(places, heights, width * 0.95, label=name, color=COLORS[number % len(COLORS)])
         axis.set_xticks(range(len(stages)), stages, fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3, axis="y")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tpssl_hf.analysis.common import Found, Weights, class_count, features, markdown, network_of, open_split
+from tpssl_hf.analysis.common import AnalysisResult, Weights, class_count, features, markdown, network_of, open_split
 from tpssl_hf.analysis.config import AnalyzeConfig
 from tpssl_hf.analysis.figures import draw_convergence, draw_steps
 from tpssl_hf.analysis.finished_runs import (
@@ -25,10 +25,10 @@ from tpssl_hf.analysis.finished_runs import (
     transfer_table,
 )
 from tpssl_hf.config.parser import read_config_file, take
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.label_splits import draw_labels
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation.batchnorm import recalibrated, sample_for_statistics
+from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
 from tpssl_hf.evaluation.probes import knn_accuracy, linear_probe_accuracy, probe_split
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
@@ -38,7 +38,7 @@ from tpssl_hf.training.checkpoint import STATE, TENSORS_SUFFIX
 from tpssl_hf.training.run_dir import CHECKPOINTS, CONFIG, RunDir
 
 
-def transfer(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Found:
+def transfer(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> AnalysisResult:
     """Arrange finished runs by start and by data set (Table VI), and say how to make those that are missing."""
     runs = find_runs(settings["runs"])
     table = [
@@ -51,10 +51,10 @@ def transfer(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) ->
     lines += markdown(table, "start", "task")
     if commands := missing_commands(transfer_table(runs)):
         lines += ["", "The cells that are missing are made by:", *(f"  {command}" for command in commands)]
-    return Found(table, lines, {"method": runs[0].config["method"], "missing": commands, "paper": "Table VI"})
+    return AnalysisResult(table, lines, {"method": runs[0].config["method"], "missing": commands, "paper": "Table VI"})
 
 
-def convergence(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Found:
+def convergence(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> AnalysisResult:
     """Draw the test accuracy of finished runs along the way (Fig. 4)."""
     runs = find_runs(settings["runs"])
     curves = convergence_curves(runs)
@@ -65,10 +65,10 @@ def convergence(settings: dict[str, Any], accelerator: Accelerator, run: RunDir)
         for epoch, value in zip(curve.epochs, curve.accuracies, strict=True)
     ]
     lines = [f"{len(curves)} curves of {len(runs)} runs: {run.path / 'convergence.png'}"]
-    return Found(table, lines, {"paper": "Fig. 4"})
+    return AnalysisResult(table, lines, {"paper": "Fig. 4"})
 
 
-def steps(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Found:
+def steps(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> AnalysisResult:
     """Accuracy over steps of target pretraining (Fig. 3): of finished runs, or of probes of one run's snapshots."""
     options = take(AnalyzeConfig, settings)
     if options.runs:
@@ -82,7 +82,7 @@ def steps(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Fo
             for step, values in points.items()
             for number, value in enumerate(values)
         ]
-        return Found(table, [*markdown(table, "task", "step")], {"method": method, "paper": "Fig. 3"})
+        return AnalysisResult(table, [*markdown(table, "task", "step")], {"method": method, "paper": "Fig. 3"})
     if not options.run:
         raise InputError(
             "steps needs --run FOLDER of a target pretraining whose checkpoints to score, or --runs of finetunings "
@@ -91,8 +91,8 @@ def steps(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> Fo
     return _score_snapshots(settings, Path(options.run), accelerator, run)
 
 
-def _score_snapshots(settings: dict[str, Any], folder: Path, accelerator: Accelerator, run: RunDir) -> Found:
-    """Save each snapshot as a folder of weights, and score frozen features of held-out training pictures."""
+def _score_snapshots(settings: dict[str, Any], folder: Path, accelerator: Accelerator, run: RunDir) -> AnalysisResult:
+    """Save each snapshot as a folder of weights, and score frozen features of held-out training images."""
     options = take(AnalyzeConfig, settings)
     counts = _whole_numbers(options.labels)
     if options.repeats < 1:
@@ -102,7 +102,7 @@ def _score_snapshots(settings: dict[str, Any], folder: Path, accelerator: Accele
     assert store.labels is not None  # counted above
     split = probe_split(store.labels, seed=options.seed)
     if split is None:
-        raise InputError("there are too few labelled pictures to probe with; each class needs several of them.")
+        raise InputError("there are too few labeled images to probe with; each class needs several of them.")
     draws = {
         count: [
             draw_labels(split.bank_labels, count, classes, mode="balanced", seed=n) for n in range(options.repeats)
@@ -118,7 +118,7 @@ def _score_snapshots(settings: dict[str, Any], folder: Path, accelerator: Accele
             features(weights, store, part, settings, accelerator.device, training=store)
             for part in (split.bank, split.queries)
         )
-        row = {"step": step, "model": weights.key, "pictures": len(queries)}
+        row = {"step": step, "model": weights.key, "images": len(queries)}
         value = knn_accuracy(bank, split.bank_labels, queries, split.query_labels)
         table.append({**row, "probe": f"kNN, {len(bank)} labels", "value": value})
         for count, drawn in draws.items():
@@ -137,7 +137,7 @@ def _whole_numbers(text: str) -> list[int]:
 
 def _steps_found(
     table: list[dict[str, Any]], snapshots: dict[int, Weights], settings: dict[str, Any], run: RunDir
-) -> Found:
+) -> AnalysisResult:
     """Draw the figure and say what can be said."""
     series: dict[str, dict[int, list[float]]] = {}
     untouched: dict[str, list[float]] = {}
@@ -149,12 +149,12 @@ def _steps_found(
     draw_steps(
         run.path / "steps.png",
         series,
-        title="frozen features of held-out training pictures (a cheap stand-in for finetuning)",
+        title="frozen features of held-out training images (a cheap stand-in for finetuning)",
         untouched={name: mean(values) for name, values in untouched.items()},
     )
     last = snapshots[max(snapshots)]
     lines = [
-        f"Probes of frozen features on held-out training pictures, %, by snapshot: {run.path / 'steps.png'}",
+        f"Probes of frozen features on held-out training images, %, by snapshot: {run.path / 'steps.png'}",
         "A cheap stand-in: the paper finetunes from every snapshot. Each has BatchNorm statistics measured anew, as",
         "the weights a run leaves have them; the rate was not annealed at any snapshot but the last.",
         "",
@@ -165,19 +165,19 @@ def _steps_found(
         f"--backbone {last.backbone} --dataset {settings['dataset']} --image_size {settings['image_size']} "
         "--output_dir FOLDER",
     ]
-    return Found(table, lines, {"paper": "Fig. 3", "protocol": "probes of frozen features, no finetuning"})
+    return AnalysisResult(table, lines, {"paper": "Fig. 3", "protocol": "probes of frozen features, no finetuning"})
 
 
 def save_snapshots(
-    folder: Path, store: PictureStore, settings: dict[str, Any], accelerator: Accelerator, place: Path
+    folder: Path, store: ImageCache, settings: dict[str, Any], accelerator: Accelerator, place: Path
 ) -> dict[int, Weights]:
     """Write Φ_pre and the backbone of every checkpoint of a target pretraining as folders of weights.
 
-    All of them get BatchNorm statistics of undistorted pictures, as the weights that the run itself leaves.
+    All of them get BatchNorm statistics of undistorted images, as the weights that the run itself leaves.
 
     Args:
         folder: of the run.
-        store: its pictures.
+        store: its images.
         settings: of the analysis.
         accelerator: where to compute.
         place: where to write ``step_N``.
@@ -209,7 +209,7 @@ def save_snapshots(
         one = _backbone_in(found[step], config).to(device) if step else network
         target = place / f"step_{step}"
         save_timm_folder(
-            recalibrated(one, sample_for_statistics(store), views, device),
+            with_reestimated_batchnorm(one, sample_for_statistics(store), views, device),
             target,
             preprocessing=views.preprocessing,
             provenance={"recipe": "analyze", "snapshot_of": folder.name, "method": config["method"], "step": step},

@@ -11,16 +11,16 @@ from sklearn.manifold import TSNE
 
 from tpssl_hf.errors import InputError
 
-MOST_NAMED = 20  # classes that a legend can name and colours can tell apart
+MOST_NAMED = 20  # classes that a legend can name and colors can tell apart
 
 
 def joint_tsne(features: Sequence[np.ndarray], *, perplexity: float, seed: int) -> list[np.ndarray]:
     """Stack features (N, D) of several backbones by rows, run one t-SNE on all of them, and take them apart again.
 
     Args:
-        features: of the same pictures, one matrix for each backbone.
-        perplexity: about how many neighbours count.
-        seed: of the optimisation, which starts from the principal components.
+        features: of the same images, one matrix for each backbone.
+        perplexity: about how many neighbors count.
+        seed: of the optimization, which starts from the principal components.
 
     Returns:
         (N, 2) float32 for each backbone.
@@ -48,24 +48,24 @@ def draw_tsne(
     labels: np.ndarray,
     class_names: Sequence[str],
 ) -> None:
-    """Write one panel for each backbone, all at the same scale; the colour of a dot is its class.
+    """Write one panel for each backbone, all at the same scale; the color of a dot is its class.
 
-    A joint t-SNE puts each backbone's pictures in a place of their own; so each panel shows its own place.
+    A joint t-SNE puts each backbone's images in a place of their own; so each panel shows its own place.
 
     Args:
         path: PNG file to write.
         placed: (N, 2) for each backbone.
         titles: of the panels.
-        labels: (N,) int64 class numbers, -1 for none, which is grey.
-        class_names: in the order of the class numbers; above twenty, colours repeat and the legend is left out.
+        labels: (N,) int64 class numbers, -1 for none, which is gray.
+        class_names: in the order of the class numbers; above twenty, colors repeat and the legend is left out.
     """
     figure = Figure(figsize=(4.4 * len(placed) + 1.3, 4.9))
     axes = figure.subplots(1, len(placed), squeeze=False)[0]
     half = 0.53 * max(float(np.ptp(points, axis=0).max()) for points in placed)
     palette = colormaps["tab10" if len(class_names) <= 10 else "tab20"]
-    colours = [palette(label % palette.N) if label >= 0 else "#bbbbbb" for label in labels.tolist()]
+    colors = [palette(label % palette.N) if label >= 0 else "#bbbbbb" for label in labels.tolist()]
     for axis, points, title in zip(axes, placed, titles, strict=True):
-        axis.scatter(points[:, 0], points[:, 1], c=colours, s=13, linewidths=0)
+        axis.scatter(points[:, 0], points[:, 1], c=colors, s=13, linewidths=0)
         axis.set_title(title, fontsize=11)
         axis.set_xticks([])
         axis.set_yticks([])

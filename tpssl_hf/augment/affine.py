@@ -1,7 +1,7 @@
 """Affine augmentation and its inverse, both differentiable (paper §III-C).
 
 Coordinates are those of ``grid_sample`` with ``align_corners=False``: x to the right and y down, from -1 to 1 between
-the outer edges, so that cell c of W has its centre at (2c + 1) / W - 1 and a matrix holds for maps of any resolution.
+the outer edges, so that cell c of W has its center at (2c + 1) / W - 1 and a matrix holds for maps of any resolution.
 Content moves from p to T p. What is sampled moves the other way: ``warp`` reads at T⁻¹ p, ``unwarp`` at T p.
 """
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tpssl_hf.errors import InputError
 
-AFFINE_VIEWS = 1 << 16  # added to the number of a view, so that these draws differ from those of its crop and colours
+AFFINE_VIEWS = 1 << 16  # added to the number of a view, so that these draws differ from those of its crop and colors
 AFFINE_DRAWS = 10  # a coin for each of the four components, then scale, angle, two shears, two translations
 
 
@@ -37,7 +37,7 @@ class AffinePolicy:
 
 
 def draw_affine(numbers: Tensor, policy: AffinePolicy, width_over_height: float = 1.0) -> Tensor:
-    """Choose translation · rotation · shear · scaling for each picture.
+    """Choose translation · rotation · shear · scaling for each image.
 
     Args:
         numbers: (B, AFFINE_DRAWS) uniform in [0, 1).

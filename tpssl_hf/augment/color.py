@@ -1,4 +1,4 @@
-"""Colour and sharpness, each picture of a batch with its own parameters; images are (B, 3, H, W) float32 in 0..255.
+"""Color and sharpness, each image of a batch with its own parameters; images are (B, 3, H, W) float32 in 0..255.
 
 Each operation computes what torchvision's function of that name computes on a float tensor. It may write over the
 ``images`` it is given; what it returns is the result.
@@ -19,7 +19,7 @@ def host_can_look(values: Tensor) -> bool:
 
 
 def where_chosen(chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
-    """Apply ``operation`` to the pictures that are ``chosen`` (B,) and return all (B, 3, H, W).
+    """Apply ``operation`` to the images that are ``chosen`` (B,) and return all (B, 3, H, W).
 
     The host picks out the rows if it can; otherwise all are computed and the chosen ones kept. ``parameters`` have B
     rows each and follow ``images`` in the call.
@@ -41,12 +41,12 @@ def luma(images: Tensor) -> Tensor:
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def greyscale(images: Tensor) -> Tensor:
+def grayscale(images: Tensor) -> Tensor:
     """Replace all three channels by the brightness."""
     return luma(images).repeat(1, 3, 1, 1)
 
 
-def solarise(images: Tensor, threshold: float = 128.0) -> Tensor:
+def solarize(images: Tensor, threshold: float = 128.0) -> Tensor:
     """Invert every value from ``threshold`` on; 128 is that of BYOL (Grill et al. 2020, appendix B)."""
     return torch.where(images >= threshold, 255.0 - images, images)
 
@@ -75,10 +75,10 @@ def jitter_steps(stages: Tensor, factors: Tensor) -> Tensor:
     """Write brightness, contrast and saturation as three blends before the hue shift and three after it.
 
     All three are ratio * images + (1 - ratio) * background, with a background of zero, of the mean luma and of the
-    luma, so that one blend does whichever is a picture's turn. Three of the six change nothing.
+    luma, so that one blend does whichever is an image's turn. Three of the six change nothing.
 
     Args:
-        stages: (B, 4) int64, a permutation of 0..3 per picture: when each of the four operations has its turn.
+        stages: (B, 4) int64, a permutation of 0..3 per image: when each of the four operations has its turn.
         factors: (B, 3), those of brightness, contrast and saturation.
 
     Returns:
@@ -94,9 +94,9 @@ def jitter_steps(stages: Tensor, factors: Tensor) -> Tensor:
 
 
 def jitter(images: Tensor, steps: Tensor, shift: Tensor) -> Tensor:
-    """Change brightness, contrast, saturation and hue of each picture in its own order, clamping after each.
+    """Change brightness, contrast, saturation and hue of each image in its own order, clamping after each.
 
-    As torchvision's ``ColorJitter``; contrast is about the mean luma of the picture as it is at that moment.
+    As torchvision's ``ColorJitter``; contrast is about the mean luma of the image as it is at that moment.
 
     Args:
         images: (B, 3, H, W).
@@ -124,8 +124,8 @@ def blur_width(image_size: int) -> int:
 def _blur_by_shifts(images: Tensor, kernels: Tensor) -> Tensor:
     """Add up shifted copies, only as many as the widest of the (B, 2R + 1) kernels needs.
 
-    Rows are a few dozen pixels, too short to add up one by one. So shifts are along the whole padded memory of a
-    picture, by multiples of a row or of a pixel; what runs over from one row into the next ends up in the padding.
+    Rows are a few dozen pixels, too short to add up one by one. So shifts are along the whole padded memory of an
+    image, by multiples of a row or of a pixel; what runs over from one row into the next ends up in the padding.
     """
     batch, channels, height, width = images.shape
     radius = int((kernels > 0).any(dim=0).sum()) // 2

@@ -1,4 +1,4 @@
-"""How many crops of stored pictures are enlargements."""
+"""How many crops of stored images are enlargements."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Crops: where they lie, what they look like at the size of the network, and where they lay in the picture."""
+"""Crops: where they lie, what they look like at the size of the network, and where they lay in the image."""
 
 import math
 
@@ -13,7 +13,7 @@ CROP_DRAWS = 2 * CROP_TRIES + 2  # area and aspect ratio of each try, then the p
 def random_resized_crop_boxes(
     numbers: Tensor, sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Tensor:
-    """Choose a box of random area, shape and position in each picture.
+    """Choose a box of random area, shape and position in each image.
 
     The rule of "Going deeper with convolutions" (Szegedy et al. 2015, section 6), as in torchvision's
     ``RandomResizedCrop``: the area is uniform, the aspect ratio log-uniform; the first of ten tries that fits is
@@ -21,8 +21,8 @@ def random_resized_crop_boxes(
 
     Args:
         numbers: (B, CROP_DRAWS) uniform in [0, 1).
-        sizes: (B, 2) int64, height and width of each picture.
-        scale: smallest and largest area as a fraction of the picture's.
+        sizes: (B, 2) int64, height and width of each image.
+        scale: smallest and largest area as a fraction of the image's.
         ratio: smallest and largest width divided by height.
 
     Returns:
@@ -48,9 +48,9 @@ def random_resized_crop_boxes(
 
 
 def central_boxes(sizes: Tensor, fraction: float = 1.0, *, squash: bool = False) -> Tensor:
-    """Return the central square of each picture of ``sizes`` (B, 2) as boxes (B, 4) like those above.
+    """Return the central square of each image of ``sizes`` (B, 2) as boxes (B, 4) like those above.
 
-    Its side is ``fraction`` of the shorter side; with ``squash`` the box has the shape of the picture.
+    Its side is ``fraction`` of the shorter side; with ``squash`` the box has the shape of the image.
     """
     sides = sizes if squash else sizes.amin(dim=1, keepdim=True).expand(-1, 2)
     sides = (sides * fraction).round().long().clamp_min(1)
@@ -58,8 +58,8 @@ def central_boxes(sizes: Tensor, fraction: float = 1.0, *, squash: bool = False)
     return torch.cat((top_left, top_left + sides.flip(1)), dim=1)
 
 
-def normalised_boxes(boxes: Tensor, flip: Tensor, sizes: Tensor) -> Tensor:
-    """Express ``boxes`` (B, 4) relative to pictures of ``sizes`` (B, 2).
+def normalized_boxes(boxes: Tensor, flip: Tensor, sizes: Tensor) -> Tensor:
+    """Express ``boxes`` (B, 4) relative to images of ``sizes`` (B, 2).
 
     Returns:
         (B, 4) float32 x0, y0, x1, y1 in [0, 1]. Where ``flip`` (B,) is true x0 and x1 are swapped, so that column c
@@ -92,9 +92,9 @@ def _resize_matrices(start: Tensor, end: Tensor, extent: int, size: int, interpo
     """Build for each interval (B,) of an axis of ``extent`` pixels the (B, size, extent) map to ``size`` pixels."""
     start, end = start.float()[:, None, None], end.float()[:, None, None]
     scale = (end - start) / size
-    centres = start + (torch.arange(size, device=start.device)[:, None] + 0.5) * scale
+    centers = start + (torch.arange(size, device=start.device)[:, None] + 0.5) * scale
     pixels = torch.arange(extent, device=start.device)
-    distance = (pixels + 0.5 - centres).abs() / scale.clamp_min(1)
+    distance = (pixels + 0.5 - centers).abs() / scale.clamp_min(1)
     weights = _cubic(distance) if interpolation == "bicubic" else (1 - distance).clamp_min(0)
     weights = weights * ((pixels >= start) & (pixels < end))
     return weights / weights.sum(dim=2, keepdim=True)
@@ -116,14 +116,14 @@ def _crop_by_matrices(pixels: Tensor, boxes: Tensor, flip: Tensor, size: int, in
 
 
 def resized_crop(pixels: Tensor, boxes: Tensor, flip: Tensor, size: int, interpolation: str) -> Tensor:
-    """Cut boxes out of pictures, resize them to squares as Pillow does, and mirror some.
+    """Cut boxes out of images, resize them to squares as Pillow does, and mirror some.
 
     The filter is widened where the crop is larger than the result, so that nothing aliases, and cut off at the edge
-    of the box, so that neither the rest of the picture nor its padding shows.
+    of the box, so that neither the rest of the image nor its padding shows.
 
     Args:
         pixels: (B, H, W, 3) uint8.
-        boxes: (B, 4) int64, left, top, right and bottom; each inside its picture.
+        boxes: (B, 4) int64, left, top, right and bottom; each inside its image.
         flip: (B,) bool, which crops to mirror left to right.
         size: height and width of the result.
         interpolation: ``"bilinear"`` or ``"bicubic"``.

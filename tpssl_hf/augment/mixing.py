@@ -1,4 +1,4 @@
-"""Mixtures of two pictures of a batch, and the masks that say which pixel comes from which.
+"""Mixtures of two images of a batch, and the masks that say which pixel comes from which.
 
 Boxes and classes are chosen from given random numbers without looking at them, so that no device has to be waited for.
 """
@@ -21,12 +21,12 @@ def mix(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
 
 
 def zoom(images: Tensor, labels: Tensor, weights: Tensor, moves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Zoom into pictures, or out of them, and mirror some; their labels and weights alike.
+    """Zoom into images, or out of them, and mirror some; their labels and weights alike.
 
     What comes in from outside is 0 in images and weights and 255 in labels.
 
     Args:
-        images: (B, 3, H, W) normalised, interpolated bilinearly.
+        images: (B, 3, H, W) normalized, interpolated bilinearly.
         labels: (B, H, W) int64, of which the nearest is taken, as of the weights.
         weights: (B, H, W).
         moves: (B, 4) from :func:`tpssl_hf.augment.segment_views.zoom_draws`.
@@ -72,7 +72,7 @@ def half_boxes(numbers: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def unimatch_boxes(numbers: Tensor, size: tuple[int, int]) -> Tensor:
-    """Choose UniMatch's boxes: for half of the pictures none, else 2 to 40 % of the area (Yang et al., 2023, code).
+    """Choose UniMatch's boxes: for half of the images none, else 2 to 40 % of the area (Yang et al., 2023, code).
 
     Deviation: the ratio of the sides, 0.3 to 1/0.3, has a uniform logarithm, and boxes that do not fit are drawn anew
     by their shape alone, where the original draws shape and place together until the box fits.
@@ -92,7 +92,7 @@ def unimatch_boxes(numbers: Tensor, size: tuple[int, int]) -> Tensor:
 def class_masks(
     labels: Tensor, numbers: Tensor, *, background: bool = True, more: int = 0, ignored: int = 255
 ) -> Tensor:
-    """Choose half of the classes of each picture, rounded down, and return where they are.
+    """Choose half of the classes of each image, rounded down, and return where they are.
 
     ClassMix (Olsson et al., 2021, arXiv 2007.07936, §3.1): what is chosen are whole predicted segments.
 

@@ -13,27 +13,27 @@ from tpssl_hf.augment.affine import AFFINE_DRAWS, AFFINE_VIEWS, AffinePolicy, dr
 from tpssl_hf.augment.color import (
     blur_width,
     gaussian_blur,
-    greyscale,
+    grayscale,
     jitter,
     jitter_steps,
-    solarise,
+    solarize,
     where_chosen,
 )
 from tpssl_hf.augment.geometry import (
     CROP_DRAWS,
     central_boxes,
-    normalised_boxes,
+    normalized_boxes,
     random_resized_crop_boxes,
     resized_crop,
 )
 from tpssl_hf.augment.rng import uniform
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.timm_export import Preprocessing
 
-# On a CPU as many pictures are distorted at a time as stay in its cache from one operation to the next.
+# On a CPU as many images are distorted at a time as stay in its cache from one operation to the next.
 _CHUNK_BYTES = 1_000_000
-_GPU_CHUNK_BYTES = 512 * 2**20  # of pictures in float32: one large picture makes the whole padded batch as large
+_GPU_CHUNK_BYTES = 512 * 2**20  # of images in float32: one large image makes the whole padded batch as large
 _DRAWS = CROP_DRAWS + 1 + 13  # the crop, the flip, and what _distortions takes
 
 
@@ -44,7 +44,7 @@ class ViewPolicy:
     The defaults are those of BYOL (Grill et al. 2020, appendix B).
     """
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop as a fraction of the picture's
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop as a fraction of the image's
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width divided by its height
     interpolation: str = "bicubic"  # or "bilinear"
     flip: float = 0.5  # this and all single numbers below but the four strengths are probabilities
@@ -53,22 +53,22 @@ class ViewPolicy:
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1  # in full circles, to either side
-    greyscale: float = 0.2
+    grayscale: float = 0.2
     blur: float = 1.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # in pixels of the view
-    solarise: float = 0.0
+    solarize: float = 0.0
 
     def __post_init__(self) -> None:
         if self.interpolation not in ("bilinear", "bicubic"):
             raise InputError(f"interpolation is {self.interpolation!r}; use 'bilinear' or 'bicubic'.")
 
 
-BYOL_VIEW_1 = ViewPolicy(blur=1.0, solarise=0.0)  # ibid., distribution T
+BYOL_VIEW_1 = ViewPolicy(blur=1.0, solarize=0.0)  # ibid., distribution T
 MOCO_VIEW = ViewPolicy(  # Chen et al., 2020, arXiv 2003.04297, section 3, on torchvision's defaults
     crop_scale=(0.2, 1.0), interpolation="bilinear", saturation=0.4, blur=0.5
 )
 SIMCLR_VIEW = ViewPolicy(saturation=0.4, blur=0.5)  # Chen et al., 2020, arXiv 2002.05709, App. A, half its strength
-BYOL_VIEW_2 = ViewPolicy(blur=0.1, solarise=0.2)  # ibid., distribution T'
+BYOL_VIEW_2 = ViewPolicy(blur=0.1, solarize=0.2)  # ibid., distribution T'
 # BYOL's two (Xie et al., 2021, arXiv 2011.10043, section 4.1), interpolated as in the official code
 PIXPRO_VIEW_1 = replace(BYOL_VIEW_1, interpolation="bilinear")
 PIXPRO_VIEW_2 = replace(BYOL_VIEW_2, interpolation="bilinear")
@@ -83,12 +83,12 @@ class ViewSettings:
         mean: of the red, green and blue values in 0..1 that the network expects to be subtracted.
         std: the standard deviations it expects to be divided by.
         seed: of all random draws.
-        horizontal_flip: whether mirroring keeps the meaning of a picture; it does not for digits.
+        horizontal_flip: whether mirroring keeps the meaning of an image; it does not for digits.
         work_size: side in pixels at which weak and strong views are distorted before they are brought to
             ``image_size``; ``image_size`` if None.
         crop: how these two are cropped, ``"pad"``: padded by an eighth of the side, reflected, and cropped, or
             ``"rrc"``: a box of random area and shape.
-        interpolation: how undistorted pictures are resized, ``"bicubic"`` or ``"bilinear"``.
+        interpolation: how undistorted images are resized, ``"bicubic"`` or ``"bilinear"``.
         crop_pct: side of the central square that is shown of them, as a fraction of the shorter side.
         crop_mode: ``"center"``; or ``"squash"``, where the fraction is of either side and the shape is lost.
     """
@@ -114,20 +114,20 @@ class ViewSettings:
         if self.crop not in ("pad", "rrc"):
             raise InputError(f"crop is {self.crop!r}; use 'pad' or 'rrc'.")
         if not 0 < self.crop_pct <= 1:
-            raise InputError(f"crop_pct is {self.crop_pct}; give a fraction above 0, or 1 for the whole picture.")
+            raise InputError(f"crop_pct is {self.crop_pct}; give a fraction above 0, or 1 for the whole image.")
 
     @classmethod
     def of(cls, shown: Preprocessing, seed: int, **settings: Any) -> "ViewSettings":
-        """Return settings of views that show pictures as weights want it; ``settings`` are what else they hold."""
+        """Return settings of views that show images as weights want it; ``settings`` are what else they hold."""
         return cls(seed=seed, **{**asdict(shown), **settings})
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pictures are shown for evaluation, to be saved with a network that was evaluated so."""
+        """How images are shown for evaluation, to be saved with a network that was evaluated so."""
         return Preprocessing(**{item.name: getattr(self, item.name) for item in fields(Preprocessing)})
 
 
-# Which pictures to change (B,), how, and with which parameters (B, ...) besides the images.
+# Which images to change (B,), how, and with which parameters (B, ...) besides the images.
 _Distortion = tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]]
 
 
@@ -141,18 +141,18 @@ def _distortions(numbers: Tensor, policy: ViewPolicy, size: int) -> list[_Distor
         drawn = [low + (high - low) * factors[:, column] for column, (low, high) in enumerate(bounds)]
         steps = jitter_steps(turns.argsort(dim=1), torch.stack(drawn[:3], dim=1))
         distortions.append((chances[:, 0] < policy.jitter, jitter, (steps, drawn[3])))
-    if policy.greyscale > 0:
-        distortions.append((chances[:, 1] < policy.greyscale, greyscale, ()))
+    if policy.grayscale > 0:
+        distortions.append((chances[:, 1] < policy.grayscale, grayscale, ()))
     if policy.blur > 0:
         sigma = policy.blur_sigma[0] + (policy.blur_sigma[1] - policy.blur_sigma[0]) * widths
         blur = partial(gaussian_blur, width=blur_width(size))
         distortions.append((chances[:, 2] < policy.blur, blur, (sigma,)))
-    if policy.solarise > 0:
-        distortions.append((chances[:, 3] < policy.solarise, solarise, ()))
+    if policy.solarize > 0:
+        distortions.append((chances[:, 3] < policy.solarize, solarize, ()))
     return distortions
 
 
-def normalise(images: Tensor, settings: ViewSettings, result: Tensor) -> None:
+def normalize(images: Tensor, settings: ViewSettings, result: Tensor) -> None:
     """Write ``images`` (B, 3, S, S) in 0..255 into ``result`` with the mean taken off and the deviation divided by."""
     for channel, (mean, std) in enumerate(zip(settings.mean, settings.std, strict=True)):
         offset = torch.tensor(-mean / std)  # stays on the host, from where scalars reach a GPU without a wait
@@ -165,79 +165,79 @@ def gpu_chunk(pixels: Tensor) -> int:
 
 
 def _render(
-    pictures: Pictures,
+    batch: ImageBatch,
     boxes: Tensor,
     flip: Tensor,
     settings: ViewSettings,
     interpolation: str,
     distortions: list[_Distortion],
 ) -> Tensor:
-    """Crop, distort and normalise: a cache's worth of pictures at a time, on a GPU all that fit."""
-    size, pixels = settings.image_size, pictures.pixels
-    shape = len(pictures), 3, size, size
+    """Crop, distort and normalize: a cache's worth of images at a time, on a GPU all that fit."""
+    size, pixels = settings.image_size, batch.pixels
+    shape = len(batch), 3, size, size
     result = torch.empty(shape, device=pixels.device, memory_format=torch.channels_last)
     step = max(1, gpu_chunk(pixels) if pixels.is_cuda else _CHUNK_BYTES // (12 * size * size))
-    # Half precision under a surrounding autocast would be coarser than the 256 levels of the picture.
+    # Half precision under a surrounding autocast would be coarser than the 256 levels of the image.
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-        for start in range(0, len(pictures), step):
+        for start in range(0, len(batch), step):
             rows = slice(start, start + step)
             images = resized_crop(pixels[rows], boxes[rows], flip[rows], size, interpolation)
             for chosen, operation, parameters in distortions:
                 images = where_chosen(chosen[rows], operation, images, *(values[rows] for values in parameters))
-            normalise(images, settings, result[rows])
+            normalize(images, settings, result[rows])
     return result
 
 
-def make_view(pictures: Pictures, policy: ViewPolicy, settings: ViewSettings, view: int) -> tuple[Tensor, Tensor]:
-    """Draw one view of every picture: crop, mirror, jitter, greyscale, blur, solarise, normalise, in this order.
+def make_view(batch: ImageBatch, policy: ViewPolicy, settings: ViewSettings, view: int) -> tuple[Tensor, Tensor]:
+    """Draw one view of every image: crop, mirror, jitter, grayscale, blur, solarize, normalize, in this order.
 
     Args:
-        pictures: B pictures and what identifies them; a view depends on nothing else of the batch.
+        batch: B images and what identifies them; a view depends on nothing else of the batch.
         policy: which distortions.
         settings: what all views of the run share.
         view: number of the view; other numbers give independent views.
 
     Returns:
-        (B, 3, S, S) float32 in channels_last memory format, and (B, 4) float32, the crop as ``normalised_boxes``.
+        (B, 3, S, S) float32 in channels_last memory format, and (B, 4) float32, the crop as ``normalized_boxes``.
     """
-    numbers = uniform(settings.seed, pictures.index, pictures.epoch, view, _DRAWS)
-    boxes = random_resized_crop_boxes(numbers[:, :CROP_DRAWS], pictures.sizes, policy.crop_scale, policy.crop_ratio)
+    numbers = uniform(settings.seed, batch.index, batch.epoch, view, _DRAWS)
+    boxes = random_resized_crop_boxes(numbers[:, :CROP_DRAWS], batch.sizes, policy.crop_scale, policy.crop_ratio)
     flip = numbers[:, CROP_DRAWS] < (policy.flip if settings.horizontal_flip else 0.0)
     distortions = _distortions(numbers[:, CROP_DRAWS + 1 :], policy, settings.image_size)
-    images = _render(pictures, boxes, flip, settings, policy.interpolation, distortions)
-    return images, normalised_boxes(boxes, flip, pictures.sizes)
+    images = _render(batch, boxes, flip, settings, policy.interpolation, distortions)
+    return images, normalized_boxes(boxes, flip, batch.sizes)
 
 
 def two_views(
-    pictures: Pictures, policies: tuple[ViewPolicy, ViewPolicy], settings: ViewSettings
+    images: ImageBatch, policies: tuple[ViewPolicy, ViewPolicy], settings: ViewSettings
 ) -> dict[str, Tensor]:
-    """Return ``view1``, ``view2`` (B, 3, S, S) of the same pictures and their ``geometry1``, ``geometry2`` (B, 4)."""
-    view1, geometry1 = make_view(pictures, policies[0], settings, view=1)
-    view2, geometry2 = make_view(pictures, policies[1], settings, view=2)
+    """Return ``view1``, ``view2`` (B, 3, S, S) of the same images and their ``geometry1``, ``geometry2`` (B, 4)."""
+    view1, geometry1 = make_view(images, policies[0], settings, view=1)
+    view2, geometry2 = make_view(images, policies[1], settings, view=2)
     return {"view1": view1, "view2": view2, "geometry1": geometry1, "geometry2": geometry2}
 
 
 def two_affine_views(
-    pictures: Pictures, policies: tuple[ViewPolicy, ViewPolicy], affine: AffinePolicy, settings: ViewSettings
+    batch: ImageBatch, policies: tuple[ViewPolicy, ViewPolicy], affine: AffinePolicy, settings: ViewSettings
 ) -> dict[str, Tensor]:
     """Return what ``two_views`` does, each view warped at the very end (paper §III-C), and how.
 
-    The warp works on normalised images, so that what comes in from outside has the mean colour. ``affine1`` and
+    The warp works on normalized images, so that what comes in from outside has the mean color. ``affine1`` and
     ``affine2`` (B, 3, 3) are the matrices; where one is the identity, the view is that of ``two_views`` to the bit.
     """
-    views = two_views(pictures, policies, settings)
+    views = two_views(batch, policies, settings)
     for number in (1, 2):
-        drawn = uniform(settings.seed, pictures.index, pictures.epoch, AFFINE_VIEWS + number, AFFINE_DRAWS)
+        drawn = uniform(settings.seed, batch.index, batch.epoch, AFFINE_VIEWS + number, AFFINE_DRAWS)
         matrix = draw_affine(drawn, affine)
         images = warp(views[f"view{number}"], matrix).contiguous(memory_format=torch.channels_last)
         views |= {f"view{number}": images, f"affine{number}": matrix}
     return views
 
 
-def eval_view(pictures: Pictures, settings: ViewSettings) -> Tensor:
-    """Return the central square of every picture, resized and normalised: (B, 3, S, S) as ``make_view``'s."""
-    flip = torch.zeros_like(pictures.index, dtype=torch.bool)
+def eval_view(images: ImageBatch, settings: ViewSettings) -> Tensor:
+    """Return the central square of every image, resized and normalized: (B, 3, S, S) as ``make_view``'s."""
+    flip = torch.zeros_like(images.index, dtype=torch.bool)
     # timm resizes to a whole number of pixels first, and then cuts
     fraction = settings.image_size / math.floor(settings.image_size / settings.crop_pct)
-    boxes = central_boxes(pictures.sizes, fraction, squash=settings.crop_mode == "squash")
-    return _render(pictures, boxes, flip, settings, settings.interpolation, [])
+    boxes = central_boxes(images.sizes, fraction, squash=settings.crop_mode == "squash")
+    return _render(images, boxes, flip, settings, settings.interpolation, [])

@@ -1,7 +1,7 @@
-"""RandAugment and Cutout as in FixMatch (Sohn et al. 2020, arXiv 2001.07685), each picture with its own operations.
+"""RandAugment and Cutout as in FixMatch (Sohn et al. 2020, arXiv 2001.07685), each image with its own operations.
 
 Images are (B, 3, S, S) float32, whole numbers in 0..255, before and after. Every operation gives what Pillow's gives
-on 8-bit pictures, to the bit. All sums are of whole numbers, hence the same in any order and on any device.
+on 8-bit images, to the bit. All sums are of whole numbers, hence the same in any order and on any device.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from tpssl_hf.augment.color import where_chosen
 from tpssl_hf.errors import InputError
 
-# By kind, so that a range of numbers is a kind: nothing, new values for old ones, colour, sharpness, other places.
+# By kind, so that a range of numbers is a kind: nothing, new values for old ones, color, sharpness, other places.
 OPERATIONS = (
     *("Identity",),
     *("AutoContrast", "Brightness", "Contrast", "Equalize", "Posterize", "Solarize"),
@@ -23,7 +23,7 @@ OPERATIONS = (
 )
 OPERATION_DRAWS = 4  # of each operation: which, whether, how strong, to which side
 CUTOUT_DRAWS = 2  # the row and the column
-GREY = 127.0  # what comes in from outside the picture, and what is cut out
+GRAY = 127.0  # what comes in from outside the image, and what is cut out
 _FIXED_POINT = 65536  # Pillow looks up places in steps of this part of a pixel
 
 
@@ -33,7 +33,7 @@ class RandAugmentPolicy:
 
     operations: int = 2  # drawn with replacement
     probability: float = 0.5  # of each drawn operation to be applied
-    cutout: float = 0.5  # side of the grey square as a share of the picture's
+    cutout: float = 0.5  # side of the gray square as a share of the image's
 
     def __post_init__(self) -> None:
         if self.operations < 0:
@@ -44,7 +44,7 @@ class RandAugmentPolicy:
 
     @property
     def draws(self) -> int:
-        """How many random numbers a picture takes, those of the operations before those of Cutout."""
+        """How many random numbers an image takes, those of the operations before those of Cutout."""
         return self.operations * OPERATION_DRAWS + CUTOUT_DRAWS
 
 
@@ -69,7 +69,7 @@ def _integer_luma(images: Tensor) -> Tensor:
 
 
 # The six below change ``tables`` (B, 3, 1, 256), which hold the new value of each of the 256 levels in each channel,
-# as the pictures (B, 3, S, S) and the strengths (B,) ask for. They compute in double precision where Pillow does.
+# as the images (B, 3, S, S) and the strengths (B,) ask for. They compute in double precision where Pillow does.
 
 
 def _auto_contrast(tables: Tensor, images: Tensor, _: Tensor) -> Tensor:
@@ -134,13 +134,13 @@ def _change_levels(images: Tensor, operation: Tensor, strength: Tensor) -> Tenso
     return tables.flatten(2).gather(2, images.flatten(2).long()).view_as(images)
 
 
-def _colour(images: Tensor, _: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey picture."""
+def _color(images: Tensor, _: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the gray image."""
     return _blend(_integer_luma(images), images, factor)
 
 
 def _sharpness(images: Tensor, _: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the picture smoothed over 3 x 3 pixels, of which the middle one counts five-fold; edges stay."""
+    """Blend with the image smoothed over 3 x 3 pixels, of which the middle one counts five-fold; edges stay."""
     across = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
     total = across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :]
     smooth = images.clone()
@@ -150,9 +150,9 @@ def _sharpness(images: Tensor, _: Tensor, factor: Tensor) -> Tensor:
 
 
 def _move(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
-    """Rotate about the centre, shear about the corner at the top left or translate, as ``strengths`` says.
+    """Rotate about the center, shear about the corner at the top left or translate, as ``strengths`` says.
 
-    The result at (x, y) is the picture's pixel at matrix · (x, y, 1), or grey if that is outside. Only a translation
+    The result at (x, y) is the image's pixel at matrix · (x, y, 1), or gray if that is outside. Only a translation
     by a whole number of pixels and a half, which takes a side of 50, 150, 250 ..., may round differently in Pillow.
     """
     size = images.shape[-1]
@@ -161,7 +161,7 @@ def _move(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     )
     cosine, sine = torch.cos(-torch.deg2rad(angle)), torch.sin(-torch.deg2rad(angle))
     x_by_y, y_by_x, middle = sine + shear_x, shear_y - sine, size / 2
-    from_x = translate_x + middle * (1 - cosine - sine) + (cosine + x_by_y) / 2  # halves: centres of pixels
+    from_x = translate_x + middle * (1 - cosine - sine) + (cosine + x_by_y) / 2  # halves: centers of pixels
     from_y = translate_y + middle * (1 - cosine + sine) + (cosine + y_by_x) / 2
     fixed = torch.stack((cosine, x_by_y, from_x, y_by_x, cosine, from_y)).mul_(_FIXED_POINT).add_(0.5).floor_()
     steps = fixed.to(torch.int64)[:, :, None, None].unbind(0)
@@ -171,7 +171,7 @@ def _move(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     outside = (column < 0) | (column >= size) | (row < 0) | (row >= size)
     source = row.clamp_(0, size - 1).mul_(size).add_(column.clamp_(0, size - 1)).flatten(1)[:, None]
     moved = images.flatten(2).gather(2, source.expand(-1, 3, -1)).view_as(images)
-    return moved.masked_fill_(outside[:, None], GREY)
+    return moved.masked_fill_(outside[:, None], GRAY)
 
 
 def strengths(operation: Tensor, level: Tensor, sign: Tensor, size: int) -> Tensor:
@@ -181,7 +181,7 @@ def strengths(operation: Tensor, level: Tensor, sign: Tensor, size: int) -> Tens
         operation: (B,) int64, numbers into ``OPERATIONS``.
         level: (B,) float64, whole numbers in 0..10.
         sign: (B,) float64, -1 or 1, of angles, slopes and ways.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
 
     Returns:
         (B,) float64: the factor of Brightness, Color, Contrast and Sharpness, the bits of Posterize, the threshold of
@@ -199,7 +199,7 @@ def strengths(operation: Tensor, level: Tensor, sign: Tensor, size: int) -> Tens
 
 
 def apply_operations(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
-    """Apply one operation to each picture; the host picks out rows if it can, otherwise all are computed.
+    """Apply one operation to each image; the host picks out rows if it can, otherwise all are computed.
 
     Args:
         images: (B, 3, S, S); may be written over.
@@ -211,7 +211,7 @@ def apply_operations(images: Tensor, operation: Tensor, strength: Tensor) -> Ten
     """
     for function, name, last in (
         (_change_levels, "AutoContrast", "Solarize"),
-        (_colour, "Color", "Color"),
+        (_color, "Color", "Color"),
         (_sharpness, "Sharpness", "Sharpness"),
         (_move, "Rotate", "TranslateY"),
     ):
@@ -240,12 +240,12 @@ def rand_augment(images: Tensor, numbers: Tensor, policy: RandAugmentPolicy) -> 
 
 
 def cutout(images: Tensor, numbers: Tensor, share: float) -> Tensor:
-    """Fill a square with grey whose middle is anywhere in the picture (DeVries and Taylor 2017, arXiv 1708.04552).
+    """Fill a square with gray whose middle is anywhere in the image (DeVries and Taylor 2017, arXiv 1708.04552).
 
     Args:
         images: (B, 3, S, S).
         numbers: (B, CUTOUT_DRAWS) uniform in [0, 1): the row and the column of the middle.
-        share: side of the square as a share of S; what of it lies outside of the picture is cut off.
+        share: side of the square as a share of S; what of it lies outside of the image is cut off.
 
     Returns:
         (B, 3, S, S).
@@ -255,4 +255,4 @@ def cutout(images: Tensor, numbers: Tensor, share: float) -> Tensor:
     start = (numbers * size).floor()[:, :, None] - side // 2
     positions = torch.arange(size, device=images.device)
     rows, columns = ((positions >= start) & (positions < start + side)).unbind(1)
-    return images.masked_fill((rows[:, :, None] & columns[:, None])[:, None], GREY)
+    return images.masked_fill((rows[:, :, None] & columns[:, None])[:, None], GRAY)

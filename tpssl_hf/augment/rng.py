@@ -28,22 +28,22 @@ def _scramble(values: Tensor) -> Tensor:
     return values ^ _shift_right(values, 31)
 
 
-def uniform(seed: int, pictures_index: Tensor, pictures_epoch: Tensor, view: int, count: int) -> Tensor:
-    """Draw ``count`` numbers per picture, a pure function of seed, epoch, index, view and position.
+def uniform(seed: int, images_index: Tensor, images_epoch: Tensor, view: int, count: int) -> Tensor:
+    """Draw ``count`` numbers per image, a pure function of seed, epoch, index, view and position.
 
     Args:
         seed: any integer; only its lowest 64 bits count.
-        pictures_index: (B,) int64, number of each picture in its store.
-        pictures_epoch: (B,) int64, how often the stream had been through the store before.
-        view: which view of the picture the numbers are for.
+        images_index: (B,) int64, number of each image in its store.
+        images_epoch: (B,) int64, how often the stream had been through the store before.
+        view: which view of the image the numbers are for.
         count: how many numbers; the first ones are the same whatever the count.
 
     Returns:
         (B, count) float32, uniform in [0, 1), multiples of 2**-24.
     """
     signed_seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
-    state = _scramble(torch.full_like(pictures_index, signed_seed) + _INCREMENT)
-    for counter in (pictures_epoch, pictures_index, view):
+    state = _scramble(torch.full_like(images_index, signed_seed) + _INCREMENT)
+    for counter in (images_epoch, images_index, view):
         state = _scramble((state ^ counter) + _INCREMENT)
     positions = torch.arange(1, count + 1, device=state.device)
     bits = _shift_right(_scramble(state[:, None] + positions * _INCREMENT), 64 - _MANTISSA_BITS)

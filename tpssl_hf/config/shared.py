@@ -8,23 +8,21 @@ from tpssl_hf.config.parser import key
 
 @dataclass
 class DataConfig:
-    """Pictures."""
+    """Images."""
 
-    dataset: str = key(
-        "digits", "digits | cifar10 | cifar100 | svhn, a Hub id, or a folder (pictures, parquet, saved)."
-    )
-    split: str = key("train", "Split whose pictures are used.")
+    dataset: str = key("digits", "digits | cifar10 | cifar100 | svhn, a Hub id, or a folder (images, parquet, saved).")
+    split: str = key("train", "Split whose images are used.")
     dataset_config: str | None = key(None, "Configuration name of a Hub data set that has several.")
-    image_column: str | None = key(None, "Column that holds the pictures; found by its type when not given.")
+    image_column: str | None = key(None, "Column that holds the images; found by its type when not given.")
     label_column: str | None = key(None, "Column that holds labels; found when not given. `folder`: sub-folder names.")
     streaming: bool = key(False, "Read a Hub or parquet data set in shards, never holding it whole.")
-    limit_images: int | None = key(None, "Use only so many pictures, a fixed random subset.")
+    limit_images: int | None = key(None, "Use only so many images, a fixed random subset.")
     image_size: int = key(224, "Side of the square views, in pixels.")
     horizontal_flip: bool | None = key(
         None, "Flip half of the views; off by default where it changes meaning (digits)."
     )
-    num_workers: int = key(2, "Threads that decode pictures.")
-    cache_budget: float = key(16.0, "Largest decoded cache on disk, in GiB; above it pictures are decoded on demand.")
+    num_workers: int = key(2, "Threads that decode images.")
+    cache_budget: float = key(16.0, "Largest decoded cache on disk, in GiB; above it images are decoded on demand.")
     cache_scale: float = key(
         2.5, "Images are stored with the shorter side at most so many times image_size: what small crops are cut from."
     )
@@ -46,15 +44,15 @@ class ModelConfig:
 
 @dataclass
 class OptimConfig:
-    """Optimisation."""
+    """Optimization."""
 
-    batch_size: int = key(256, "Pictures per optimizer step, over all processes and accumulation steps.")
-    epochs: int = key(100, "Passes over the pictures.")
+    batch_size: int = key(256, "Images per optimizer step, over all processes and accumulation steps.")
+    epochs: int = key(100, "Passes over the images.")
     max_steps: int | None = key(None, "Optimizer steps instead of epochs; every schedule is rescaled to it.")
     optimizer: Literal["lars", "sgd", "adamw"] = key("lars", "Optimizer.")
-    learning_rate: float = key(0.3, "Base learning rate for 256 pictures; multiplied by batch_size / 256.")
+    learning_rate: float = key(0.3, "Base learning rate for 256 images; multiplied by batch_size / 256.")
     weight_decay: float = key(1e-6, "Weight decay of weights with two or more dimensions.")
-    decay_vectors: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
+    decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
     momentum: float = key(0.9, "Momentum of SGD and LARS, first beta of AdamW.")
     warmup_epochs: float = key(10.0, "Epochs of linear warm-up; at most a tenth of the run, and that when streaming.")
     gradient_accumulation_steps: int = key(1, "Parts a batch is computed in; each part sees only itself in BatchNorm.")

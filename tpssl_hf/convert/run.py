@@ -82,11 +82,11 @@ def convert(options: ConvertConfig) -> Converted:
     left_out = _left_out(file, match, kept)
     family = family_of(file.tensors, file.keys)
     source = {"file": file.name, "sha256": file.sha256, "family": family, "names": match.naming}
-    provenance = run_facts(recipe=RECIPE, source={**source, "prefix": match.prefix}, licence=options.license)
+    provenance = run_facts(recipe=RECIPE, source={**source, "prefix": match.prefix}, license=options.license)
     staged = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        save_timm_folder(network, staged, preprocessing=preprocessing, provenance=provenance, licence=options.license)
+        save_timm_folder(network, staged, preprocessing=preprocessing, provenance=provenance, license=options.license)
         difference, compared_with = prove(
             staged, name, network, match, file, preprocessing.image_size, classifier=bool(kept)
         )

@@ -59,32 +59,32 @@ def common_range(extents: Iterable[Range]) -> Range | None:
     return low, high
 
 
-def to_rgb(picture: Image.Image, wide_range: Range | None) -> Converted:
+def to_rgb(image: Image.Image, wide_range: Range | None) -> Converted:
     """Convert a loaded image to 8-bit RGB, transparency laid over white.
 
     Args:
-        picture: of any of Pillow's modes.
+        image: of any of Pillow's modes.
         wide_range: gray values of more than eight bits that become black and white, those beyond are clipped; by
             :func:`common_range` of this image alone if None.
 
     Raises:
         NotFinite: if wide gray values are not finite.
     """
-    if picture.mode in WIDE_MODES:
-        return _wide_to_rgb(picture, wide_range)
-    if not picture.has_transparency_data:
-        return Converted(picture.convert("RGB"))
-    with_alpha = picture.convert("RGBA")
-    covered = Image.new("RGB", picture.size, "white")
+    if image.mode in WIDE_MODES:
+        return _wide_to_rgb(image, wide_range)
+    if not image.has_transparency_data:
+        return Converted(image.convert("RGB"))
+    with_alpha = image.convert("RGBA")
+    covered = Image.new("RGB", image.size, "white")
     covered.paste(with_alpha, mask=with_alpha.getchannel("A"))
-    return Converted(covered, differs=None if _reads_alike(covered, picture) else TRANSPARENT)
+    return Converted(covered, differs=None if _reads_alike(covered, image) else TRANSPARENT)
 
 
-def _wide_to_rgb(picture: Image.Image, wide_range: Range | None) -> Converted:
-    values = np.asarray(picture).astype(np.float64)
+def _wide_to_rgb(image: Image.Image, wide_range: Range | None) -> Converted:
+    values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise NotFinite("holds values that are not finite")
-    clear = values == picture.info.get("transparency")  # PNG may name one value that is transparent
+    clear = values == image.info.get("transparency")  # PNG may name one value that is transparent
     opaque = values[~clear]
     extent = (float(opaque.min()), float(opaque.max())) if opaque.size else None
     low, high = wide_range or (common_range([extent]) if extent else None) or SIXTEEN_BITS
@@ -92,10 +92,10 @@ def _wide_to_rgb(picture: Image.Image, wide_range: Range | None) -> Converted:
     gray = np.round(shares * 255).astype(np.uint8)
     gray[clear] = 255
     rgb = Image.fromarray(gray).convert("RGB")
-    return Converted(rgb, extent, None if _reads_alike(rgb, picture) else WIDE)
+    return Converted(rgb, extent, None if _reads_alike(rgb, image) else WIDE)
 
 
-def _reads_alike(rgb: Image.Image, picture: Image.Image) -> bool:
+def _reads_alike(rgb: Image.Image, image: Image.Image) -> bool:
     """Return whether plain conversion gives ``rgb``, but for rounding."""
-    ends = ImageChops.difference(rgb, picture.convert("RGB")).getextrema()
+    ends = ImageChops.difference(rgb, image.convert("RGB")).getextrema()
     return all(high <= 1 for _, high in ends)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""One row of a data set decoded: its picture, and the mask beside it."""
+"""One row of a data set decoded: its image, and the mask beside it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from tpssl_hf.data import reading
 from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.masks import decode_mask, shrink_mask
-from tpssl_hf.data.reading import UPRIGHT, Reduced, UnreadablePicture
+from tpssl_hf.data.reading import UPRIGHT, Reduced, UnreadableImage
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
 
@@ -30,12 +30,12 @@ AMBIGUOUS = "ambiguous"
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
-        image: the picture.
-        mask: (h, w) uint8 class numbers, 255 for pixels to ignore; or None for a picture without a mask.
-        drawn_on: for a mask without an EXIF orientation beside a picture that is turned by one: ``image`` (as it is
+        image: the image.
+        mask: (h, w) uint8 class numbers, 255 for pixels to ignore; or None for an image without a mask.
+        drawn_on: for a mask without an EXIF orientation beside an image that is turned by one: ``image`` (as it is
             shown) or ``stored pixels``, with ``, by size`` where that decided it; or ``ambiguous``.
     """
 
@@ -51,22 +51,22 @@ def decode_row(
     mask_value: dict[str, Any] | None,
     shorter_side: int,
     wide_range: Range | None,
-) -> Decoded | UnreadablePicture:
-    """Decode the picture of a row and its mask, or tell which of the two cannot be read.
+) -> Decoded | UnreadableImage:
+    """Decode the image of a row and its mask, or tell which of the two cannot be read.
 
     Args:
         source: what both were read from.
         row: number in its data set.
-        value: the encoded picture.
-        mask_value: the encoded mask; empty for a picture without one.
+        value: the encoded image.
+        mask_value: the encoded mask; empty for an image without one.
         shorter_side: to which both are shrunk, the mask by the nearest pixel.
-        wide_range: see :func:`tpssl_hf.data.reading.decode_picture`.
+        wide_range: see :func:`tpssl_hf.data.reading.decode_image`.
 
     Raises:
-        InputError: if the mask does not suit the classes or the picture.
+        InputError: if the mask does not suit the classes or the image.
     """
     image = decode_or_reason(value, shorter_side, wide_range)
-    if isinstance(image, UnreadablePicture):
+    if isinstance(image, UnreadableImage):
         return image
     if source.masks is None or mask_value is None or mask_value == {"bytes": None, "path": None}:
         return Decoded(image)
@@ -76,22 +76,22 @@ def decode_row(
         drawn_on = None
         if image.orientation != UPRIGHT and _orientation_of(mask_value) == UPRIGHT:
             drawn_on = _drawn_on(mask, image, source.masks.orientation)
-    except UnreadablePicture as reason:
-        return UnreadablePicture(f"its mask {where}: {reason}")
+    except UnreadableImage as reason:
+        return UnreadableImage(f"its mask {where}: {reason}")
     if drawn_on is not None and drawn_on.startswith("stored"):
         mask = np.array(Image.fromarray(mask).transpose(TURNS[image.orientation]))
     if mask.shape != (image.height, image.width):
         raise InputError(
-            f"Mask {where} is {mask.shape[1]} x {mask.shape[0]} pixels and its picture {place(source, row, value)} "
-            f"{image.width} x {image.height}; both must be of the same size: resize the mask by nearest neighbour, or "
+            f"Mask {where} is {mask.shape[1]} x {mask.shape[0]} pixels and its image {place(source, row, value)} "
+            f"{image.width} x {image.height}; both must be of the same size: resize the mask by nearest neighbor, or "
             "pair the files rightly."
         )
     return Decoded(image, shrink_mask(mask, image.pixels.shape[:2]), drawn_on)
 
 
 def _orientation_of(value: dict[str, Any]) -> int:
-    with reading.opened_picture(value, reading.PIXEL_LIMIT) as picture:
-        return reading.orientation_of(picture)
+    with reading.opened_image(value, reading.PIXEL_LIMIT) as image:
+        return reading.orientation_of(image)
 
 
 def _drawn_on(mask: np.ndarray, image: Reduced, asked: str | None) -> str:
@@ -101,16 +101,16 @@ def _drawn_on(mask: np.ndarray, image: Reduced, asked: str | None) -> str:
     return AMBIGUOUS if asked is None else {"stored": "stored pixels", "image": "image"}[asked]
 
 
-def decode_or_reason(value: Any, shorter_side: int, wide_range: Range | None) -> Reduced | UnreadablePicture:
+def decode_or_reason(value: Any, shorter_side: int, wide_range: Range | None) -> Reduced | UnreadableImage:
     """Return what ``reading.decode_reduced`` returns, or the reason why it does not."""
     try:
         return reading.decode_reduced(value, shorter_side, wide_range=wide_range)
-    except UnreadablePicture as reason:
+    except UnreadableImage as reason:
         return reason
 
 
 def place(source: Source, row: int, value: dict[str, Any] | None) -> str:
-    """Return where a picture stands, for people: its name below the source's folder, or its row and its own name."""
+    """Return where an image stands, for people: its name below the source's folder, or its row and its own name."""
     if value is None or value["path"] is None:
         return f"row {row}"
     path = Path(value["path"])

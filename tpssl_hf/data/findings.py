@@ -45,9 +45,9 @@ class Findings:
     enlarged_crops: float | None = None
     enlarged_crops_at_full_size: float | None = None
 
-    def pixel_lines(self, pictures: int, seconds: float) -> list[str]:
-        """Return the lines for people that are worth saying of ``pictures`` scanned in ``seconds``."""
-        lines = self._wide_lines(pictures) if self.wide_range is not None else []
+    def pixel_lines(self, images: int, seconds: float) -> list[str]:
+        """Return the lines for people that are worth saying of ``images`` scanned in ``seconds``."""
+        lines = self._wide_lines(images) if self.wide_range is not None else []
         if self.read_differently:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.read_differently_because.items())
             lines.append(
@@ -64,7 +64,7 @@ class Findings:
         if not self.cached:
             lines.append(
                 f"  not cached: the pixels take {self.pixel_bytes / 2**30:.3g} GiB, more than cache_budget; they are "
-                f"decoded anew in every epoch, in {1000 * seconds / max(1, pictures):.1f} ms each as in this scan: "
+                f"decoded anew in every epoch, in {1000 * seconds / max(1, images):.1f} ms each as in this scan: "
                 "lower cache_scale, or raise cache_budget"
             )
         share, least = self.enlarged_crops, self.enlarged_crops_at_full_size
@@ -75,9 +75,9 @@ class Findings:
             )
         return lines
 
-    def _wide_lines(self, pictures: int) -> list[str]:
+    def _wide_lines(self, images: int) -> list[str]:
         assert self.wide_range is not None and self.wide_extent is not None
-        others = f" (the other {pictures - self.wide:,} have 8 bits)" if self.wide < pictures else ""
+        others = f" (the other {images - self.wide:,} have 8 bits)" if self.wide < images else ""
         clipped = f"; {self.wide_clipped:,} reach beyond and are clipped" if self.wide_clipped else ""
         low, high = self.wide_range
         lines = [

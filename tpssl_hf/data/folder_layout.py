@@ -1,4 +1,4 @@
-"""How a folder of pictures is understood: which files are read, which folders are splits and which are classes."""
+"""How a folder of images is understood: which files are read, which folders are splits and which are classes."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from tpssl_hf.data.label_values import few, plain
 from tpssl_hf.errors import InputError
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
     + (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
 )
@@ -39,22 +39,22 @@ SPLIT_KINDS = {
     "unsupervised": "unlabeled",
 }
 SPLIT_WORDS = tuple(SPLIT_KINDS)
-MOST_STRAYS = 0.05  # of all pictures
+MOST_STRAYS = 0.05  # of all images
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The pictures of a split of a folder.
+    """The images of a split of a folder.
 
     Attributes:
-        pictures: their files, in ascending order.
+        images: their files, in ascending order.
         classes: number of the class of each, None for an unlabeled one; empty where folders are not classes.
         class_names: names in the order of the class numbers.
-        left_out: files, below the folder, that look like pictures and are not read.
+        left_out: files, below the folder, that look like images and are not read.
         notes: how the folder was understood, a sentence each.
     """
 
-    pictures: list[Path]
+    images: list[Path]
     classes: list[int | None]
     class_names: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -89,7 +89,7 @@ class MissingSplit(InputError):
     """A data set that is there has no split of the name that was asked for.
 
     Attributes:
-        has_no_splits: whether it is one folder of pictures, all of which count as ``train``.
+        has_no_splits: whether it is one folder of images, all of which count as ``train``.
     """
 
     has_no_splits = False
@@ -105,20 +105,20 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in JUNK_FOLDERS
 
 
-def picture_files(folder: Path) -> Iterator[Path]:
-    """Yield every file below ``folder`` with a picture's suffix, following links to folders but never in a circle."""
-    return (path for path in _files_below(folder) if path.suffix.lower() in PICTURE_SUFFIXES and _is_text(path))
+def image_files(folder: Path) -> Iterator[Path]:
+    """Yield every file below ``folder`` with an image's suffix, following links to folders but never in a circle."""
+    return (path for path in _files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES and _is_text(path))
 
 
 def look_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the picture files below ``folder``, and those that look like pictures and are not read; both sorted."""
-    pictures, unread = [], []
+    """Return the image files below ``folder``, and those that look like images and are not read; both sorted."""
+    images, unread = [], []
     for path in _files_below(folder):
-        if path.suffix.lower() in PICTURE_SUFFIXES and _is_text(path):
-            pictures.append(path)
-        elif _looks_like_picture(path):
+        if path.suffix.lower() in IMAGE_SUFFIXES and _is_text(path):
+            images.append(path)
+        elif _looks_like_image(path):
             unread.append(path)
-    return sorted(pictures), sorted(unread)
+    return sorted(images), sorted(unread)
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -138,9 +138,9 @@ def _is_text(path: Path) -> bool:
     return str(path).encode("utf-8", "ignore").decode() == str(path)
 
 
-def _looks_like_picture(path: Path) -> bool:
+def _looks_like_image(path: Path) -> bool:
     suffix = path.suffix.lower()
-    if suffix in UNREAD_SUFFIXES or suffix in PICTURE_SUFFIXES:
+    if suffix in UNREAD_SUFFIXES or suffix in IMAGE_SUFFIXES:
         return True
     if suffix in OTHER_SUFFIXES or not path.is_file():
         return False
@@ -153,32 +153,32 @@ def _looks_like_picture(path: Path) -> bool:
 
 
 def find_layout(folder: Path, split: str, *, class_folders: bool) -> Layout:
-    """Say which pictures below ``folder`` belong to ``split`` and, if asked, to which class.
+    """Say which images below ``folder`` belong to ``split`` and, if asked, to which class.
 
     Top-level folders are splits if all of them are named like splits, in any case. A class is a folder at the first
-    level below the split, however deep its pictures lie in it; pictures above the class folders are unlabeled, and so
+    level below the split, however deep its images lie in it; images above the class folders are unlabeled, and so
     are those of a folder called ``unlabeled``.
 
     Raises:
-        InputError: without pictures, without the split, or where folders can be understood in two ways.
+        InputError: without images, without the split, or where folders can be understood in two ways.
     """
-    pictures, unread = look_below(folder)
+    images, unread = look_below(folder)
     left_out = tuple(_shown(path, folder) for path in unread)
-    if not pictures:
-        beside = f"; {len(unread):,} files look like pictures and are not read: {few(left_out, 5)}" if unread else ""
+    if not images:
+        beside = f"; {len(unread):,} files look like images and are not read: {few(left_out, 5)}" if unread else ""
         raise InputError(
-            f"Folder {folder.name!r} holds no pictures ({' '.join(sorted(PICTURE_SUFFIXES))}) and no parquet or arrow "
+            f"Folder {folder.name!r} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no parquet or arrow "
             f"files, also not in its sub-folders{beside}."
         )
-    parts = {path: path.relative_to(folder).parts for path in pictures}
+    parts = {path: path.relative_to(folder).parts for path in images}
     tops = sorted({own[0] for own in parts.values() if len(own) > 1})
-    has_splits = _are_splits(tops, pictures, parts, folder)
+    has_splits = _are_splits(tops, images, parts, folder)
     notes: list[str] = []
-    by_split = {"train": pictures}
+    by_split = {"train": images}
     if has_splits:
-        by_split = {top: [path for path in pictures if parts[path][0] == top] for top in tops}
+        by_split = {top: [path for path in images if parts[path][0] == top] for top in tops}
         if strays := [own[0] for own in parts.values() if len(own) == 1]:
-            notes.append(f"{len(strays):,} pictures beside the folders {few(tops)} are left out: {few(strays, 5)}")
+            notes.append(f"{len(strays):,} images beside the folders {few(tops)} are left out: {few(strays, 5)}")
     try:
         key = split_key(by_split, split, folder)
     except MissingSplit as error:
@@ -192,7 +192,7 @@ def find_layout(folder: Path, split: str, *, class_folders: bool) -> Layout:
     names = tuple(sorted({name for name in class_of.values() if name is not None}))
     chosen = by_split[key]
     if not names:
-        notes.append(f"there are no folders {place} whose names could be classes, so all pictures are unlabeled")
+        notes.append(f"there are no folders {place} whose names could be classes, so all images are unlabeled")
         return Layout(chosen, [None] * len(chosen), (), left_out, tuple(notes))
     notes += _notes_on_classes(names, {path: inner[path] for path in chosen}, place, folder)
     empty = {plain(own[depth]) for path in unread if len(own := path.relative_to(folder).parts) > depth + 1}
@@ -208,15 +208,15 @@ def _shown(path: Path, folder: Path) -> str:
 
 
 def _are_splits(
-    tops: Sequence[str], pictures: Sequence[Path], parts: Mapping[Path, tuple[str, ...]], folder: Path
+    tops: Sequence[str], images: Sequence[Path], parts: Mapping[Path, tuple[str, ...]], folder: Path
 ) -> bool:
     """Return whether the top-level folders are splits; refuse folders that are both splits and something else."""
     named = [top for top in tops if split_kind(top) is not None]
     strays = [own[0] for own in parts.values() if len(own) == 1]
     if tops and len(named) == len(tops):
-        if len(strays) > MOST_STRAYS * len(pictures):
+        if len(strays) > MOST_STRAYS * len(images):
             raise InputError(
-                f"Folder {folder.name!r} holds {len(strays):,} pictures beside the folders {few(named)}, which are "
+                f"Folder {folder.name!r} holds {len(strays):,} images beside the folders {few(named)}, which are "
                 f"named like splits ({few(strays, 3)}): move them into one of these folders, or elsewhere."
             )
         return True
@@ -230,7 +230,7 @@ def _are_splits(
 
 
 def _class_of(inner: Sequence[str], above: Sequence[str]) -> str | None:
-    """Return the class of a picture by its path below the split; None for an unlabeled one."""
+    """Return the class of an image by its path below the split; None for an unlabeled one."""
     unlabeled = any(split_kind(name) == "unlabeled" for name in (*above, inner[0]))
     return None if len(inner) == 1 or unlabeled else plain(inner[0])
 
@@ -247,7 +247,7 @@ def _notes_on_classes(
     if len({split_kind(name) for name in deeper} & {"train", "test", "validation"}) > 1:
         raise InputError(
             f"Folder {folder.name!r} has classes ({few(names, 5)}) with splits in them ({few(deeper, 5)}): put the "
-            "splits above the classes (train/cat, test/cat), so that test pictures are not learnt from."
+            "splits above the classes (train/cat, test/cat), so that test images are not learned from."
         )
     notes = [f"classes are the {len(names):,} folders {place}: {few(names)}"]
     if len(names) == 1:
@@ -256,5 +256,5 @@ def _notes_on_classes(
     elif deeper:
         notes.append(f"folders in them are no classes, but belong to the one they are in: {few(deeper, 5)}")
     if strays := [own[0] for own in inner.values() if len(own) == 1]:
-        notes.append(f"{len(strays):,} pictures lie above the class folders and are unlabeled: {few(strays, 5)}")
+        notes.append(f"{len(strays):,} images lie above the class folders and are unlabeled: {few(strays, 5)}")
     return notes

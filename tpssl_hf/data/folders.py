@@ -1,4 +1,4 @@
-"""Data sets that are already on this machine: folders of pictures or tables, saved data sets, embedded digits."""
+"""Data sets that are already on this machine: folders of images or tables, saved data sets, embedded digits."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ from tpssl_hf.errors import InputError
 TABLE_SUFFIXES = (".parquet", ".arrow")
 SHARD_NAME = re.compile(r"(?P<split>\w+?)-\d{5}-of-\d{5}(-\w+)?")
 SPLIT_NAME = re.compile(rf"(?P<split>{'|'.join(SPLIT_WORDS)})([^a-zA-Z].*)?", re.IGNORECASE)
-DIGITS_TEST_PICTURES = 300
+DIGITS_TEST_IMAGES = 300
 FOLDER_LABELS = "folder"  # the label column that is not stored anywhere: the name of the sub-folder
 
 
@@ -36,9 +36,9 @@ class Loaded:
     """What was found in a folder.
 
     Attributes:
-        dataset: the pictures of a split, still encoded.
+        dataset: the images of a split, still encoded.
         fingerprint: of its files.
-        left_out: files, below the folder, that look like pictures and are not read.
+        left_out: files, below the folder, that look like images and are not read.
         notes: how the folder was understood, a sentence each.
     """
 
@@ -49,23 +49,23 @@ class Loaded:
 
 
 def load_digits(split: str) -> tuple[Any, str]:
-    """Return scikit-learn's digits and their fingerprint: 1,497 pictures in ``train``, 300 in ``test``.
+    """Return scikit-learn's digits and their fingerprint: 1,497 images in ``train``, 300 in ``test``.
 
-    The split is stratified and always the same. Grey values 0..16 become 0..255.
+    The split is stratified and always the same. Gray values 0..16 become 0..255.
     """
-    grey, classes = digit_pictures(split, "digits")
+    gray, classes = digit_images(split, "digits")
     features = datasets.Features(
         image=datasets.Image(decode=False), label=datasets.ClassLabel(names=list("0123456789"))
     )
     columns = {
-        "image": [{"bytes": as_png(picture), "path": None} for picture in grey],
+        "image": [{"bytes": as_png(image), "path": None} for image in gray],
         "label": classes.tolist(),
     }
     return datasets.Dataset.from_dict(columns, features=features), f"digits-1-{split}"
 
 
-def digit_pictures(split: str, dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the digits of a split for an embedded data set: (N, 8, 8) uint8 grey, and their classes (N,)."""
+def digit_images(split: str, dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the digits of a split for an embedded data set: (N, 8, 8) uint8 gray, and their classes (N,)."""
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 
@@ -73,7 +73,7 @@ def digit_pictures(split: str, dataset: str) -> tuple[np.ndarray, np.ndarray]:
         raise MissingSplit(f"{dataset!r} has no split {split!r}: its splits are train, test.")
     digits = load()
     parts = train_test_split(
-        np.arange(len(digits.target)), test_size=DIGITS_TEST_PICTURES, stratify=digits.target, random_state=0
+        np.arange(len(digits.target)), test_size=DIGITS_TEST_IMAGES, stratify=digits.target, random_state=0
     )
     rows = np.sort(parts[("train", "test").index(split)])
     return np.round(digits.images[rows] * (255 / 16)).astype(np.uint8), digits.target[rows]
@@ -82,9 +82,9 @@ def digit_pictures(split: str, dataset: str) -> tuple[np.ndarray, np.ndarray]:
 def load_folder(
     folder: Path, split: str, config: str | None, streaming: bool, *, folder_labels: bool = False
 ) -> Loaded:
-    """Return the pictures of a split of ``folder``, still encoded, and the fingerprint of its files.
+    """Return the images of a split of ``folder``, still encoded, and the fingerprint of its files.
 
-    With ``folder_labels``, a folder of pictures gets a column ``folder`` that holds the class: the sub-folder's name.
+    With ``folder_labels``, a folder of images gets a column ``folder`` that holds the class: the sub-folder's name.
     """
     if not folder.is_dir():
         raise InputError(f"{folder.name!r} is a file: give the folder that holds it.")
@@ -95,7 +95,7 @@ def load_folder(
         return _load_tables(folder, tables, split, streaming)
     if config is not None:
         raise InputError(f"Folder {folder.name!r} has no configuration {config!r}: leave `dataset_config` out.")
-    return _load_pictures(folder, split, streaming, folder_labels)
+    return _load_images(folder, split, streaming, folder_labels)
 
 
 def _load_saved(folder: Path, split: str, streaming: bool) -> Loaded:
@@ -156,10 +156,10 @@ def _load_tables(folder: Path, tables: list[Path], split: str, streaming: bool) 
     return Loaded(loaded, fingerprint_files(folder, files), tuple(beside), notes)
 
 
-def _load_pictures(folder: Path, split: str, streaming: bool, folder_labels: bool) -> Loaded:
-    """List the picture files of a split of ``folder``, see :func:`tpssl_hf.data.folder_layout.find_layout`."""
+def _load_images(folder: Path, split: str, streaming: bool, folder_labels: bool) -> Loaded:
+    """List the image files of a split of ``folder``, see :func:`tpssl_hf.data.folder_layout.find_layout`."""
     layout = find_layout(folder, split, class_folders=folder_labels)
-    columns: dict[str, list[Any]] = {"image": [str(path) for path in layout.pictures]}
+    columns: dict[str, list[Any]] = {"image": [str(path) for path in layout.images]}
     features = datasets.Features(image=datasets.Value("string"))
     if folder_labels:
         columns[FOLDER_LABELS] = layout.classes
@@ -167,7 +167,7 @@ def _load_pictures(folder: Path, split: str, streaming: bool, folder_labels: boo
         features[FOLDER_LABELS] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
     loaded = datasets.Dataset.from_dict(columns, features=features)
     loaded = loaded.cast_column("image", datasets.Image(decode=False))
-    fingerprint = fingerprint_files(folder, layout.pictures)
+    fingerprint = fingerprint_files(folder, layout.images)
     return Loaded(loaded.to_iterable_dataset() if streaming else loaded, fingerprint, layout.left_out, layout.notes)
 
 
@@ -181,7 +181,7 @@ def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
 
 
 def as_png(pixels: np.ndarray) -> bytes:
-    """Return (H, W) grey or (H, W, 3) RGB uint8 pixels as a PNG file."""
+    """Return (H, W) gray or (H, W, 3) RGB uint8 pixels as a PNG file."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()

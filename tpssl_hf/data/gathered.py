@@ -1,4 +1,4 @@
-"""What the one pass over a data set finds, picture by picture."""
+"""What the one pass over a data set finds, image by image."""
 
 import hashlib
 from collections import Counter
@@ -15,7 +15,7 @@ from tpssl_hf.errors import InputError
 
 @dataclass
 class Gathered:
-    """What the pass over the pictures has found so far; lists are in the order of the rows that can be used."""
+    """What the pass over the images has found so far; lists are in the order of the rows that can be used."""
 
     rows: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -31,22 +31,22 @@ class Gathered:
     more_frames: int = 0
     turned: int = 0
 
-    def add(self, row: int, picture: Decoded) -> None:
-        """Note a picture that can be used."""
-        image = picture.image
+    def add(self, row: int, original: Decoded) -> None:
+        """Note an image that can be used."""
+        image = original.image
         size = image.pixels.shape[:2]
         self.rows.append(row)
         self.sizes.append(size)
         self.full_sizes.append((image.height, image.width))
         self.hashes.add(hashlib.blake2b(image.pixels.data, digest_size=16, person=b"%dx%d" % size).digest())
-        self.has_mask.append(picture.mask is not None)
-        if picture.mask is not None:
-            self.mask_pixels += np.bincount(picture.mask.ravel(), minlength=256)
+        self.has_mask.append(original.mask is not None)
+        if original.mask is not None:
+            self.mask_pixels += np.bincount(original.mask.ravel(), minlength=256)
         if image.extent is not None:
             self.extents.append(image.extent)
             self.wide_pixels += np.bincount(image.pixels[..., 0].ravel(), minlength=256)
         self.differs.update([image.differs] if image.differs else [])
-        self.drawn_on.update([picture.drawn_on] if picture.drawn_on else [])
+        self.drawn_on.update([original.drawn_on] if original.drawn_on else [])
         self.more_frames += image.has_more_frames
         self.turned += image.orientation != UPRIGHT
 
@@ -87,5 +87,5 @@ class Gathered:
         }
 
     def wide_range(self) -> Range | None:
-        """Return :func:`tpssl_hf.data.conversion.common_range` of the pictures so far."""
+        """Return :func:`tpssl_hf.data.conversion.common_range` of the images so far."""
         return common_range(self.extents)

@@ -44,9 +44,9 @@ def locked(folder: Path) -> Iterator[None]:
 def choose_rows(total: int, limit: int | None, name: str) -> np.ndarray:
     """Return the rows (N,) to use, in ascending order: all, or a random subset, so that sorted classes all remain."""
     if total == 0:
-        raise InputError(f"{name!r} holds no pictures.")
+        raise InputError(f"{name!r} holds no images.")
     if limit is not None and limit < 1:
-        raise InputError(f"`limit_images` is {limit}: give a number from 1, or leave it out for all pictures.")
+        raise InputError(f"`limit_images` is {limit}: give a number from 1, or leave it out for all images.")
     if limit is None or limit >= total:
         return np.arange(total)
     return np.sort(np.random.Generator(np.random.Philox(SUBSET_SEED)).permutation(total)[:limit])

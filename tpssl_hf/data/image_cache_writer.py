@@ -1,4 +1,4 @@
-"""The one pass over a data set that decodes every picture, scans it and writes what ``PictureStore`` reads."""
+"""The one pass over a data set that decodes every image, scans it and writes what ``ImageCache`` reads."""
 
 import errno
 import json
@@ -23,23 +23,23 @@ from tpssl_hf.data.conversion import SIXTEEN_BITS, Range
 from tpssl_hf.data.decode import Decoded, decode_row, place
 from tpssl_hf.data.gathered import Gathered
 from tpssl_hf.data.masks import refuse_masks_without_classes, share_of_pixels
-from tpssl_hf.data.reading import UnreadablePicture
+from tpssl_hf.data.reading import UnreadableImage
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
 
-CHUNK = 32  # pictures that are read and decoded together
+CHUNK = 32  # images that are read and decoded together
 BYTES_IN_FLIGHT = 256 * 2**20  # encoded, waiting for a thread
 REMAP_BYTES = 512 * 2**20
 MEMORY_STATUS = Path("/proc/self/statm")
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
-class EncodedPictures:
-    """A column of pictures of a ``datasets.Dataset``, read a few rows at a time in bounded memory.
+class EncodedImages:
+    """A column of images of a ``datasets.Dataset``, read a few rows at a time in bounded memory.
 
     ``datasets`` maps its files into memory, and pages once read count as the process's own; a random read may bring
-    in megabytes around a small picture. Where the files are larger than ``REMAP_BYTES``, the mapping is therefore
+    in megabytes around a small image. Where the files are larger than ``REMAP_BYTES``, the mapping is therefore
     renewed, in milliseconds, whenever the pages of mapped files have grown by that much (on Linux, which tells).
     """
 
@@ -55,7 +55,7 @@ class EncodedPictures:
         self._mapped_before = _mapped_bytes()
 
     def read(self, rows: list[int]) -> list[dict[str, Any] | None]:
-        """Return the encoded pictures of ``rows``, each with its ``bytes`` or its ``path``."""
+        """Return the encoded images of ``rows``, each with its ``bytes`` or its ``path``."""
         values: list[dict[str, Any] | None] = self._dataset[rows].column(0).to_pylist()
         if self._is_watched and _mapped_bytes() - self._mapped_before > REMAP_BYTES:
             self._renew_mapping()
@@ -70,20 +70,20 @@ def _mapped_bytes() -> int:
 class _PixelFile:
     """The flat file of decoded pixels, given up for good when it would outgrow the budget.
 
-    The mask of a picture that has one follows its pixels.
+    The mask of an image that has one follows its pixels.
     """
 
     def __init__(self, path: Path, budget: int) -> None:
         self._path = path
         self._file = path.open("wb")
         self._budget = budget
-        self.bytes = 0  # of all pictures, written or not
-        self.pictures = 0
+        self.bytes = 0  # of all images, written or not
+        self.images = 0
         self.is_kept = True
 
     def append(self, pixels: np.ndarray, mask: np.ndarray | None) -> None:
         self.bytes += pixels.nbytes + (0 if mask is None else mask.nbytes)
-        self.pictures += 1
+        self.images += 1
         if self.is_kept and self.bytes > self._budget:
             self.is_kept = False
             self._file.close()
@@ -97,7 +97,7 @@ class _PixelFile:
         self._file.close()
 
 
-def build_store(
+def write_image_cache(
     folder: Path,
     source: Source,
     rows: np.ndarray,
@@ -113,12 +113,12 @@ def build_store(
     Where gray values of more than eight bits turn out not to fill 16 bits and no ``wide_range`` is given, everything
     is decoded a second time, with the range that was found. Data sets without such values cost one pass.
 
-    Everything is written to a temporary neighbour that takes the place of ``folder`` at the end, so that ``folder``
+    Everything is written to a temporary neighbor that takes the place of ``folder`` at the end, so that ``folder``
     is complete or absent at any time. The caller holds the lock, and thus owns what an ended process left behind.
 
     Raises:
-        InputError: if more than 5 % of the pictures or their masks cannot be read, a label or mask is illegal, nobody
-            said what masks of turned pictures were drawn on, or the disk is full.
+        InputError: if more than 5 % of the images or their masks cannot be read, a label or mask is illegal, nobody
+            said what masks of turned images were drawn on, or the disk is full.
     """
     labels = _read_labels(source, rows)
     temporary = folder.with_name(f"{folder.name}.partial")
@@ -139,11 +139,11 @@ def build_store(
     except BaseException as error:
         shutil.rmtree(temporary)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            needed = pixel_file.bytes * len(rows) // max(1, pixel_file.pictures)
+            needed = pixel_file.bytes * len(rows) // max(1, pixel_file.images)
             raise InputError(
-                f"No room for the decoded pictures of {source.name!r} ({error.strerror}): about {needed:,} bytes are "
+                f"No room for the decoded images of {source.name!r} ({error.strerror}): about {needed:,} bytes are "
                 f"needed and {shutil.disk_usage(folder.parent).free:,} are free. Set `cache_dir` to a folder on a "
-                "larger disk, or lower `cache_budget` so that pictures are decoded while training."
+                "larger disk, or lower `cache_budget` so that images are decoded while training."
             ) from error
         raise
 
@@ -157,18 +157,18 @@ def _scan(
     num_workers: int,
     progress: bool,
 ) -> Gathered:
-    """Go through all pictures once, keep their pixels and return what was found."""
+    """Go through all images once, keep their pixels and return what was found."""
     found = Gathered()
     with (
         closing(pixel_file),
-        closing(_decoded(source, rows, shorter_side, wide_range, num_workers)) as pictures,
+        closing(_decoded(source, rows, shorter_side, wide_range, num_workers)) as images,
     ):
-        for row, where, picture in tqdm(pictures, "scanning pictures", len(rows), unit="", disable=not progress):
-            if isinstance(picture, UnreadablePicture):
-                found.bad.append({"where": where, "reason": str(picture)})
+        for row, where, image in tqdm(images, "scanning images", len(rows), unit="", disable=not progress):
+            if isinstance(image, UnreadableImage):
+                found.bad.append({"where": where, "reason": str(image)})
                 continue
-            pixel_file.append(picture.image.pixels, picture.mask)
-            found.add(row, picture)
+            pixel_file.append(image.image.pixels, image.mask)
+            found.add(row, image)
     scan.refuse_if_many_are_bad(found.bad, len(rows), source.name)
     found.refuse_ambiguous_masks(source.name)
     return found
@@ -200,7 +200,7 @@ def _write_store(
     heights, widths = zip(*found.full_sizes, strict=True)
     report = ScanReport(
         dataset=source.name,
-        pictures=len(kept),
+        images=len(kept),
         bad=found.bad,
         heights=scan.least_median_greatest(list(heights)),
         widths=scan.least_median_greatest(list(widths)),
@@ -220,7 +220,7 @@ def _write_store(
 
 
 def _read_labels(source: Source, rows: np.ndarray) -> np.ndarray | None:
-    """Return the labels (N,) of ``rows``, or None; every one is checked before the first picture is decoded."""
+    """Return the labels (N,) of ``rows``, or None; every one is checked before the first image is decoded."""
     if source.label_column is None:
         return None
     column = source.dataset.select_columns([source.label_column]).with_format("arrow")
@@ -230,12 +230,12 @@ def _read_labels(source: Source, rows: np.ndarray) -> np.ndarray | None:
 
 def _decoded(
     source: Source, rows: np.ndarray, shorter_side: int, wide_range: Range, num_workers: int
-) -> Generator[tuple[int, str, Decoded | UnreadablePicture], None, None]:
-    """Yield row, place, and decoded picture or ``UnreadablePicture`` in the order of ``rows``, a little ahead."""
-    encoded = EncodedPictures(source)
-    encoded_masks = None if source.mask_column is None else EncodedPictures(source, source.mask_column)
+) -> Generator[tuple[int, str, Decoded | UnreadableImage], None, None]:
+    """Yield row, place, and decoded image or ``UnreadableImage`` in the order of ``rows``, a little ahead."""
+    encoded = EncodedImages(source)
+    encoded_masks = None if source.mask_column is None else EncodedImages(source, source.mask_column)
     workers = max(1, num_workers)
-    pending: deque[tuple[Future[list[tuple[int, str, Decoded | UnreadablePicture]]], int]] = deque()
+    pending: deque[tuple[Future[list[tuple[int, str, Decoded | UnreadableImage]]], int]] = deque()
     in_flight = 0
     with ThreadPoolExecutor(workers, "tpssl-decode") as pool:
         try:
@@ -259,7 +259,7 @@ def _decoded(
 
 def _decode_chunk(
     source: Source, rows: list[int], values: list[Any], masks: list[Any], shorter_side: int, wide_range: Range
-) -> list[tuple[int, str, Decoded | UnreadablePicture]]:
+) -> list[tuple[int, str, Decoded | UnreadableImage]]:
     return [
         (row, place(source, row, value), decode_row(source, row, value, mask, shorter_side, wide_range))
         for row, value, mask in zip(rows, values, masks, strict=True)

@@ -1,4 +1,4 @@
-"""The pictures of a data set by the names of their files, and by what is in them."""
+"""The images of a data set by the names of their files, and by what is in them."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from tpssl_hf.errors import InputError
 
 
 def row_digests(source: Source, rows: Sequence[int]) -> list[str]:
-    """Return for each row a short digest of its picture's file, by which a list of rows knows its pictures again."""
+    """Return for each row a short digest of its image's file, by which a list of rows knows its images again."""
     column = source.dataset.select_columns([source.image_column]).with_format("arrow")
     found = []
     for row in rows:
@@ -25,7 +25,7 @@ def row_digests(source: Source, rows: Sequence[int]) -> list[str]:
     return found
 
 
-def picture_paths(source: Source) -> list[str | None]:
+def image_paths(source: Source) -> list[str | None]:
     """Return for each row the path of its file, below the data set's folder where it is there; None without a file."""
     column = source.dataset.select_columns([source.image_column]).with_format("arrow")[:][source.image_column]
     paths = [value for chunk in column.chunks for value in chunk.field("path").to_pylist()]
@@ -39,7 +39,7 @@ def rows_by_file(source: Source) -> dict[str, int]:
     """Map file names, as paths below the data set's folder and alone where they are unique, to rows."""
     rows: dict[str, int] = {}
     seen: dict[str, int] = {}
-    for row, path in enumerate(picture_paths(source)):
+    for row, path in enumerate(image_paths(source)):
         if path is not None:
             rows[path] = -1 if path in rows else row
             name = Path(path).name
@@ -47,12 +47,12 @@ def rows_by_file(source: Source) -> dict[str, int]:
     return {name: row for name, row in (seen | rows).items() if row >= 0}
 
 
-class PictureNames:
+class ImageNames:
     """Rows by the names of their files, however a table writes them.
 
-    A name is a path below the data set's folder, or the end of one that no other picture has. Slashes may be
+    A name is a path below the data set's folder, or the end of one that no other image has. Slashes may be
     backslashes, the folder itself may stand before it; composed and decomposed Unicode are the same, and so are upper
-    and lower case where that leaves one picture only.
+    and lower case where that leaves one image only.
 
     Attributes:
         example: one of the names.
@@ -62,7 +62,7 @@ class PictureNames:
 
     def __init__(self, source: Source) -> None:
         self._folder = source.folder
-        paths = {row: path for row, path in enumerate(picture_paths(source)) if path is not None}
+        paths = {row: path for row, path in enumerate(image_paths(source)) if path is not None}
         self.example = next(iter(paths.values()), "")
         self._tables: list[tuple[Callable[[str], str], dict[str, int]]] = []
         for form in self._FORMS:
@@ -77,17 +77,17 @@ class PictureNames:
             self._tables.append((form, ends | whole))
 
     def row_of(self, name: str, where: str) -> int | None:
-        """Return the row of the picture ``name``, None if there is none.
+        """Return the row of the image ``name``, None if there is none.
 
         Raises:
-            InputError: if several pictures are called so.
+            InputError: if several images are called so.
         """
         for form, table in self._tables:
             for candidate in self._readings(name):
                 row = table.get(form(candidate))
                 if row == -1:
                     raise InputError(
-                        f"{where}: {name!r} is the name of several pictures of the data set; give the path below the "
+                        f"{where}: {name!r} is the name of several images of the data set; give the path below the "
                         f"folder, such as {self.example!r}."
                     )
                 if row is not None:

@@ -1,4 +1,4 @@
-"""Files that say which pictures are labeled, and the rows of the data set that they mean."""
+"""Files that say which images are labeled, and the rows of the data set that they mean."""
 
 import codecs
 import csv
@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tpssl_hf.data.folder_layout import UNREAD_SUFFIXES
-from tpssl_hf.data.image_names import PictureNames, row_digests
+from tpssl_hf.data.image_names import ImageNames, row_digests
 from tpssl_hf.data.label_values import few, is_unlabeled, plain
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
@@ -156,16 +156,16 @@ def rows_meant(content: LabelFile, path: Path, source: Source) -> tuple[list[tup
         Row, where the entry stands and its label, for each labeled entry; and what is to be known about them.
 
     Raises:
-        InputError: if the file was written for other pictures or names some that are not there.
+        InputError: if the file was written for other images or names some that are not there.
     """
     if content.fingerprint not in (None, source.fingerprint):
         raise InputError(
-            f"labels file {path} was written for other pictures ({content.dataset!r}, not these of "
+            f"labels file {path} was written for other images ({content.dataset!r}, not these of "
             f"{source.name!r}); give the data set it was made with."
         )
     classes = content.class_names or tuple(plain(name) for name in source.class_names or ())
     labeled = [entry for entry in content.entries if not is_unlabeled(entry[1].get(LABEL), classes)]
-    names = PictureNames(source) if any(_text(entry, FILE) for _, entry in labeled) else None
+    names = ImageNames(source) if any(_text(entry, FILE) for _, entry in labeled) else None
     found: list[tuple[int, str, Any]] = []
     strange: list[str] = []
     unread = by_row = 0
@@ -187,11 +187,11 @@ def rows_meant(content: LabelFile, path: Path, source: Source) -> tuple[list[tup
     if strange:
         others = f" ({len(strange) - 1:,} more of {len(labeled):,} are none either)" if len(strange) > 1 else ""
         raise InputError(
-            f"{strange[0]} is no picture of the data set{others}; each entry needs `file` (its path below the folder"
+            f"{strange[0]} is no image of the data set{others}; each entry needs `file` (its path below the folder"
             f"{f', such as {names.example!r}' if names and names.example else ''}) or `row` (its number in the data "
             "set), and `label`."
         )
-    _refuse_other_pictures(digests, source)
+    _refuse_other_images(digests, source)
     return found, _notes_of(path, source, unread, by_row)
 
 
@@ -224,11 +224,11 @@ def _row_of(entry: Mapping[str, Any], where: str, rows: int) -> int:
     return int(whole)
 
 
-def _refuse_other_pictures(digests: Mapping[int, tuple[str, str]], source: Source) -> None:
-    """Refuse rows that hold another picture than when the list was written."""
+def _refuse_other_images(digests: Mapping[int, tuple[str, str]], source: Source) -> None:
+    """Refuse rows that hold another image than when the list was written."""
     for (row, (where, digest)), now in zip(digests.items(), row_digests(source, list(digests)), strict=True):
         if digest != now:
             raise InputError(
-                f"{where}: row {row} of {source.name!r} holds another picture than when this list was written, so the "
+                f"{where}: row {row} of {source.name!r} holds another image than when this list was written, so the "
                 "data set has changed: give it as it was, or let recipes/label_picker.py write a new list."
             )

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from tpssl_hf.data.scan import UNLABELLED
+from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.errors import InputError
 
 # As they stand in tables of all kinds, in any case. A class that a data set itself names like this stays a class.
-NO_LABEL = frozenset({"", "-1", "-1.0", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "unlabeled", "unlabelled"})
+NO_LABEL = frozenset({"", "-1", "-1.0", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "unlabeled"})
 INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
 MOST_CLASSES = 100_000
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
@@ -40,7 +40,7 @@ def is_unlabeled(value: Any, names: Sequence[str] = ()) -> bool:
         return False
     if isinstance(value, float | Decimal) and math.isnan(value):
         return True
-    return value is None or (isinstance(value, int | float | Decimal) and value == UNLABELLED)
+    return value is None or (isinstance(value, int | float | Decimal) and value == UNLABELED)
 
 
 def few(names: Sequence[str], most: int = 10) -> str:

@@ -1,4 +1,4 @@
-"""From what the user wrote after ``--dataset`` to pictures with masks, both still encoded."""
+"""From what the user wrote after ``--dataset`` to images with masks, both still encoded."""
 
 import re
 from dataclasses import replace
@@ -10,10 +10,10 @@ import datasets
 from tpssl_hf.data.folder_layout import look_below
 from tpssl_hf.data.folders import fingerprint_files
 from tpssl_hf.data.mask_folders import Pairs, find_official_pairs, find_pairs
-from tpssl_hf.data.masks import MAX_CLASSES, Colour, Masks, binary_masks, numbered_masks
+from tpssl_hf.data.masks import MAX_CLASSES, Color, Masks, binary_masks, numbered_masks
 from tpssl_hf.data.registry import DATASETS
 from tpssl_hf.data.segmentation_classes import BY_NAME
-from tpssl_hf.data.sources import Source, can_hold_pictures, columns_of, find_image_column, open_dataset
+from tpssl_hf.data.sources import Source, can_hold_images, columns_of, find_image_column, open_dataset
 from tpssl_hf.errors import InputError
 
 MASK_NAMES = ("mask", "masks", "label", "labels", "annotation", "segmentation", "semantic_segmentation")
@@ -31,10 +31,10 @@ def load_mask_source(
     mask_threshold: int | None = None,
     mask_orientation: str | None = None,
 ) -> Source:
-    """Find the pictures of ``dataset`` and their masks without decoding any.
+    """Find the images of ``dataset`` and their masks without decoding any.
 
     Classes are those of an official layout; else ``classes.txt`` in the folder names them, one a line in the order of
-    their numbers, each followed by ``red green blue`` where masks are stored in colours; else they are known by the
+    their numbers, each followed by ``red green blue`` where masks are stored in colors; else they are known by the
     name of the data set (``camvid``); else they are the numbers up to the highest that is seen. The value 255 of a
     mask stands for pixels to ignore.
 
@@ -42,11 +42,11 @@ def load_mask_source(
         dataset: ``digit_scenes``; a folder in the official layout of Pascal VOC 2012 (splits as in
             ``ImageSets/Segmentation``, with SBD's ``SegmentationClassAug`` also ``trainaug``), Cityscapes or ISIC
             2017; a folder with folders ``images`` and ``masks``, itself or in sub-folders named like splits, matched
-            by file names without suffix, where ``labelled.txt`` and ``unlabelled.txt`` may say whose masks are used;
+            by file names without suffix, where ``labeled.txt`` and ``unlabeled.txt`` may say whose masks are used;
             a folder with parquet or arrow files, or what ``save_to_disk`` wrote; or a Hub id.
         split: which split to read.
         dataset_config: configuration of the data set, where it has several.
-        image_column: column, or folder, with the pictures; found by its type, or ``images``, if None.
+        image_column: column, or folder, with the images; found by its type, or ``images``, if None.
         mask_column: column, or folder, with the masks, where an empty cell stands for none; found by its type and
             name, or ``masks``, if None. Either of the two names given, no official layout is looked for.
         mask_threshold: 1..255, for black and white masks: values from this on are class 1, smaller ones class 0.
@@ -88,7 +88,7 @@ def load_mask_source(
 
 
 def _find_files(folder: Path, split: str, image_folder: str | None, mask_folder: str | None) -> Pairs | None:
-    """Return the files of a split if pictures and masks are files in a layout that is known, else None."""
+    """Return the files of a split if images and masks are files in a layout that is known, else None."""
     if image_folder is None and mask_folder is None and (official := find_official_pairs(folder, split)) is not None:
         return official
     return find_pairs(folder, split, image_folder or "images", mask_folder or "masks")
@@ -101,25 +101,25 @@ def _load_pairs(folder: Path, pairs: Pairs, config: str | None) -> tuple[Any, st
     used = [path for path in pairs.labels if path is not None]
     if not used:
         raise InputError(
-            f"None of the {len(pairs.pictures):,} pictures of {folder.name!r} has a mask: unpack the masks beside "
+            f"None of the {len(pairs.images):,} images of {folder.name!r} has a mask: unpack the masks beside "
             "them, or give another split."
         )
     columns = {
-        "image": [str(path) for path in pairs.pictures],
+        "image": [str(path) for path in pairs.images],
         "mask": [None if path is None else str(path) for path in pairs.labels],
     }
     features = datasets.Features(image=datasets.Value("string"), mask=datasets.Value("string"))
-    return datasets.Dataset.from_dict(columns, features=features), fingerprint_files(folder, [*pairs.pictures, *used])
+    return datasets.Dataset.from_dict(columns, features=features), fingerprint_files(folder, [*pairs.images, *used])
 
 
 def _load_columns(
     dataset: str, split: str, config: str | None, image_column: str | None, mask_column: str | None
 ) -> tuple[Any, str, Path | None, str, str]:
-    """Return what :func:`tpssl_hf.data.sources.open_dataset` does, and the columns of pictures and masks."""
+    """Return what :func:`tpssl_hf.data.sources.open_dataset` does, and the columns of images and masks."""
     spec = DATASETS.get(dataset)
     if spec is not None and spec.task != "segmentation":
         known = ", ".join(name for name, entry in DATASETS.items() if entry.task == "segmentation")
-        raise InputError(f"{dataset!r} has no masks: give a folder or Hub id of pictures with masks, or {known}.")
+        raise InputError(f"{dataset!r} has no masks: give a folder or Hub id of images with masks, or {known}.")
     opened, folder = open_dataset(dataset, split, config)
     loaded, fingerprint = opened.dataset, opened.fingerprint
     image_column = find_image_column(loaded.features, image_column or (spec.image_column if spec else None))
@@ -129,11 +129,11 @@ def _load_columns(
 
 def _find_mask_column(features: Any, image_column: str, asked: str | None) -> str:
     """Return the column that holds the masks: the one asked for, else the one whose type or name says so."""
-    readable = [name for name in features if name != image_column and can_hold_pictures(features[name])]
+    readable = [name for name in features if name != image_column and can_hold_images(features[name])]
     if asked is not None:
         if asked in readable:
             return asked
-        reason = "is the image column" if asked == image_column else "holds no pictures"
+        reason = "is the image column" if asked == image_column else "holds no images"
         reason = reason if asked in features else "does not exist"
         raise InputError(f"Mask column {asked!r} {reason}: the columns are {columns_of(features)}.")
     typed = [name for name in readable if isinstance(features[name], datasets.Image)]
@@ -172,7 +172,7 @@ def _find_masks(dataset: str, folder: Path | None, pairs: Pairs | None, threshol
 
 
 def _read_classes(path: Path) -> Masks:
-    """Read class names, one a line, and their colours where every line ends in three numbers."""
+    """Read class names, one a line, and their colors where every line ends in three numbers."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -181,7 +181,7 @@ def _read_classes(path: Path) -> Masks:
         ) from error
     found = [match for line in lines if (match := CLASS_LINE.fullmatch(line))]
     names = lines if len(found) < len(lines) else [match["name"] for match in found]
-    palette: list[Colour] = [(int(m["red"]), int(m["green"]), int(m["blue"])) for m in found]
+    palette: list[Color] = [(int(m["red"]), int(m["green"]), int(m["blue"])) for m in found]
     if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
         raise InputError(
             f"{CLASSES_FILE} names {len(names)} classes, {len(set(names))} of them different: name each of 2 to "
@@ -192,7 +192,7 @@ def _read_classes(path: Path) -> Masks:
     wrong = [line for line, match in zip(lines, map(CLASS_LINE.fullmatch, lines), strict=True) if not match]
     if wrong or len(set(palette)) < len(palette) or max(map(max, palette)) > 255:
         raise InputError(
-            f"{CLASSES_FILE} gives colours to {len(set(palette))} of {len(lines)} classes: write a different colour "
+            f"{CLASSES_FILE} gives colors to {len(set(palette))} of {len(lines)} classes: write a different color "
             "`red green blue`, each 0 to 255, behind every name or none."
         )
     return numbered_masks(names, palette)

@@ -1,4 +1,4 @@
-"""Which pictures' masks may be used: drawn with a seed, or read from a file."""
+"""Which images' masks may be used: drawn with a seed, or read from a file."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.image_names import rows_by_file
 from tpssl_hf.data.label_files import read_text
 from tpssl_hf.data.sources import Source
@@ -20,7 +20,7 @@ SHARE = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%")
 
 @dataclass(frozen=True)
 class ChosenMasks:
-    """The pictures of a run whose masks are learnt from.
+    """The images of a run whose masks are learned from.
 
     Attributes:
         indices: (N,) int64, their numbers in the store, ascending.
@@ -31,15 +31,15 @@ class ChosenMasks:
     chosen: str
 
 
-def choose_masks(wanted: str, store: PictureStore, source: Source, *, seed: int = 1) -> ChosenMasks:
-    """Settle whose masks are learnt from.
+def choose_masks(wanted: str, store: ImageCache, source: Source, *, seed: int = 1) -> ChosenMasks:
+    """Settle whose masks are learned from.
 
     Args:
-        wanted: how many, drawn with ``seed``; or a share of all pictures (``2%``), rounded to a number; or ``all``; or
-            the path of a ``.json`` file that :func:`write_masks` wrote, or of a ``.txt`` file that names a picture a
+        wanted: how many, drawn with ``seed``; or a share of all images (``2%``), rounded to a number; or ``all``; or
+            the path of a ``.json`` file that :func:`write_masks` wrote, or of a ``.txt`` file that names an image a
             line, by its path or name without suffix or by its row in the data set. A larger draw of the same seed
             holds the smaller one.
-        store: the training pictures.
+        store: the training images.
         source: what they were read from.
         seed: of drawing.
 
@@ -55,19 +55,19 @@ def choose_masks(wanted: str, store: PictureStore, source: Source, *, seed: int 
     count = round(len(store) * float(share["percent"]) / 100) if share else int(wanted) if wanted.isdecimal() else 0
     if count < 1:
         raise InputError(
-            f"labels {wanted!r} is not a number above 0, a share that is at least one of {len(store):,} pictures "
+            f"labels {wanted!r} is not a number above 0, a share that is at least one of {len(store):,} images "
             "(`2%`), `all`, or a .json or .txt file; give one of them."
         )
     if count > len(candidates):
         raise InputError(
-            f"labels {wanted!r} are {count:,} masks, and {len(candidates):,} of the {len(store):,} pictures have one; "
+            f"labels {wanted!r} are {count:,} masks, and {len(candidates):,} of the {len(store):,} images have one; "
             "give fewer, or `all`."
         )
     drawn = np.random.default_rng(seed).permutation(candidates)[:count]
     return ChosenMasks(np.sort(drawn), f"{count} masks, seed {seed}")
 
 
-def write_masks(path: Path, masks: ChosenMasks, store: PictureStore, source: Source) -> None:
+def write_masks(path: Path, masks: ChosenMasks, store: ImageCache, source: Source) -> None:
     """Write ``labels.json``: rows of the data set, which :func:`choose_masks` reads again."""
     content = {
         "dataset": source.name,
@@ -78,7 +78,7 @@ def write_masks(path: Path, masks: ChosenMasks, store: PictureStore, source: Sou
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_masks(path: Path, store: PictureStore, source: Source) -> ChosenMasks:
+def _read_masks(path: Path, store: ImageCache, source: Source) -> ChosenMasks:
     """Read a ``.json`` or ``.txt`` file."""
     text, _ = read_text(path)
     rows = _rows_of_json(text, path, source) if path.suffix.lower() == ".json" else _rows_of_list(text, path, source)
@@ -86,13 +86,13 @@ def _read_masks(path: Path, store: PictureStore, source: Source) -> ChosenMasks:
     found = sorted({where_of[row] for row in rows if row in where_of})  # else left out by the scan, or limit_images
     if not found:
         raise InputError(
-            f"labels file {path} names none of the {len(store):,} pictures of {source.name!r}; name some of them."
+            f"labels file {path} names none of the {len(store):,} images of {source.name!r}; name some of them."
         )
     indices = np.array(found, dtype=np.int64)
     if not store.has_mask[indices].all():
         row = store.rows[indices[~store.has_mask[indices]][0]]
         raise InputError(
-            f"labels file {path} names the picture in row {row} of {source.name!r}, which has no mask; remove it "
+            f"labels file {path} names the image in row {row} of {source.name!r}, which has no mask; remove it "
             "from the file, or add the mask."
         )
     return ChosenMasks(indices, f"masks of {path.name}")
@@ -109,7 +109,7 @@ def _rows_of_json(text: str, path: Path, source: Source) -> list[int]:
         ) from error
     if fingerprint not in (None, source.fingerprint):
         raise InputError(
-            f"labels file {path} was written for other pictures ({content.get('dataset')!r}, not these of "
+            f"labels file {path} was written for other images ({content.get('dataset')!r}, not these of "
             f"{source.name!r}); give the data set it was made with."
         )
     return rows
@@ -125,7 +125,7 @@ def _rows_of_list(text: str, path: Path, source: Source) -> list[int]:
         return [int(line) for line in lines]
     wrong = next(line for line in lines if line not in names)
     raise InputError(
-        f"labels file {path} names {wrong!r}, which is no picture of {source.name!r}; name pictures by their path or "
+        f"labels file {path} names {wrong!r}, which is no image of {source.name!r}; name images by their path or "
         "name without suffix, or all by their row, one a line."
     )
 

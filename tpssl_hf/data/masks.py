@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from tpssl_hf.data.reading import PIXEL_LIMIT, one_at_a_time, opened_picture
+from tpssl_hf.data.reading import PIXEL_LIMIT, one_at_a_time, opened_image
 from tpssl_hf.errors import InputError
 
 IGNORED = 255
 ILLEGAL = -1
 MAX_CLASSES = IGNORED
 VALUE_MODES = ("1", "L", "P")
-COLOUR_MODES = ("RGB", "RGBA")
-SHOWN = 8  # wrong values or colours in a message
+COLOR_MODES = ("RGB", "RGBA")
+SHOWN = 8  # wrong values or colors in a message
 LEAST_USED = 0.1  # share of the class numbers up to the highest that must occur where nothing says how many there are
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -27,38 +27,38 @@ class Masks:
 
     Attributes:
         class_names: names in the order of the class numbers, or None where only the masks tell how many there are.
-        palette: RGB colour in which to show each class, 0..255; empty without class names.
+        palette: RGB color in which to show each class, 0..255; empty without class names.
         lookup: class number of each of the 256 values of a mask: 255 for pixels to ignore, -1 for values that no mask
             may hold.
-        colours: class numbers by colour, for masks that are stored in colours; empty where none are known.
-        orientation: what masks beside pictures turned by EXIF were drawn on, where sizes do not tell: the ``image`` as
+        colors: class numbers by color, for masks that are stored in colors; empty where none are known.
+        orientation: what masks beside images turned by EXIF were drawn on, where sizes do not tell: the ``image`` as
             it is shown, or its ``stored`` pixels; None if nobody said.
     """
 
     class_names: tuple[str, ...] | None
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
     lookup: tuple[int, ...]
-    colours: tuple[tuple[Colour, int], ...] = ()
+    colors: tuple[tuple[Color, int], ...] = ()
     orientation: str | None = None
 
 
 def numbered_masks(
-    class_names: Sequence[str] | None, palette: Sequence[Colour] | None = None, void: Sequence[Colour] = ()
+    class_names: Sequence[str] | None, palette: Sequence[Color] | None = None, void: Sequence[Color] = ()
 ) -> Masks:
     """Return the reading of masks whose values are class numbers, or 255 for pixels to ignore.
 
     Args:
         class_names: at most 255 names; None if any number from 0 to 254 may be a class.
-        palette: the colours in which these classes are known; masks in these colours can then be read too.
-        void: further colours of such masks that stand for pixels to ignore.
+        palette: the colors in which these classes are known; masks in these colors can then be read too.
+        void: further colors of such masks that stand for pixels to ignore.
     """
     count = MAX_CLASSES if class_names is None else len(class_names)
     return Masks(
         class_names=None if class_names is None else tuple(class_names),
-        palette=tuple(palette or ()) or (() if class_names is None else colour_map(count)),
+        palette=tuple(palette or ()) or (() if class_names is None else color_map(count)),
         lookup=tuple(value if value < count or value == IGNORED else ILLEGAL for value in range(256)),
-        colours=tuple((colour, number) for number, colour in enumerate(palette or ()))
-        + tuple((colour, IGNORED) for colour in void),
+        colors=tuple((color, number) for number, color in enumerate(palette or ()))
+        + tuple((color, IGNORED) for color in void),
     )
 
 
@@ -66,11 +66,11 @@ def binary_masks(threshold: int, class_names: tuple[str, str] = ("background", "
     """Return the reading of black and white masks: values from ``threshold`` on are class 1, smaller ones class 0."""
     if not 1 <= threshold <= 255:
         raise InputError(f"`mask_threshold` is {threshold}: give a number from 1 to 255, such as 127.")
-    return Masks(class_names, colour_map(2), tuple(int(value >= threshold) for value in range(256)))
+    return Masks(class_names, color_map(2), tuple(int(value >= threshold) for value in range(256)))
 
 
-def colour_map(count: int) -> tuple[Colour, ...]:
-    """Return ``count`` <= 256 different colours by the rule of Pascal VOC; the first is black.
+def color_map(count: int) -> tuple[Color, ...]:
+    """Return ``count`` <= 256 different colors by the rule of Pascal VOC; the first is black.
 
     Bits 0, 1 and 2 of a class number are the highest bits of red, green and blue, bits 3, 4 and 5 the next ones, and
     so on.
@@ -86,38 +86,38 @@ def decode_mask(value: Any, masks: Masks, where: str, *, pixel_limit: int = PIXE
     """Decode a mask to (H, W) uint8 class numbers in its full size, 255 for pixels to ignore.
 
     Args:
-        value: as for :func:`tpssl_hf.data.reading.decode_picture`.
+        value: as for :func:`tpssl_hf.data.reading.decode_image`.
         masks: how to read it.
         where: where it stands, for the error message.
         pixel_limit: most pixels a mask may claim to have.
 
     Raises:
-        UnreadablePicture: if the file is damaged.
-        InputError: if it is a sound picture that is no mask of these classes.
+        UnreadableImage: if the file is damaged.
+        InputError: if it is a sound image that is no mask of these classes.
     """
-    with opened_picture(value, pixel_limit) as picture, one_at_a_time(picture):
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
-        mode, kind = picture.mode, picture.format
-        values = np.array(picture.convert("RGB") if mode in COLOUR_MODES else picture)
+    with opened_image(value, pixel_limit) as image, one_at_a_time(image):
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        mode, kind = image.mode, image.format
+        values = np.array(image.convert("RGB") if mode in COLOR_MODES else image)
     if kind == "JPEG" and set(masks.lookup) != {0, 1}:  # a threshold stands the compression
         raise InputError(
             f"Mask {where} is a JPEG file, whose compression changes class numbers: save the masks as PNG files."
         )
-    if mode in COLOUR_MODES and masks.colours:
-        return _by_colour(values, masks, where)
-    if mode in COLOUR_MODES and (values == values[..., :1]).all():  # grey that was saved as three channels
+    if mode in COLOR_MODES and masks.colors:
+        return _by_color(values, masks, where)
+    if mode in COLOR_MODES and (values == values[..., :1]).all():  # gray that was saved as three channels
         return _by_value(values[..., 0], masks, where)
-    if mode in COLOUR_MODES:
+    if mode in COLOR_MODES:
         raise InputError(
-            f"Mask {where} is in colours ({_shown_colours(_codes(values))}), and which class each stands for is not "
-            "known: save class numbers as 8-bit grey PNG, or write a line `name red green blue` for each class to a "
+            f"Mask {where} is in colors ({_shown_colors(_codes(values))}), and which class each stands for is not "
+            "known: save class numbers as 8-bit gray PNG, or write a line `name red green blue` for each class to a "
             "file classes.txt beside the data."
         )
     if mode not in VALUE_MODES:
         raise InputError(
             f"Mask {where} holds values of another kind (Pillow's mode {mode}) than 8-bit class numbers: save the "
-            "masks as 8-bit grey or palette PNG, 255 for pixels to ignore."
+            "masks as 8-bit gray or palette PNG, 255 for pixels to ignore."
         )
     if mode == "1":  # white is class 1, or the full 255 for a reading that does not tell 1 from black
         values = values * np.uint8(255 if masks.lookup[0] == masks.lookup[1] else 1)
@@ -137,14 +137,14 @@ def _by_value(values: np.ndarray, masks: Masks, where: str) -> np.ndarray:
     return numbers
 
 
-def _by_colour(pixels: np.ndarray, masks: Masks, where: str) -> np.ndarray:
-    known = sorted((red << 16 | green << 8 | blue, number) for (red, green, blue), number in masks.colours)
+def _by_color(pixels: np.ndarray, masks: Masks, where: str) -> np.ndarray:
+    known = sorted((red << 16 | green << 8 | blue, number) for (red, green, blue), number in masks.colors)
     codes = np.array([code for code, _ in known], dtype=np.uint32)
     found = _codes(pixels)
     places = np.minimum(np.searchsorted(codes, found), len(codes) - 1)
     if (unknown := codes[places] != found).any():
         raise InputError(
-            f"Mask {where} holds colours that stand for no class ({_shown_colours(found[unknown])}): mend the masks, "
+            f"Mask {where} holds colors that stand for no class ({_shown_colors(found[unknown])}): mend the masks, "
             "or write a line `name red green blue` for each class to a file classes.txt beside the data."
         )
     numbers: np.ndarray = np.array([number for _, number in known], dtype=np.uint8)[places]
@@ -152,13 +152,13 @@ def _by_colour(pixels: np.ndarray, masks: Masks, where: str) -> np.ndarray:
 
 
 def _codes(pixels: np.ndarray) -> np.ndarray:
-    """Return the colours of (H, W, 3) uint8 pixels as numbers (H, W) uint32."""
+    """Return the colors of (H, W, 3) uint8 pixels as numbers (H, W) uint32."""
     wide = pixels.astype(np.uint32)
     codes: np.ndarray = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
     return codes
 
 
-def _shown_colours(codes: np.ndarray) -> str:
+def _shown_colors(codes: np.ndarray) -> str:
     return _shown([(code >> 16, code >> 8 & 255, code & 255) for code in np.unique(codes).tolist()])
 
 
@@ -167,7 +167,7 @@ def _shown(values: Sequence[Any]) -> str:
 
 
 def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the mask (H, W) in ``size``, height and width: of each block of pixels the one at its centre."""
+    """Return the mask (H, W) in ``size``, height and width: of each block of pixels the one at its center."""
     if mask.shape == size:
         return mask
     return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
@@ -191,7 +191,7 @@ def count_classes(counts: np.ndarray) -> int:
 
 
 def refuse_masks_without_classes(counts: np.ndarray, masks: int, name: str, *, listed: bool) -> None:
-    """Refuse masks of which nothing can be learnt, and values that cannot all be class numbers.
+    """Refuse masks of which nothing can be learned, and values that cannot all be class numbers.
 
     Args:
         counts: (256,) pixels of each class number in all masks.
@@ -204,7 +204,7 @@ def refuse_masks_without_classes(counts: np.ndarray, masks: int, name: str, *, l
             classes are not listed and hardly any number up to the highest occurs.
     """
     if masks == 0:
-        raise InputError(f"No picture of {name!r} has a mask: give the data set with its masks, or another split.")
+        raise InputError(f"No image of {name!r} has a mask: give the data set with its masks, or another split.")
     if count_classes(counts) == 0:
         raise InputError(f"Every pixel of the masks of {name!r} is to be ignored: give masks that show classes.")
     if count_classes(counts) == 1 and counts[IGNORED]:

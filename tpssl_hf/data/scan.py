@@ -1,6 +1,6 @@
-"""One look at every picture and label before training: the report of what it met.
+"""One look at every image and label before training: the report of what it met.
 
-Pictures that cannot be decoded are quarantined with a reason; none is ever repaired or replaced by a neighbour.
+Images that cannot be decoded are quarantined with a reason; none is ever repaired or replaced by a neighbor.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from tpssl_hf.data.findings import Findings
-from tpssl_hf.data.reading import UnreadablePicture as UnreadablePicture
-from tpssl_hf.data.reading import decode_picture as decode_picture
+from tpssl_hf.data.reading import UnreadableImage as UnreadableImage
+from tpssl_hf.data.reading import decode_image as decode_image
 from tpssl_hf.errors import InputError
 
 MAX_BAD_SHARE = 0.05
-UNLABELLED = -1
+UNLABELED = -1
 
 
 def check_labels(values: list[Any], wheres: list[str], class_names: tuple[str, ...] | None) -> np.ndarray:
@@ -36,34 +36,34 @@ def check_labels(values: list[Any], wheres: list[str], class_names: tuple[str, .
     for value, where in zip(values, wheres, strict=True):
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         too_large = is_whole and class_names is not None and value >= len(class_names)
-        if value is not None and (not is_whole or value < UNLABELLED or too_large):
+        if value is not None and (not is_whole or value < UNLABELED or too_large):
             raise InputError(
-                f"The label of {where} is {value!r}; a label must be {legal}, or -1 or None for an unlabelled picture."
+                f"The label of {where} is {value!r}; a label must be {legal}, or -1 or None for an unlabeled image."
             )
-    return np.array([UNLABELLED if value is None else value for value in values], dtype=np.int64)
+    return np.array([UNLABELED if value is None else value for value in values], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class ScanReport(Findings):
-    """What a look at every picture found; of pixels, see :class:`tpssl_hf.data.findings.Findings`.
+    """What a look at every image found; of pixels, see :class:`tpssl_hf.data.findings.Findings`.
 
     Attributes:
         dataset: short name of the data set.
-        pictures: how many pictures can be used.
-        bad: ``where`` and ``reason`` of each quarantined picture.
+        images: how many images can be used.
+        bad: ``where`` and ``reason`` of each quarantined image.
         heights: least, median and greatest height before shrinking.
         widths: least, median and greatest width before shrinking.
-        labels: how many pictures have each label (``unlabelled`` for none); empty without a label column.
-        duplicates: how many pictures have exactly the pixels of an earlier one, as they are stored.
+        labels: how many images have each label (``unlabeled`` for none); empty without a label column.
+        duplicates: how many images have exactly the pixels of an earlier one, as they are stored.
         seconds: how long the scan took.
-        masks: how many pictures have a mask; None for data without masks.
+        masks: how many images have a mask; None for data without masks.
         pixel_shares: share of each class, and of ``ignored`` ones, among the pixels of all masks as they are stored.
-        left_out: files that look like pictures and are not read.
+        left_out: files that look like images and are not read.
         notes: how the data set was understood, a sentence each.
     """
 
     dataset: str
-    pictures: int
+    images: int
     bad: list[dict[str, str]]
     heights: tuple[int, int, int]
     widths: tuple[int, int, int]
@@ -78,7 +78,7 @@ class ScanReport(Findings):
     def summary(self) -> str:
         """Return the report in a few lines for people."""
         lines = [
-            f"{self.dataset}: {self.pictures:,} pictures, scanned in {self.seconds:.1f} s",
+            f"{self.dataset}: {self.images:,} images, scanned in {self.seconds:.1f} s",
             f"  height {' / '.join(map(str, self.heights))}, width {' / '.join(map(str, self.widths))} "
             "(least / median / greatest)",
         ]
@@ -91,15 +91,15 @@ class ScanReport(Findings):
             kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in self.left_out)
             most = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common(5))
             lines.append(
-                f"  {len(self.left_out):,} files that look like pictures are not read ({most}): "
+                f"  {len(self.left_out):,} files that look like images are not read ({most}): "
                 f"{', '.join(self.left_out[:5])}{', ...' if len(self.left_out) > 5 else ''}"
             )
         if self.masks is not None:
             shares = [f"{name} {share:.1%}" for name, share in self.pixel_shares.items()]
             lines.append(f"  {self.masks:,} have a mask; of its pixels {', '.join(shares)}")
         if self.duplicates:
-            lines.append(f"  {self.duplicates:,} are exact copies of another picture")
-        lines += self.pixel_lines(self.pictures, self.seconds)
+            lines.append(f"  {self.duplicates:,} are exact copies of another image")
+        lines += self.pixel_lines(self.images, self.seconds)
         if self.bad:
             lines.append(f"  {len(self.bad):,} cannot be read and are left out: {_first_few(self.bad)}")
         return "\n".join(lines)
@@ -119,16 +119,16 @@ def count_labels(labels: np.ndarray | None, class_names: tuple[str, ...] | None)
     if labels is None:
         return {}
     counts = Counter(labels.tolist())
-    classes = range(len(class_names)) if class_names is not None else sorted(counts.keys() - {UNLABELLED})
+    classes = range(len(class_names)) if class_names is not None else sorted(counts.keys() - {UNLABELED})
     named = {class_names[label] if class_names is not None else str(label): counts[label] for label in classes}
-    return named | ({"unlabelled": counts[UNLABELLED]} if UNLABELLED in counts else {})
+    return named | ({"unlabeled": counts[UNLABELED]} if UNLABELED in counts else {})
 
 
 def refuse_if_many_are_bad(bad: list[dict[str, str]], total: int, name: str) -> None:
-    """Raise if more than 5 % of ``total`` pictures cannot be read: then it is not the data set it is taken for."""
+    """Raise if more than 5 % of ``total`` images cannot be read: then it is not the data set it is taken for."""
     if len(bad) > MAX_BAD_SHARE * total:
         raise InputError(
-            f"{len(bad):,} of {total:,} pictures of {name!r} cannot be read, more than the {MAX_BAD_SHARE:.0%} that "
+            f"{len(bad):,} of {total:,} images of {name!r} cannot be read, more than the {MAX_BAD_SHARE:.0%} that "
             f"are left out silently: {_first_few(bad)}. Repair or remove them."
         )
 

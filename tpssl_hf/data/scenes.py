@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from tpssl_hf.data.folders import as_png, digit_pictures
+from tpssl_hf.data.folders import as_png, digit_images
 
 SCENES = {"train": 400, "test": 100}
 SIDE = 64
@@ -21,16 +21,16 @@ SEEDS = {"train": 1, "test": 2}
 def load_digit_scenes(split: str) -> tuple[Any, str]:
     """Return scenes of scikit-learn's digits and their fingerprint: 400 in ``train``, 100 in ``test``.
 
-    A scene is (64, 64) pixels: three to five digits of one split of ``digits``, each in a pale colour of its own, on a
+    A scene is (64, 64) pixels: three to five digits of one split of ``digits``, each in a pale color of its own, on a
     dark ground of blotches, a gradient or stripes. Its mask holds 0 for the ground and ``d + 1`` for digit ``d``.
     Scenes are the same every time.
     """
-    grey, classes = digit_pictures(split, "digit_scenes")
+    gray, classes = digit_images(split, "digit_scenes")
     digest = hashlib.sha256()
     columns: dict[str, list[dict[str, Any]]] = {"image": [], "mask": []}
     for number in range(SCENES[split]):
         key = np.array([SEEDS[split], number], dtype=np.uint64)
-        pixels, mask = _draw_scene(np.random.Generator(np.random.Philox(key=key)), grey, classes)
+        pixels, mask = _draw_scene(np.random.Generator(np.random.Philox(key=key)), gray, classes)
         digest.update(pixels.tobytes() + mask.tobytes())
         columns["image"].append({"bytes": as_png(pixels), "path": None})
         columns["mask"].append({"bytes": as_png(mask), "path": None})
@@ -38,18 +38,18 @@ def load_digit_scenes(split: str) -> tuple[Any, str]:
     return datasets.Dataset.from_dict(columns, features=features), digest.hexdigest()[:32]
 
 
-def _draw_scene(random: np.random.Generator, grey: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _draw_scene(random: np.random.Generator, gray: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a scene (64, 64, 3) and its mask (64, 64), both uint8."""
     ground = _draw_ground(random)
     scene, mask = ground.copy(), np.zeros((SIDE, SIDE), dtype=np.uint8)
     drawn: list[np.ndarray] = []  # where each digit so far is
     wanted = int(random.integers(DIGITS_PER_SCENE[0], DIGITS_PER_SCENE[1] + 1))
     for _ in range(PLACES_TRIED):
-        chosen = int(random.integers(len(grey)))
+        chosen = int(random.integers(len(gray)))
         side = int(random.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
         top, left = random.integers(0, SIDE - side + 1, 2).tolist()
         cover = np.zeros((SIDE, SIDE))
-        enlarged = Image.fromarray(grey[chosen]).resize((side, side), Image.Resampling.BICUBIC)
+        enlarged = Image.fromarray(gray[chosen]).resize((side, side), Image.Resampling.BICUBIC)
         cover[top : top + side, left : left + side] = np.asarray(enlarged) / 255
         shape = cover >= 0.5
         if any((shape & other).sum() > MAX_COVERED * other.sum() for other in drawn):
@@ -64,9 +64,9 @@ def _draw_scene(random: np.random.Generator, grey: np.ndarray, classes: np.ndarr
 
 
 def _draw_ground(random: np.random.Generator) -> np.ndarray:
-    """Return the ground (64, 64, 3), 0..255: two colours blended along a gradient, in stripes or in blotches."""
-    colours = random.uniform(0, 100, (2, 3))
-    colours[1] = colours[0] + 0.5 * (colours[1] - colours[0])  # digits are to stand out, not the texture
+    """Return the ground (64, 64, 3), 0..255: two colors blended along a gradient, in stripes or in blotches."""
+    colors = random.uniform(0, 100, (2, 3))
+    colors[1] = colors[0] + 0.5 * (colors[1] - colors[0])  # digits are to stand out, not the texture
     rows, columns = np.mgrid[:SIDE, :SIDE] / SIDE
     angle = random.uniform(0, np.pi)
     along = np.cos(angle) * rows + np.sin(angle) * columns
@@ -78,5 +78,5 @@ def _draw_ground(random: np.random.Generator) -> np.ndarray:
     else:
         coarse = Image.fromarray(random.integers(0, 256, (12, 12), dtype=np.uint8))
         blend = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 255
-    ground: np.ndarray = colours[0] + blend[..., None] * (colours[1] - colours[0])
+    ground: np.ndarray = colors[0] + blend[..., None] * (colors[1] - colors[0])
     return ground

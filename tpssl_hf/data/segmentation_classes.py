@@ -1,6 +1,6 @@
-"""Classes, usual colours and encodings of the segmentation data sets that are known by name or layout."""
+"""Classes, usual colors and encodings of the segmentation data sets that are known by name or layout."""
 
-from tpssl_hf.data.masks import IGNORED, Masks, binary_masks, colour_map, numbered_masks
+from tpssl_hf.data.masks import IGNORED, Masks, binary_masks, color_map, numbered_masks
 
 VOC_NAMES = [
     "background",
@@ -25,7 +25,7 @@ VOC_NAMES = [
     "train",
     "tvmonitor",
 ]
-VOC = numbered_masks(VOC_NAMES, colour_map(len(VOC_NAMES)), void=[(224, 224, 192)])  # the ring around each object
+VOC = numbered_masks(VOC_NAMES, color_map(len(VOC_NAMES)), void=[(224, 224, 192)])  # the ring around each object
 
 _CAMVID = {
     "sky": (128, 128, 128),
@@ -42,7 +42,7 @@ _CAMVID = {
 }
 CAMVID = numbered_masks(list(_CAMVID), list(_CAMVID.values()), void=[(0, 0, 0)])
 
-# label id in the files, name, colour; every other id is ignored
+# label id in the files, name, color; every other id is ignored
 _CITYSCAPES = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
@@ -67,7 +67,7 @@ _CITYSCAPES = (
 _TRAIN_IDS = {label_id: number for number, (label_id, _, _) in enumerate(_CITYSCAPES)}
 CITYSCAPES = Masks(
     class_names=tuple(name for _, name, _ in _CITYSCAPES),
-    palette=tuple(colour for _, _, colour in _CITYSCAPES),
+    palette=tuple(color for _, _, color in _CITYSCAPES),
     lookup=tuple(_TRAIN_IDS.get(value, IGNORED) for value in range(256)),
 )
 

@@ -1,4 +1,4 @@
-"""From what the user wrote after ``--dataset`` to a data set whose pictures are still encoded."""
+"""From what the user wrote after ``--dataset`` to a data set whose images are still encoded."""
 
 import re
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ from tpssl_hf.errors import InputError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 EMBEDDED_LOADERS = {"digits": load_digits, "digit_scenes": load_digit_scenes}
 IMAGE_NAMES = ("image", "img")
-ENCODED_TYPES = ("string", "large_string", "binary", "large_binary")  # paths, or the bytes of picture files
+ENCODED_TYPES = ("string", "large_string", "binary", "large_binary")  # paths, or the bytes of image files
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set of encoded pictures and what is known about it.
+    """A data set of encoded images and what is known about it.
 
     Attributes:
-        dataset: ``datasets.Dataset`` or ``IterableDataset`` whose picture column is ``Image(decode=False)``.
-        image_column: column that holds the pictures.
+        dataset: ``datasets.Dataset`` or ``IterableDataset`` whose image column is ``Image(decode=False)``.
+        image_column: column that holds the images.
         label_column: column that holds the class numbers, or None.
         class_names: names in the order of the class numbers, or None where they are unknown.
         name: short name for reports and cards: registry name, Hub id or the folder's own name, never a full path.
-        fingerprint: changes when the files change; two sources of equal fingerprint hold equal pictures.
-        flip_is_safe: whether a picture means the same when mirrored.
+        fingerprint: changes when the files change; two sources of equal fingerprint hold equal images.
+        flip_is_safe: whether an image means the same when mirrored.
         spec: the registry's entry, or None for the user's own data.
         folder: the local folder the files were found in, or None.
-        mask_column: column that holds the encoded masks, null for a picture without one; None for data without masks.
+        mask_column: column that holds the encoded masks, null for an image without one; None for data without masks.
         masks: how the masks are to be read, or None.
-        left_out: files, below the folder, that look like pictures and are not read.
+        left_out: files, below the folder, that look like images and are not read.
         notes: how a folder was understood, a sentence each.
     """
 
@@ -66,18 +66,18 @@ def load_source(
     label_column: str | None = None,
     streaming: bool = False,
 ) -> Source:
-    """Find the pictures of ``dataset`` without decoding any.
+    """Find the images of ``dataset`` without decoding any.
 
     Args:
-        dataset: a name of the registry; or an existing folder that holds picture files (sub-folders are not classes;
-            they are splits only if every picture lies in one named like a split), parquet or arrow files
+        dataset: a name of the registry; or an existing folder that holds image files (sub-folders are not classes;
+            they are splits only if every image lies in one named like a split), parquet or arrow files
             (``train-*.parquet``, also below ``data/``), or what ``save_to_disk`` wrote; or a Hub id ``owner/name``.
             A folder named like a registry entry is reached as ``./name``.
         split: which split to read.
         dataset_config: configuration of the data set, where it has several.
-        image_column: column with the pictures; found by its type if None.
+        image_column: column with the images; found by its type if None.
         label_column: column with the class numbers; the only ``ClassLabel`` column if None; ``folder`` for the names
-            of the sub-folders of a folder of pictures. Labels are optional.
+            of the sub-folders of a folder of images. Labels are optional.
         streaming: read while training instead of downloading and converting everything first.
 
     Raises:
@@ -155,23 +155,23 @@ def _load_from_hub(hub_id: str, config: str | None, split: str, streaming: bool)
 
 
 def find_image_column(features: Any, asked: str | None) -> str:
-    """Return the column that holds the pictures: the one asked for, else the one whose type or name says so."""
-    readable = [name for name in features if can_hold_pictures(features[name])]
+    """Return the column that holds the images: the one asked for, else the one whose type or name says so."""
+    readable = [name for name in features if can_hold_images(features[name])]
     if asked is not None:
         if asked in readable:
             return asked
-        reason = "holds no pictures" if asked in features else "does not exist"
+        reason = "holds no images" if asked in features else "does not exist"
         raise InputError(f"Image column {asked!r} {reason}: the columns are {columns_of(features)}.")
     typed = [name for name in features if isinstance(features[name], datasets.Image)]
     named = [name for name in IMAGE_NAMES if name in readable]
     for candidates in (typed, [name for name in named if name in typed], named):
         if len(candidates) == 1:
             return candidates[0]
-    raise InputError(f"Which column holds the pictures? Set `image_column` to one of {columns_of(features)}.")
+    raise InputError(f"Which column holds the images? Set `image_column` to one of {columns_of(features)}.")
 
 
-def can_hold_pictures(feature: Any) -> bool:
-    """Return whether a column of this type can hold encoded pictures, or paths to them."""
+def can_hold_images(feature: Any) -> bool:
+    """Return whether a column of this type can hold encoded images, or paths to them."""
     if isinstance(feature, datasets.Value):
         return feature.dtype in ENCODED_TYPES
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})

@@ -18,9 +18,9 @@ from datasets.distributed import split_dataset_by_node
 
 from tpssl_hf.data.conversion import SIXTEEN_BITS
 from tpssl_hf.data.decode import decode_or_reason, place
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import CACHE_SCALE, PictureStore, as_pictures, stored_side
-from tpssl_hf.data.reading import Reduced, UnreadablePicture
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import CACHE_SCALE, ImageCache, as_images, stored_side
+from tpssl_hf.data.reading import Reduced, UnreadableImage
 from tpssl_hf.data.scan import refuse_if_many_are_bad
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
@@ -30,7 +30,7 @@ PREFETCHED = 2
 SEEN_BEFORE_REFUSING = 200
 
 
-class PictureStream:
+class ImageStream:
     """Batches of a store without end: each epoch in a new order, and the same order for the same seed.
 
     The global batch of a step is a function of the seed and the step. Process ``r`` of ``P`` takes rows
@@ -43,7 +43,7 @@ class PictureStream:
 
     def __init__(
         self,
-        store: PictureStore,
+        store: ImageCache,
         *,
         batch_size: int,
         seed: int,
@@ -59,43 +59,43 @@ class PictureStream:
         self.steps_per_epoch = len(self._indices) // self._global_batch_size
         if self.steps_per_epoch == 0:
             raise InputError(
-                f"{len(self._indices)} pictures of {store.source_name!r} are fewer than one batch of "
+                f"{len(self._indices)} images of {store.source_name!r} are fewer than one batch of "
                 f"{self._global_batch_size} ({batch_size} x {num_processes} processes): lower the batch size or add "
-                "pictures."
+                "images."
             )
         self._latest_order: tuple[int, np.ndarray] | None = None
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the order (N,) in which an epoch goes through the pictures."""
+        """Return the order (N,) in which an epoch goes through the images."""
         latest = self._latest_order
         if latest is None or latest[0] != epoch:
             latest = epoch, _shuffled(self._indices, self._seed, epoch)
             self._latest_order = latest
         return latest[1]
 
-    def batch(self, step: int) -> Pictures:
+    def batch(self, step: int) -> ImageBatch:
         """Return this process's part of the global batch of ``step``."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self._global_batch_size
         return self._store.gather(self.order(epoch)[start : start + self._global_batch_size][self._own_rows], epoch)
 
-    def batches(self, start_step: int) -> Iterator[Pictures]:
+    def batches(self, start_step: int) -> Iterator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         steps = count(start_step)
         return _prefetched(lambda: self.batch(next(steps)))
 
 
 class EndlessStream:
-    """Batches of some pictures of a store without end, of any size: one epoch after the other, none left out.
+    """Batches of some images of a store without end, of any size: one epoch after the other, none left out.
 
     A batch may hold the end of one epoch and the beginning of the next, or several epochs where it is larger than the
-    number of pictures: forty labelled pictures fill batches of 64, each picture with new draws every time. Steps,
-    seeds and processes are as in :class:`PictureStream`.
+    number of images: forty labeled images fill batches of 64, each image with new draws every time. Steps,
+    seeds and processes are as in :class:`ImageStream`.
     """
 
     def __init__(
         self,
-        store: PictureStore,
+        store: ImageCache,
         *,
         batch_size: int,
         seed: int,
@@ -107,12 +107,12 @@ class EndlessStream:
         self._seed = seed
         self._indices = np.arange(len(store)) if indices is None else indices
         if len(self._indices) == 0:
-            raise InputError(f"There is no picture of {store.source_name!r} to take batches from.")
+            raise InputError(f"There is no image of {store.source_name!r} to take batches from.")
         self._global_batch_size = batch_size * num_processes
         self._own_rows = np.arange(process_index * batch_size, (process_index + 1) * batch_size)
         self._orders: dict[int, np.ndarray] = {}
 
-    def batch(self, step: int) -> Pictures:
+    def batch(self, step: int) -> ImageBatch:
         """Return this process's part of the global batch of ``step``."""
         positions = step * self._global_batch_size + self._own_rows
         epochs, places = np.divmod(positions, len(self._indices))
@@ -125,23 +125,23 @@ class EndlessStream:
     def _order(self, epoch: int) -> np.ndarray:
         return _shuffled(self._indices, self._seed, epoch)
 
-    def batches(self, start_step: int) -> Iterator[Pictures]:
+    def batches(self, start_step: int) -> Iterator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         steps = count(start_step)
         return _prefetched(lambda: self.batch(next(steps)))
 
 
 class WithoutMasks:
-    """A stream whose pictures lose their masks, so that no learner can see those of unlabelled ones."""
+    """A stream whose images lose their masks, so that no learner can see those of unlabeled ones."""
 
     def __init__(self, stream: EndlessStream) -> None:
         self._stream = stream
 
-    def batches(self, start_step: int) -> Iterator[Pictures]:
+    def batches(self, start_step: int) -> Iterator[ImageBatch]:
         """Yield the batches from ``start_step`` on, without masks."""
         with closing(cast(Any, self._stream.batches(start_step))) as batches:
-            for pictures in batches:
-                yield replace(pictures, masks=None)
+            for images in batches:
+                yield replace(images, masks=None)
 
 
 def _shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -149,19 +149,19 @@ def _shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).permutation(indices)
 
 
-class StreamingPictures:
+class StreamingImages:
     """Batches of a streamed data set without end, in a random order that is the same for the same seed.
 
-    A streamed data set cannot be scanned before training: its size, its labels and its damaged pictures stay unknown.
-    Damaged pictures are left out and counted, and once 200 were seen, more than 5 % of them stop the run. ``index``
-    counts this process's pictures from the start of the stream, over all epochs, and differs between processes.
+    A streamed data set cannot be scanned before training: its size, its labels and its damaged images stay unknown.
+    Damaged images are left out and counted, and once 200 were seen, more than 5 % of them stop the run. ``index``
+    counts this process's images from the start of the stream, over all epochs, and differs between processes.
 
-    Entering at a later step goes through all batches before it, and decodes them, because which pictures are left out
+    Entering at a later step goes through all batches before it, and decodes them, because which images are left out
     decides where the following ones stand. That is the price of resuming exactly. With parquet files, ``datasets``
     pauses for some seconds at the end of each epoch and when the stream is closed.
 
     Attributes:
-        seen: how many pictures were read so far, usable or not.
+        seen: how many images were read so far, usable or not.
         bad: ``where`` and ``reason`` of those that were left out.
     """
 
@@ -191,53 +191,53 @@ class StreamingPictures:
         self.seen = 0
         self.bad: list[dict[str, str]] = []
 
-    def batches(self, start_step: int) -> Iterator[Pictures]:
+    def batches(self, start_step: int) -> Iterator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         self.seen = 0
         self.bad = []
         numbered = islice(self._batches(), start_step, None)
         return _prefetched(lambda: next(numbered))
 
-    def _batches(self) -> Iterator[Pictures]:
-        pictures = self._pictures()
+    def _batches(self) -> Iterator[ImageBatch]:
+        images = self._images()
         for step in count():
-            chosen = list(islice(pictures, self._batch_size))
+            chosen = list(islice(images, self._batch_size))
             sizes = np.array([pixels.shape[:2] for pixels, _ in chosen])
             batch = np.zeros((self._batch_size, *sizes.max(axis=0), 3), dtype=np.uint8)
             for target, (pixels, _) in zip(batch, chosen, strict=True):
                 target[: pixels.shape[0], : pixels.shape[1]] = pixels
             own = step * self._batch_size + np.arange(self._batch_size)
             epoch = np.array([number for _, number in chosen])
-            yield as_pictures(batch, sizes, own * self._num_processes + self._process_index, epoch)
+            yield as_images(batch, sizes, own * self._num_processes + self._process_index, epoch)
 
-    def _pictures(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield the pixels (h, w, 3) of every usable picture, and its epoch."""
+    def _images(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the pixels (h, w, 3) of every usable image, and its epoch."""
         encoded = self._encoded()
         with ThreadPoolExecutor(max(1, self._num_workers), "tpssl-decode") as pool:
             while True:
                 values, epochs = zip(*islice(encoded, self._batch_size), strict=True)
                 decoded = pool.map(self._decode, values)
-                for value, epoch, picture in zip(values, epochs, decoded, strict=True):
-                    if isinstance(picture, UnreadablePicture):
-                        self.bad.append({"where": place(self._source, self.seen, value), "reason": str(picture)})
+                for value, epoch, image in zip(values, epochs, decoded, strict=True):
+                    if isinstance(image, UnreadableImage):
+                        self.bad.append({"where": place(self._source, self.seen, value), "reason": str(image)})
                     else:
-                        yield picture.pixels, epoch
+                        yield image.pixels, epoch
                     self.seen += 1
                 if self.seen >= SEEN_BEFORE_REFUSING:
                     refuse_if_many_are_bad(self.bad, self.seen, self._source.name)
 
-    def _decode(self, value: Any) -> Reduced | UnreadablePicture:
-        """Decode a picture, 16-bit gray by the range of its type, for a scan of the actual range is not to be had."""
-        picture = decode_or_reason(value, self._shorter_side, SIXTEEN_BITS)
-        if isinstance(picture, Reduced) and picture.extent is not None and not picture.mode.startswith("I;16"):
-            return UnreadablePicture(
-                f"has gray values of more than 8 bits (Pillow's mode {picture.mode}), whose range only a scan tells: "
+    def _decode(self, value: Any) -> Reduced | UnreadableImage:
+        """Decode an image, 16-bit gray by the range of its type, for a scan of the actual range is not to be had."""
+        image = decode_or_reason(value, self._shorter_side, SIXTEEN_BITS)
+        if isinstance(image, Reduced) and image.extent is not None and not image.mode.startswith("I;16"):
+            return UnreadableImage(
+                f"has gray values of more than 8 bits (Pillow's mode {image.mode}), whose range only a scan tells: "
                 "turn streaming off"
             )
-        return picture
+        return image
 
     def _encoded(self) -> Iterator[tuple[Any, int]]:
-        """Yield every encoded picture of this process, and its epoch."""
+        """Yield every encoded image of this process, and its epoch."""
         for epoch in count():
             self._dataset.set_epoch(epoch)
             example = None
@@ -245,7 +245,7 @@ class StreamingPictures:
                 yield example[self._source.image_column], epoch
             if example is None:
                 raise InputError(
-                    f"Process {self._process_index} of {self._num_processes} gets no pictures of "
+                    f"Process {self._process_index} of {self._num_processes} gets no images of "
                     f"{self._source.name!r}: use fewer processes."
                 )
 

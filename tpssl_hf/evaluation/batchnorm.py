@@ -9,34 +9,34 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.evaluation.features import batches_of
 
-RECALIBRATION_PICTURES = 4096
+REESTIMATION_IMAGES = 4096
 
 
-def sample_for_statistics(store: PictureStore) -> Iterator[Pictures]:
-    """Yield up to 4,096 pictures of ``store`` in batches, always the same, for :func:`recalibrated`."""
-    some = np.random.default_rng(0).permutation(len(store))[:RECALIBRATION_PICTURES]
+def sample_for_statistics(store: ImageCache) -> Iterator[ImageBatch]:
+    """Yield up to 4,096 images of ``store`` in batches, always the same, for :func:`reestimated`."""
+    some = np.random.default_rng(0).permutation(len(store))[:REESTIMATION_IMAGES]
     return (store.gather(part, epoch=0) for part in batches_of(some))
 
 
 @torch.no_grad()
-def recalibrated(
-    backbone: nn.Module, batches: Iterable[Pictures], settings: ViewSettings, device: torch.device
+def with_reestimated_batchnorm(
+    backbone: nn.Module, batches: Iterable[ImageBatch], settings: ViewSettings, device: torch.device
 ) -> nn.Module:
-    """Copy a backbone and give its BatchNorm layers the statistics of undistorted pictures.
+    """Copy a backbone and give its BatchNorm layers the statistics of undistorted images.
 
-    What training leaves in them are those of cropped, blurred and recoloured views. In evaluation mode the network
-    would then see every ordinary picture through the wrong lens. Weights are not touched; a network without BatchNorm
+    What training leaves in them are those of cropped, blurred and recolored views. In evaluation mode the network
+    would then see every ordinary image through the wrong lens. Weights are not touched; a network without BatchNorm
     comes back as it is. The statistics are means over ``batches`` of each batch's own, and each layer sees what the
     layers before it make of the batch by its own statistics, as in training.
 
     Args:
         backbone: images (B, 3, H, W) to features; left as it is.
-        batches: pictures, at least one batch; some thousand pictures in all are plenty.
-        settings: image size and normalisation.
+        batches: images, at least one batch; some thousand images in all are plenty.
+        settings: image size and normalization.
         device: where ``backbone`` is.
 
     Returns:
@@ -58,8 +58,8 @@ def recalibrated(
 
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
     seen = 0
-    for pictures in batches if layers else ():
-        network(eval_view(pictures.to(device), settings))
+    for images in batches if layers else ():
+        network(eval_view(images.to(device), settings))
         seen += 1
     for hook in hooks:
         hook.remove()

@@ -1,4 +1,4 @@
-"""How far each stage of a backbone has moved from Φ_pre, in its weights and in what it makes of fixed pictures."""
+"""How far each stage of a backbone has moved from Φ_pre, in its weights and in what it makes of fixed images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tpssl_hf.evaluation.feature_metrics import linear_cka
 
 DISTANCE, ALIKE = "stage_drift/", "stage_cka/"  # what the entries of the log begin with, before the stage's name
-PICTURES = 256
+IMAGES = 256
 
 
 def stage_names(backbone: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""Features of stored pictures by weights of any origin, kept on disk so that asking again costs nothing."""
+"""Features of stored images by weights of any origin, kept on disk so that asking again costs nothing."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
-from tpssl_hf.data.image_cache import PictureStore
-from tpssl_hf.evaluation.batchnorm import recalibrated, sample_for_statistics
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
 from tpssl_hf.evaluation.features import extract_features
-from tpssl_hf.models.backbone import Origin, load_backbone, weights_digest
+from tpssl_hf.models.backbone import WeightsSource, load_backbone, weights_digest
 from tpssl_hf.models.timm_export import preprocessing_of
 
 FORMAT = 2  # of the files; another whenever the same key would mean other numbers
@@ -25,7 +25,7 @@ FORMAT = 2  # of the files; another whenever the same key would mean other numbe
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone makes of pictures.
+    """What a backbone makes of images.
 
     Attributes:
         values: (N, D) float32.
@@ -34,14 +34,14 @@ class Features:
     """
 
     values: np.ndarray
-    origin: Origin
+    origin: WeightsSource
     cached: bool
 
 
 def open_backbone(
     backbone: str, *, init: str, image_size: int, device: torch.device, seed: int = 0
-) -> tuple[nn.Module, ViewSettings, Origin]:
-    """Load Φ in evaluation mode, the way pictures are shown to it, and where it comes from.
+) -> tuple[nn.Module, ViewSettings, WeightsSource]:
+    """Load Φ in evaluation mode, the way images are shown to it, and where it comes from.
 
     Args:
         backbone: timm architecture.
@@ -60,27 +60,27 @@ def open_backbone(
 
 
 def features_of(
-    store: PictureStore,
+    store: ImageCache,
     indices: np.ndarray,
     *,
     backbone: str,
     init: str,
     image_size: int,
     device: torch.device,
-    statistics: PictureStore | None = None,
+    statistics: ImageCache | None = None,
     seed: int = 0,
     cache_dir: Path | None = None,
 ) -> Features:
-    """Load Φ and extract features of stored pictures, resized and cropped at the centre; or read them from disk.
+    """Load Φ and extract features of stored images, resized and cropped at the center; or read them from disk.
 
     Args:
-        store: the pictures.
+        store: the images.
         indices: (N,) int64, which of them.
         backbone: timm architecture.
         init: as for :func:`open_backbone`, like what follows.
         image_size: side of the images, in pixels.
         device: where to compute.
-        statistics: pictures to measure BatchNorm statistics anew on first, up to 4,096 of them, as target pretraining
+        statistics: images to measure BatchNorm statistics anew on first, up to 4,096 of them, as target pretraining
             does for every backbone it saves; what the base gains by that alone is no merit of adapting.
         seed: of random weights.
         cache_dir: where features are kept; ``tpssl_hf/features`` below ``HF_HOME`` if None.
@@ -98,7 +98,7 @@ def features_of(
     if path.exists():
         return Features(np.load(path), origin, cached=True)
     if statistics is not None:
-        network = recalibrated(network, sample_for_statistics(statistics), views, device)
+        network = with_reestimated_batchnorm(network, sample_for_statistics(statistics), views, device)
     values = extract_features(network, store, indices, views, device)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{name}.{os.getpid()}.partial"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache
 
 
 def batches_of(indices: np.ndarray, batch_size: int = 256) -> list[np.ndarray]:
@@ -19,23 +19,23 @@ def batches_of(indices: np.ndarray, batch_size: int = 256) -> list[np.ndarray]:
 @torch.inference_mode()
 def extract_features(
     backbone: nn.Module,
-    store: PictureStore,
+    store: ImageCache,
     indices: np.ndarray,
     settings: ViewSettings,
     device: torch.device,
     batch_size: int = 256,
 ) -> np.ndarray:
-    """Features of stored pictures, resized and cropped at the centre, in float32 and evaluation mode.
+    """Features of stored images, resized and cropped at the center, in float32 and evaluation mode.
 
     The backbone is left in the mode it was in.
 
     Args:
         backbone: images (B, 3, H, W) to features (B, D).
-        store: the pictures.
+        store: the images.
         indices: (N,) int64, which of them.
-        settings: image size and normalisation.
+        settings: image size and normalization.
         device: where ``backbone`` is.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
 
     Returns:
         (N, D) float32.
@@ -44,8 +44,8 @@ def extract_features(
     backbone.eval()
     features = []
     for start in range(0, len(indices), batch_size):
-        pictures = store.gather(indices[start : start + batch_size], epoch=0).to(device)
-        features.append(backbone(eval_view(pictures, settings)).float().cpu().numpy())
+        images = store.gather(indices[start : start + batch_size], epoch=0).to(device)
+        features.append(backbone(eval_view(images, settings)).float().cpu().numpy())
     backbone.train(was_training)
     return np.concatenate(features)
 
@@ -53,15 +53,15 @@ def extract_features(
 @torch.inference_mode()
 def features_of_views(
     backbone: nn.Module,
-    store: PictureStore,
+    store: ImageCache,
     indices: np.ndarray,
-    transform: Callable[[Pictures], dict[str, Tensor]],
+    transform: Callable[[ImageBatch], dict[str, Tensor]],
     device: torch.device,
     *,
     epoch: int,
     batch_size: int = 256,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of ``view1`` and ``view2`` of stored pictures as ``transform`` draws them in ``epoch``; see above.
+    """Features of ``view1`` and ``view2`` of stored images as ``transform`` draws them in ``epoch``; see above.
 
     Returns:
         Two (N, D) float32.

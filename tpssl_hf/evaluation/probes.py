@@ -13,11 +13,11 @@ KNN_TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class ProbeSplit:
-    """Which labelled pictures a probe learns from and which it is asked about; never the test split.
+    """Which labeled images a probe learns from and which it is asked about; never the test split.
 
     Attributes:
-        bank: (N,) int64 indices of pictures whose labels the probe sees.
-        queries: (M,) int64 indices of other pictures it must label.
+        bank: (N,) int64 indices of images whose labels the probe sees.
+        queries: (M,) int64 indices of other images it must label.
         bank_labels: (N,) int64.
         query_labels: (M,) int64.
     """
@@ -29,19 +29,19 @@ class ProbeSplit:
 
 
 def probe_split(labels: np.ndarray, *, most: int = 5000, held_out: float = 0.2, seed: int = 0) -> ProbeSplit | None:
-    """Split labelled pictures of the training set into bank and queries, the same way every time.
+    """Split labeled images of the training set into bank and queries, the same way every time.
 
     Args:
         labels: (N,) int64; −1 where there is none.
-        most: pictures used at most; a fixed random subset of more.
+        most: images used at most; a fixed random subset of more.
         held_out: share of them that become queries.
         seed: seed of subset and split.
 
     Returns:
-        The split, class-balanced as the labels are; None if some class has too few pictures to be in both halves.
+        The split, class-balanced as the labels are; None if some class has too few images to be in both halves.
     """
-    labelled = np.flatnonzero(labels >= 0)
-    chosen = np.random.default_rng(seed).permutation(labelled)[:most]
+    labeled = np.flatnonzero(labels >= 0)
+    chosen = np.random.default_rng(seed).permutation(labeled)[:most]
     counts = np.unique(labels[chosen], return_counts=True)[1]
     if len(counts) < 2 or counts.min() < 2 or len(chosen) * held_out < len(counts):
         return None
@@ -51,25 +51,25 @@ def probe_split(labels: np.ndarray, *, most: int = 5000, held_out: float = 0.2, 
     return ProbeSplit(bank, queries, labels[bank], labels[queries])
 
 
-def knn_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, *, neighbours: int = 20) -> np.ndarray:
-    """Answers of a weighted k-nearest-neighbour vote by cosine similarity (Wu et al., 2018, §3.4).
+def knn_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, *, neighbors: int = 20) -> np.ndarray:
+    """Answers of a weighted k-nearest-neighbor vote by cosine similarity (Wu et al., 2018, §3.4).
 
     Args:
         bank: (N, D) features whose labels are known.
         bank_labels: (N,) int64.
         queries: (M, D) features to classify.
-        neighbours: how many neighbours vote, with weight exp(cosine / 0.07); at most N.
+        neighbors: how many neighbors vote, with weight exp(cosine / 0.07); at most N.
 
     Returns:
         (M,) int64, a label of ``bank_labels`` for each query.
     """
     bank, queries = _unit_rows(bank), _unit_rows(queries)
-    neighbours = min(neighbours, len(bank))
+    neighbors = min(neighbors, len(bank))
     classes, bank_classes = np.unique(bank_labels, return_inverse=True)
     answers = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(queries), 1024):
         similarities = queries[start : start + 1024] @ bank.T
-        nearest = np.argpartition(-similarities, neighbours - 1, axis=1)[:, :neighbours]
+        nearest = np.argpartition(-similarities, neighbors - 1, axis=1)[:, :neighbors]
         weights = np.exp((np.take_along_axis(similarities, nearest, axis=1) - 1.0) / KNN_TEMPERATURE)
         votes = np.zeros((len(nearest), len(classes)))
         np.add.at(votes, (np.arange(len(nearest))[:, None], bank_classes[nearest]), weights)
@@ -78,16 +78,16 @@ def knn_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, 
 
 
 def knn_accuracy(
-    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray, *, neighbours: int = 20
+    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray, *, neighbors: int = 20
 ) -> float:
     """Share of right answers of :func:`knn_answers` about queries of known ``query_labels`` (M,), in [0, 1]."""
-    return float((knn_answers(bank, bank_labels, queries, neighbours=neighbours) == query_labels).mean())
+    return float((knn_answers(bank, bank_labels, queries, neighbors=neighbors) == query_labels).mean())
 
 
 def linear_probe_accuracy(
     bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
 ) -> float:
-    """Accuracy of L2-regularised logistic regression on standardised features, in [0, 1]; arguments as for kNN."""
+    """Accuracy of L2-regularized logistic regression on standardized features, in [0, 1]; arguments as for kNN."""
     return float((linear_probe_answers(bank, bank_labels, queries) == query_labels).mean())
 
 
@@ -104,7 +104,7 @@ def few_label_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.nda
 
     Features are scaled to length 1, moved by the mean of the bank and divided by one number, so that their mean square
     is 1 whatever common mean or scale a backbone gives them. To give every dimension a variance of 1, as for many
-    labels, would trust variances measured on a handful of pictures. At C = 0.01 this gets more pictures right than
+    labels, would trust variances measured on a handful of images. At C = 0.01 this gets more images right than
     :func:`linear_probe_accuracy` does, from 20 to 500 labels: 0.3 to 3.7 points of CIFAR-10 on supervised weights, 0.2
     to 1.6 on adapted ones, 1.1 to 1.7 of digits. C = 0.1 gains 1.5 to 3.7 on digits and loses up to 2.3 on CIFAR-10.
 
@@ -117,10 +117,10 @@ def few_label_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.nda
         (M,) int64, a label of ``bank_labels`` for each query.
     """
     bank, queries = _unit_rows(bank), _unit_rows(queries)
-    centre = bank.mean(axis=0)
-    scale = max(float(np.sqrt(((bank - centre) ** 2).mean())), 1e-12)
-    reader = LogisticRegression(C=0.01, max_iter=1000, tol=1e-3).fit((bank - centre) / scale, bank_labels)
-    answers: np.ndarray = reader.predict((queries - centre) / scale)
+    center = bank.mean(axis=0)
+    scale = max(float(np.sqrt(((bank - center) ** 2).mean())), 1e-12)
+    reader = LogisticRegression(C=0.01, max_iter=1000, tol=1e-3).fit((bank - center) / scale, bank_labels)
+    answers: np.ndarray = reader.predict((queries - center) / scale)
     return answers
 
 
@@ -129,7 +129,7 @@ def probe(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) ->
 
     Args:
         features_of: (N,) indices to (N, D) features.
-        split: which pictures.
+        split: which images.
     """
     arguments = features_of(split.bank), split.bank_labels, features_of(split.queries)
     answers = {"knn_accuracy": knn_answers(*arguments), "linear_probe_accuracy": linear_probe_answers(*arguments)}

@@ -18,7 +18,7 @@ PIPELINES = {
     "ssl_segment": "image-segmentation",
 }
 KINDS = {
-    "target_pretrain": "a backbone adapted to the pictures of one domain without labels",
+    "target_pretrain": "a backbone adapted to the images of one domain without labels",
     "ssl_classify": "an image classifier finetuned with few labels",
     "ssl_segment": "a semantic segmenter finetuned with few masks",
 }
@@ -31,7 +31,7 @@ SCORES = {  # name in results.json -> (metric on the Hub, words)
     "knn_accuracy_after": ("accuracy", "kNN accuracy"),
     "linear_probe_accuracy_after": ("accuracy", "linear probe accuracy"),
 }
-PROBED = "training pictures, labels held out"
+PROBED = "training images, labels held out"
 ADAPTED, BASE, STATISTICS = "this model", "base", "base, statistics only"
 
 
@@ -41,7 +41,7 @@ def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], mor
     Args:
         evidence: what the run says about itself.
         repo: Hub id that the snippets name.
-        files_beside: names of the files published with it; pictures among them are shown.
+        files_beside: names of the files published with it; images among them are shown.
         more_usage: what stands below the usual ways to load the model.
     """
     results = evidence.results
@@ -68,7 +68,7 @@ def metadata(evidence: Evidence, repo: str) -> ModelCardData:
         tags[3] = "self-supervised"
     scored = _eval_results(evidence)
     return ModelCardData(
-        license=evidence.licence,
+        license=evidence.license,
         library_name="transformers" if recipe == "ssl_segment" else "timm",
         pipeline_tag=PIPELINES[recipe],
         base_model=evidence.base.hub_id,
@@ -110,7 +110,7 @@ def _intro(evidence: Evidence) -> str:
     labels = f" and {results['labels']['count']} labels" if results.get("labels") else ""
     return (
         f"`{results['backbone']}` as {KINDS[results['recipe']]}: {results['method']} on "
-        f"{_count(results)} pictures of {_dataset(evidence)}{labels}. Made with tpssl_hf after "
+        f"{_count(results)} images of {_dataset(evidence)}{labels}. Made with tpssl_hf after "
         f"[arXiv:{PAPER}](https://arxiv.org/abs/{PAPER})."
     )
 
@@ -132,7 +132,7 @@ def _results(evidence: Evidence) -> str:
     rows = [(words, found[name]) for name, (_, words) in SCORES.items() if found.get(name) is not None]
     if not rows:
         unknown = f" {sentence(results['verdict'])}" if results.get("verdict") else ""
-        return f"There were no test pictures, so nothing was scored.{unknown}"
+        return f"There were no test images, so nothing was scored.{unknown}"
     if results["recipe"] == "target_pretrain":
         lines = ["| | before | statistics only | after |", "|---|---|---|---|"]
         for name in ("knn_accuracy", "linear_probe_accuracy"):
@@ -141,7 +141,7 @@ def _results(evidence: Evidence) -> str:
             lines.append(f"| {SCORES[f'{name}_after'][1]} | {' | '.join(shown)} |")
         words = (
             f"Features frozen; {PROBED}. *statistics only*: the base weights with nothing but BatchNorm statistics "
-            "measured anew on these pictures."
+            "measured anew on these images."
         )
         judged = f"**{sentence(results['verdict'])}**\n\n" if results.get("verdict") else ""
         return judged + "\n".join(lines) + f"\n\n{words}"
@@ -149,7 +149,7 @@ def _results(evidence: Evidence) -> str:
     text = "\n".join(lines)
     if results.get("test"):
         text += (
-            f"\n\nOn {results['test']['images']:,} pictures of the split `{results['test']['split']}`; "
+            f"\n\nOn {results['test']['images']:,} images of the split `{results['test']['split']}`; "
             f"{results['protocol']}."
         )
     return text + _spread(evidence) + _published_path(results.get("published_path"))
@@ -219,13 +219,13 @@ def _origin(evidence: Evidence) -> str:
         start = f"[{base.hub_id}](https://huggingface.co/{base.hub_id}){at}"
     lines = [f"- **Base weights**: {start}" + "".join(f"; then {step}" for step in base.steps)]
     lines.append(
-        f"- **Pictures**: {_dataset(evidence)}, {_count(results)} of them, fingerprint "
+        f"- **Images**: {_dataset(evidence)}, {_count(results)} of them, fingerprint "
         f"`{results['dataset']['fingerprint']}`"
     )
     if results.get("labels"):
         lines.append(f"- **Labels**: {results['labels']['chosen']} ({results['labels']['count']} in all)")
-        if results.get("unlabelled_images"):
-            lines.append(f"- **Without labels**: {results['unlabelled_images']:,} pictures")
+        if results.get("unlabeled_images"):
+            lines.append(f"- **Without labels**: {results['unlabeled_images']:,} images")
     if results.get("class_names"):
         names = results["class_names"]
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
@@ -270,15 +270,15 @@ def _health(evidence: Evidence, files_beside: frozenset[str]) -> str:
 def _limits(evidence: Evidence) -> str:
     results, base = evidence.results, evidence.base
     few = "" if results["recipe"] == "target_pretrain" else " The classes it knows are those listed above, no others."
-    stated = base.licence or "not stated where they were taken from"
+    stated = base.license or "not stated where they were taken from"
     lines = [
-        f"- It was made for pictures like those of {_dataset(evidence)}; on others expect less.{few} Nothing was "
+        f"- It was made for images like those of {_dataset(evidence)}; on others expect less.{few} Nothing was "
         "checked for bias, and errors are not spread evenly over classes.",
-        f"- **Weights**: {evidence.licence}."
+        f"- **Weights**: {evidence.license}."
         + (f" Base weights: {stated}." if base.hub_id or base.note else " They started from random weights."),
-        f"- **Pictures**: {evidence.dataset_licence or 'terms not stated by who published this'}. They are not part "
+        f"- **Images**: {evidence.dataset_license or 'terms not stated by who published this'}. They are not part "
         "of this repository.",
     ]
     if evidence.dataset_citation:
-        lines.append(f"- **Source of the pictures**: {evidence.dataset_citation}.")
+        lines.append(f"- **Source of the images**: {evidence.dataset_citation}.")
     return "\n".join(lines)

@@ -13,10 +13,10 @@ class PushConfig:
         False, "Publish the finished run as recipes/publish.py does; of several draws of labels, the first one given."
     )
     hub_model_id: str | None = key(None, "Repository on the Hub, `owner/name`.")
-    hub_private_repo: bool = key(False, "Only you, or the organisation's members, see the repository.")
+    hub_private_repo: bool = key(False, "Only you, or the organization's members, see the repository.")
     hub_revision: str | None = key(None, "Branch to push to, made if it is missing; `main` when not given.")
     hub_license: str | None = key(
-        None, "Licence of the weights as the Hub spells it (apache-2.0); that of the base weights when not given."
+        None, "License of the weights as the Hub spells it (apache-2.0); that of the base weights when not given."
     )
     hub_base_model: str | None = key(
         None, "Published weights that init goes back to, a Hub id, or `none` for random ones; found when not given."
@@ -34,20 +34,20 @@ class PublishRunConfig:
     space: str = key("", "Instead of a run: folder of the demo, spaces/demo or a copy, published as a Space.")
     demo_config: str = key("", "With space: the demo.yaml to publish; that of the folder when not given.")
     metric: str = key("", "Instead of a run: folder of a metric's module, published for `evaluate.load`.")
-    repo: str = key("", "Repository on the Hub, `owner/name`; the owner is you or an organisation you may write to.")
+    repo: str = key("", "Repository on the Hub, `owner/name`; the owner is you or an organization you may write to.")
 
 
 @dataclass
 class PublishConfig:
     """Publishing."""
 
-    private: bool = key(False, "Only you, or the organisation's members, see the repository.")
+    private: bool = key(False, "Only you, or the organization's members, see the repository.")
     revision: str | None = key(None, "Branch to push to, made if it is missing; `main` when not given.")
     create_pr: bool = key(False, "Open a pull request instead of changing the repository.")
     collection: str | None = key(None, "Slug of a collection of yours the repository is added to.")
     dry_run: str | None = key(None, "Write what would be pushed to this folder, and push nothing.")
     license: str | None = key(
-        None, "Licence of the weights as the Hub spells it (apache-2.0); that of the base weights when not given."
+        None, "License of the weights as the Hub spells it (apache-2.0); that of the base weights when not given."
     )
     base_model: str | None = key(
         None, "Published weights this run started from, a Hub id, or `none` for random ones; found when not given."
@@ -56,7 +56,7 @@ class PublishConfig:
         None, "What the weights this run started from are, in a few words, where they are published nowhere."
     )
     dataset_id: str | None = key(None, "Hub id of the data set, where it has one that the run does not name.")
-    dataset_license: str | None = key(None, "Terms of the pictures, in a few words.")
+    dataset_license: str | None = key(None, "Terms of the images, in a few words.")
     verdict: str | None = key(
         None, "A verdict's folder, or `none`; a verdict inside the run's folder is found when not given."
     )

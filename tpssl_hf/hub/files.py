@@ -18,11 +18,11 @@ Package = dict[str, bytes | Path]  # path in the repository -> its content, or t
 
 CARD, RUN_CONFIG = "README.md", "run_config.yaml"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-CURVES, VERDICT_PICTURE = "curves.png", "verdict.png"
+CURVES, VERDICT_IMAGE = "curves.png", "verdict.png"
 ONNX = "onnx/model.onnx"  # where transformers.js looks
 # Everything this module may write; what a former push left of it and the new one lacks goes in the same commit.
 OWN_FILES = frozenset(
-    {CARD, RUN_CONFIG, RESULTS, VERDICT, VERDICT_PICTURE, WEIGHTS, MODEL_CONFIG, *PROCESSOR_FILES, CURVES, ONNX}
+    {CARD, RUN_CONFIG, RESULTS, VERDICT, VERDICT_IMAGE, WEIGHTS, MODEL_CONFIG, *PROCESSOR_FILES, CURVES, ONNX}
 )
 PRIVATE_KEYS = ("cache_dir", "feature_dir")  # where this machine keeps things; of no use to others
 
@@ -35,9 +35,9 @@ def package(
     known_secrets: Iterable[str],
     onnx: bool = False,
 ) -> Package:
-    """Collect weights, processor, configuration, results, pictures and card.
+    """Collect weights, processor, configuration, results, images and card.
 
-    Pictures of the data set itself (views, predictions, pseudo-labels) stay at home: they may not be anyone's to give
+    Images of the data set itself (views, predictions, pseudo-labels) stay at home: they may not be anyone's to give
     away. Tokens and this machine's paths are taken out of every text.
 
     Args:
@@ -54,7 +54,7 @@ def package(
     model = folder / MODEL
     _check_weights(model / WEIGHTS)
     files: Package = {WEIGHTS: model / WEIGHTS, RESULTS: _json(evidence.results, known)}
-    files[MODEL_CONFIG] = _json(_licensed(model / MODEL_CONFIG, evidence.licence), known)
+    files[MODEL_CONFIG] = _json(_licensed(model / MODEL_CONFIG, evidence.license), known)
     for name in PROCESSOR_FILES:
         if (model / name).is_file():
             files[name] = _json(json.loads((model / name).read_text(encoding="utf-8")), known)
@@ -65,8 +65,8 @@ def package(
         files[CURVES] = folder / CURVES
     if evidence.verdict is not None and verdict_folder is not None:
         files[VERDICT] = _json(evidence.verdict, known)
-        if (verdict_folder / VERDICT_PICTURE).is_file():
-            files[VERDICT_PICTURE] = verdict_folder / VERDICT_PICTURE
+        if (verdict_folder / VERDICT_IMAGE).is_file():
+            files[VERDICT_IMAGE] = verdict_folder / VERDICT_IMAGE
     more = _add_onnx(files, evidence, repo, known) if onnx else None
     card = render_card(evidence, repo, frozenset(files), more)
     files[CARD] = without_paths(without_secrets(card, known)).encode()
@@ -84,13 +84,13 @@ def _add_onnx(files: Package, evidence: Evidence, repo: str, known: list[str]) -
     return onnx_snippets(evidence.results, repo, exported)
 
 
-def _licensed(path: Path, licence: str) -> dict[str, Any]:
-    """Return the model's configuration with the licence in it, which runs that start from the model inherit."""
+def _licensed(path: Path, license: str) -> dict[str, Any]:
+    """Return the model's configuration with the license in it, which runs that start from the model inherit."""
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if "pretrained_cfg" in config:
-        config["pretrained_cfg"]["license"] = licence
+        config["pretrained_cfg"]["license"] = license
     else:
-        config["provenance"] = {**config.get("provenance", {}), "licence": licence}
+        config["provenance"] = {**config.get("provenance", {}), "license": license}
     return config
 
 

@@ -147,10 +147,10 @@ def _as_the_card_says(folder: Path, recipe: str, size: tuple[int, int]) -> Tenso
     processor, pixels = AutoImageProcessor.from_pretrained(folder), []
     for height, width in ((size[0] // 2 + 1, 3 * size[1]), (2 * size[0] + 1, size[1])):
         ramp = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
-        picture, options = Image.fromarray(ramp.astype(np.uint8)), {}
+        image, options = Image.fromarray(ramp.astype(np.uint8)), {}
         if recipe == "ssl_segment":
-            picture, options = picture.resize((size[1], size[0])), {"shorter_side": 0}
-        pixels.append(processor(picture, return_tensors="pt", **options)["pixel_values"])
+            image, options = image.resize((size[1], size[0])), {"shorter_side": 0}
+        pixels.append(processor(image, return_tensors="pt", **options)["pixel_values"])
     if {tuple(part.shape[2:]) for part in pixels} != {size}:
         raise InputError(
             f"the image processor of {folder} does not give images of {size[0]} x {size[1]} pixels, which the ONNX "

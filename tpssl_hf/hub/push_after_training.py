@@ -19,8 +19,8 @@ from tpssl_hf.hub.config import PublishConfig, PushConfig
 from tpssl_hf.hub.publish import how_to_push_again, publish_run
 from tpssl_hf.hub.redaction import without_secrets
 from tpssl_hf.hub.retry import Retry, limited, reason_of
-from tpssl_hf.hub.run_record import gather, start_and_licence
-from tpssl_hf.models.backbone import Origin, load_backbone
+from tpssl_hf.hub.run_record import gather, start_and_license
+from tpssl_hf.models.backbone import WeightsSource, load_backbone
 from tpssl_hf.training.run_dir import RESULTS
 
 EARLY_PATIENCE = 60.0  # seconds the Hub may take to say who we are, before anything is trained
@@ -42,7 +42,7 @@ class Push:
     choices: PublishConfig
 
 
-def settle_push(settings: Mapping[str, Any], accelerator: Accelerator, say: Callable[..., None]) -> Push | None:
+def validate_push(settings: Mapping[str, Any], accelerator: Accelerator, say: Callable[..., None]) -> Push | None:
     """Check before training that the run can be published after it; without ``push_to_hub`` nothing is asked.
 
     Only the main process talks to the Hub; the others wait for what it finds out.
@@ -157,27 +157,27 @@ def _may_not_write(person: Mapping[str, Any], repo: str) -> str | None:
     if role == "read":
         return "your token may only read; make one with the role `write`, and log in with it by `hf auth login`."
     owner, name = repo.partition("/")[0], person.get("name")
-    organisations = {entry.get("name"): entry.get("roleInOrg") for entry in person.get("orgs") or []}
-    if owner != name and organisations.get(owner, "read") == "read":
+    organizations = {entry.get("name"): entry.get("roleInOrg") for entry in person.get("orgs") or []}
+    if owner != name and organizations.get(owner, "read") == "read":
         return f"the Hub knows you as {name}, who may not write below {owner}; give `--hub_model_id {name}/...`."
     return None
 
 
 def _check_card(folder: Path, settings: Mapping[str, Any], choices: PublishConfig) -> None:
-    """Refuse what a card will lack: base weights and licence, as far as they are known before training."""
+    """Refuse what a card will lack: base weights and license, as far as they are known before training."""
     try:
         if (folder / RESULTS).is_file():  # finished before, so that all is known
             gather(folder, choices)
         else:
             origin = _origin(settings)
             begun = {"init": origin.as_dict(), "config": dict(settings)}
-            start_and_licence(begun, choices, "this run")
+            start_and_license(begun, choices, "this run")
     except InputError as error:
         raise InputError(_KEYS.sub("hub_", str(error))) from None
 
 
-def _origin(settings: Mapping[str, Any]) -> Origin:
+def _origin(settings: Mapping[str, Any]) -> WeightsSource:
     """Return where the backbone's weights come from; loading them is the only way to be told without fail."""
     if settings["init"] == "random":
-        return Origin("random", settings["backbone"])
+        return WeightsSource("random", settings["backbone"])
     return load_backbone(settings["backbone"], init=settings["init"])[1]

@@ -14,7 +14,7 @@ from tpssl_hf.training.run_dir import METRICS, RESULTS, read_metrics
 RECIPES = ("target_pretrain", "ssl_classify", "ssl_segment")
 MODEL, WEIGHTS, MODEL_CONFIG, VERDICT = "model", "model.safetensors", "config.json", "verdict.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 CONTROLS = ("base", "base, statistics only")
 HEALTH = ("drift", "projection_std", "health_")  # what their names in metrics.jsonl begin with
 _LONGEST_CHAIN = 8
@@ -27,7 +27,7 @@ class Base:
     Attributes:
         hub_id: repository of the weights; None where the start was random, or weights that are published nowhere.
         revision: its commit, if known.
-        licence: of the weights, as far as their source states it.
+        license: of the weights, as far as their source states it.
         steps: what was done between them and this run, first thing first.
         note: what they are, in its maker's words, where they are published nowhere.
         converted: the note is what recipes/convert.py recorded of a file from elsewhere instead.
@@ -35,7 +35,7 @@ class Base:
 
     hub_id: str | None
     revision: str | None = None
-    licence: str | None = None
+    license: str | None = None
     steps: tuple[str, ...] = ()
     note: str | None = None
     converted: bool = False
@@ -49,9 +49,9 @@ class Evidence:
         folder: of the run.
         results: its results.json.
         base: what it started from.
-        licence: of its weights, as the Hub spells it.
+        license: of its weights, as the Hub spells it.
         dataset_id: Hub id of the data set, if it has one.
-        dataset_licence: terms of the pictures in words, if known.
+        dataset_license: terms of the images in words, if known.
         dataset_citation: where the data set was published, if known.
         spread: results.json over all draws of labels, if the run is one of several.
         verdict: verdict.json, if there is one.
@@ -61,9 +61,9 @@ class Evidence:
     folder: Path
     results: dict[str, Any]
     base: Base
-    licence: str
+    license: str
     dataset_id: str | None
-    dataset_licence: str | None
+    dataset_license: str | None
     dataset_citation: str | None
     spread: dict[str, Any] | None
     verdict: dict[str, Any] | None
@@ -78,11 +78,11 @@ def gather(folder: Path, choices: PublishConfig) -> Evidence:
         choices: what the user adds.
 
     Raises:
-        InputError: for a folder without a finished run, and where base weights, data set, licence or seed are unknown;
+        InputError: for a folder without a finished run, and where base weights, data set, license or seed are unknown;
             the message says how to give what is missing.
     """
     results = _results(folder)
-    base, licence = start_and_licence(results, choices, str(folder))
+    base, license = start_and_license(results, choices, str(folder))
     name = results["config"].get("dataset")
     spec = DATASETS.get(str(name))
     dataset_id = choices.dataset_id or (spec.source if spec and spec.source != EMBEDDED else None)
@@ -94,9 +94,9 @@ def gather(folder: Path, choices: PublishConfig) -> Evidence:
         folder=folder,
         results=results,
         base=base,
-        licence=licence,
+        license=license,
         dataset_id=dataset_id,
-        dataset_licence=choices.dataset_license or (spec.licence if spec else None),
+        dataset_license=choices.dataset_license or (spec.license if spec else None),
         dataset_citation=spec.citation if spec else None,
         spread=_spread(folder),
         verdict=_verdict(folder, choices.verdict),
@@ -104,8 +104,8 @@ def gather(folder: Path, choices: PublishConfig) -> Evidence:
     )
 
 
-def start_and_licence(results: dict[str, Any], choices: PublishConfig, what: str) -> tuple[Base, str]:
-    """Return what a run goes back to, and the licence of its weights.
+def start_and_license(results: dict[str, Any], choices: PublishConfig, what: str) -> tuple[Base, str]:
+    """Return what a run goes back to, and the license of its weights.
 
     Args:
         results: of the run, or its entries ``init`` and ``config`` alone where it has only begun.
@@ -116,15 +116,17 @@ def start_and_licence(results: dict[str, Any], choices: PublishConfig, what: str
         InputError: where either is unknown or wrong.
     """
     base = _base(results, choices)
-    licence = choices.license or base.licence
-    if not licence:
+    license = choices.license or base.license
+    if not license:
         raise InputError(
-            f"the licence of {what} is not known: say under which the weights may be used, as the Hub spells it, "
+            f"the license of {what} is not known: say under which the weights may be used, as the Hub spells it, "
             "e.g. `--license apache-2.0`."
         )
-    if not LICENCE.fullmatch(licence):
-        raise InputError(f"license {licence!r} is not spelt as on the Hub; e.g. apache-2.0, mit, cc-by-4.0 or other.")
-    return base, licence
+    if not LICENSE.fullmatch(license):
+        raise InputError(
+            f"license {license!r} is not spelled as on the Hub; e.g. apache-2.0, mit, cc-by-4.0 or other."
+        )
+    return base, license
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def _results(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds {len(results['label_seeds'])} runs; publish one of them, e.g. {one}.")
     dataset = results.get("dataset") or {}
     if not dataset.get("name") or not dataset.get("fingerprint"):
-        raise InputError(f"{folder / RESULTS} does not say which pictures were used; run the recipe again.")
+        raise InputError(f"{folder / RESULTS} does not say which images were used; run the recipe again.")
     if not isinstance(results.get("seed"), int):
         raise InputError(f"{folder / RESULTS} does not say which seed was used; run the recipe again with `--seed 0`.")
     if not isinstance(results.get("config"), dict) or not isinstance(results.get("init"), dict):
@@ -182,12 +184,12 @@ def _base(results: dict[str, Any], choices: PublishConfig) -> Base:
             "have; say which published weights that goes back to, e.g. `--base_model timm/resnet18.a1_in1k`, or "
             "`--base_model none` for random ones; or say in words what they are with `--base_note`."
         )
-    licence = results["init"].get("licence")
+    license = results["init"].get("license")
     if given is None and note is None:
         assert found is not None
         return found
     hub_id, _, revision = (given or "none").partition("@")
-    stated = Base(None if hub_id == "none" else hub_id, revision or None, licence, () if found else steps, note)
+    stated = Base(None if hub_id == "none" else hub_id, revision or None, license, () if found else steps, note)
     if found is None:
         return stated
     if note is not None or (found.hub_id != stated.hub_id and not found.steps):
@@ -206,13 +208,13 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
     """
     init, place, steps = results["init"], str(results["config"].get("init", "")), tuple[str, ...]()
     for _ in range(_LONGEST_CHAIN):
-        kind, name, licence = init.get("kind"), str(init.get("name") or ""), init.get("licence")
+        kind, name, license = init.get("kind"), str(init.get("name") or ""), init.get("license")
         if kind == "random":
-            return Base(None, None, licence, steps), steps
+            return Base(None, None, license, steps), steps
         if kind == "hub":
-            return Base(name, init.get("revision"), licence, steps), steps
+            return Base(name, init.get("revision"), license, steps), steps
         if kind == "timm" and not name.endswith(".default"):
-            return Base(f"timm/{name}", None, licence, steps), steps
+            return Base(f"timm/{name}", None, license, steps), steps
         earlier = _provenance(Path(place) / MODEL_CONFIG) if kind == "folder" and place else {}
         if not earlier or not _same(Path(place) / WEIGHTS, init.get("sha256")):
             return None, steps
@@ -220,11 +222,11 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
             source = earlier["source"]
             file = f"{source['file']}, SHA-256 `{source['sha256']}`, converted"
             family = f" ({source['family']})" if source["family"] else ""
-            return Base(None, None, licence, steps, file + family, converted=True), steps
+            return Base(None, None, license, steps, file + family, converted=True), steps
         if not isinstance(earlier.get("init"), dict):
             return None, steps
-        pictures = (earlier.get("dataset") or {}).get("name", "pictures")
-        steps = (f"{earlier.get('method', '?')} on {pictures} ({earlier.get('recipe', '?')})", *steps)
+        images = (earlier.get("dataset") or {}).get("name", "images")
+        steps = (f"{earlier.get('method', '?')} on {images} ({earlier.get('recipe', '?')})", *steps)
         init, place = earlier["init"], ""
     return None, steps
 

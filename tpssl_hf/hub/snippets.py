@@ -1,4 +1,4 @@
-"""How to load a published model, by task; every snippet runs as it stands beside a picture called picture.png."""
+"""How to load a published model, by task; every snippet runs as it stands beside an image called image.png."""
 
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ _BACKBONE = """Plain timm:
 ```python
 import timm
 
-backbone = timm.create_model("hf-hub:$repo", pretrained=True, num_classes=0).eval()  # pictures to features
-maps = timm.create_model("hf-hub:$repo", pretrained=True, features_only=True).eval()  # pictures to feature maps
+backbone = timm.create_model("hf-hub:$repo", pretrained=True, num_classes=0).eval()  # images to features
+maps = timm.create_model("hf-hub:$repo", pretrained=True, features_only=True).eval()  # images to feature maps
 ```
 
 transformers:
@@ -23,8 +23,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 processor = AutoImageProcessor.from_pretrained("$repo")
 model = AutoModel.from_pretrained("$repo").eval()
-picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")
-pixels = processor(picture, return_tensors="pt")["pixel_values"]
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGB")
+pixels = processor(image, return_tensors="pt")["pixel_values"]
 features = model(pixels).pooler_output
 ```
 
@@ -44,7 +44,7 @@ _CLASSIFIER = """transformers:
 from transformers import pipeline
 
 classify = pipeline("image-classification", model="$repo")
-print(classify("picture.png"))
+print(classify("image.png"))
 ```
 
 Plain timm:
@@ -55,8 +55,8 @@ from PIL import Image, ImageOps
 
 model = timm.create_model("hf-hub:$repo", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))
-picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")
-logits = model(transform(picture)[None])
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGB")
+logits = model(transform(image)[None])
 ```
 
 tpssl_hf, its backbone without the classifier:
@@ -75,7 +75,7 @@ import tpssl_hf
 from transformers import pipeline
 
 segment = pipeline("image-segmentation", model="$repo")
-print(segment("picture.png"))
+print(segment("image.png"))
 ```
 
 The network itself:
@@ -87,8 +87,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 processor = AutoImageProcessor.from_pretrained("$repo")
 model = AutoModelForSemanticSegmentation.from_pretrained("$repo").eval()
-picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")
-pixels = processor(picture, return_tensors="pt")["pixel_values"]
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGB")
+pixels = processor(image, return_tensors="pt")["pixel_values"]
 logits = model(pixels).logits
 ```
 """
@@ -103,12 +103,12 @@ from transformers import AutoImageProcessor
 
 processor = AutoImageProcessor.from_pretrained("$repo")
 network = onnxruntime.InferenceSession(hf_hub_download("$repo", "onnx/model.onnx"))
-picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGB")$resized
-pixels = processor(picture$unshrunk, return_tensors="pt")["pixel_values"].numpy()
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGB")$resized
+pixels = processor(image$unshrunk, return_tensors="pt")["pixel_values"].numpy()
 [$outputs] = network.run(None, {"pixel_values": pixels})
 ```
 
-transformers.js; its pipelines do not know this architecture, its plain model does. In Node it scales pictures down
+transformers.js; its pipelines do not know this architecture, its plain model does. In Node it scales images down
 without smoothing them, so numbers differ from those of Python where it has to:
 
 ```js
@@ -116,8 +116,8 @@ import { AutoImageProcessor, AutoModel, load_image } from "@huggingface/transfor
 
 const processor = await AutoImageProcessor.from_pretrained("$repo");
 const model = await AutoModel.from_pretrained("$repo", { dtype: "fp32" });
-const picture = await load_image("picture.png")$resized_in_browsers;
-const { $outputs } = await model(await processor(picture));
+const image = await load_image("image.png")$resized_in_browsers;
+const { $outputs } = await model(await processor(image));
 ```
 """
 
@@ -125,9 +125,9 @@ _READ_AS_TRAINED = """Images read as in training, where other readers differ (mo
 
 ```python
 from PIL import Image
-from tpssl_hf.data.scan import decode_picture
+from tpssl_hf.data.scan import decode_image
 
-picture = Image.fromarray(decode_picture("picture.png"$range))  # 8-bit RGB: hand it over instead of the path
+image = Image.fromarray(decode_image("image.png"$range))  # 8-bit RGB: hand it over instead of the path
 ```
 """
 
@@ -162,7 +162,7 @@ def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> s
     (height, width), resized, resized_in_browsers, scored, unshrunk = exported.size, "", "", "", ""
     if results["recipe"] == "ssl_segment":  # the processor of the others does it
         if results["config"].get("test_mode") != "resize":
-            scored = "; the scores above were not taken on pictures resized to this"
+            scored = "; the scores above were not taken on images resized to this"
         unshrunk = ", shorter_side=0"
         resized, resized_in_browsers = f".resize(({width}, {height}))", f".then((it) => it.resize({width}, {height}))"
     text = Template(_ONNX).substitute(

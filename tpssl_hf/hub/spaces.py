@@ -23,7 +23,7 @@ SOURCES, DATA = "tpssl_hf", "data"
 OWN_FOLDERS = (f"{SOURCES}/", f"{DATA}/", f"{EXAMPLES}/")  # what a former push left there goes
 LEFT_OUT = (SOURCES, DATA, "outputs", DEMO_YAML)  # of the folder, at its top
 MODELS = {"classifiers": ("base", "adapted"), "segmenters": ("model",)}  # keys of demo.yaml that name models,
-PLACES = {"classifiers": ("neighbours",), "changes": ("tsne", "drift", "verdict")}  # and files
+PLACES = {"classifiers": ("neighbors",), "changes": ("tsne", "drift", "verdict")}  # and files
 VERDICT_FILES = ("results.json", "verdict.md", "verdict.png")
 PUBLISHED_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
@@ -71,7 +71,7 @@ def publish_space(
         sdk="gradio",
     )
     if any(name.endswith(".npz") for name in files):
-        say("note: the `neighbours` are small copies of training pictures, for all to see; leave private ones out")
+        say("note: the `neighbors` are small copies of training images, for all to see; leave private ones out")
     return deliver(delivery, choices, api=api, say=say)
 
 
@@ -84,7 +84,7 @@ def refuse_secrets(files: Package, known: list[str]) -> None:
     for name, content in files.items():
         try:
             text = (content if isinstance(content, bytes) else content.read_bytes()).decode()
-        except UnicodeDecodeError:  # pictures and arrays
+        except UnicodeDecodeError:  # images and arrays
             continue
         if without_secrets(text, known) != text:
             raise InputError(
@@ -205,7 +205,7 @@ def _verdict(folder: Path, what: str, known: list[str]) -> Package:
     missing = [name for name in VERDICT_FILES if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{what} {folder} holds no {missing[0]}; give the folder of recipes/verdict.py.")
-    numbers, report, picture = (folder / name for name in VERDICT_FILES)
+    numbers, report, image = (folder / name for name in VERDICT_FILES)
     try:
         results = publishable(json.loads(numbers.read_text(encoding="utf-8")), known)
     except ValueError as error:
@@ -213,5 +213,5 @@ def _verdict(folder: Path, what: str, known: list[str]) -> Package:
     if isinstance(results, dict) and isinstance(results.get("config"), dict):
         results["config"] = {name: value for name, value in results["config"].items() if name not in PRIVATE_KEYS}
     text = without_paths(without_secrets(report.read_text(encoding="utf-8"), known))
-    contents: tuple[bytes | Path, ...] = (json.dumps(results, indent=2).encode() + b"\n", text.encode(), picture)
+    contents: tuple[bytes | Path, ...] = (json.dumps(results, indent=2).encode() + b"\n", text.encode(), image)
     return dict(zip(VERDICT_FILES, contents, strict=True))

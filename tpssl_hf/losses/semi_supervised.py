@@ -94,7 +94,7 @@ def class_fairness(logits: Tensor, weights: Tensor, expected: Tensor, histogram:
 
     Args:
         logits: (U, K) of the strong views.
-        weights: (U,), 1 for accepted pictures and 0 for the others.
+        weights: (U,), 1 for accepted images and 0 for the others.
         expected: (K,) running mean of the probabilities.
         histogram: (K,) running histogram of the predicted classes.
     """

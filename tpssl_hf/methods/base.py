@@ -7,11 +7,11 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewPolicy, ViewSettings
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 
 Batch = Mapping[str, Mapping[str, Tensor]]  # stream name -> field name -> tensor
 Losses = dict[str, Tensor]  # "loss" carries the gradient; every other entry is a detached scalar for the log
-Views = Mapping[str, Callable[[Pictures], dict[str, Tensor]]]  # stream name -> transform of its pictures
+Views = Mapping[str, Callable[[ImageBatch], dict[str, Tensor]]]  # stream name -> transform of its images
 
 
 class Method(Protocol):
@@ -37,9 +37,9 @@ class MethodSpec:
         build: (backbone, config) -> method.
         views: (settings, config) -> stream name -> transform; the keys decide which streams exist.
         defaults: values of shared configuration keys that the method's source prescribes.
-        check: (backbone, config, image size, pictures per optimizer step) -> nothing, or an ``InputError`` that says
+        check: (backbone, config, image size, images per optimizer step) -> nothing, or an ``InputError`` that says
             what does not fit, before the first step.
-        crop_scale: least and greatest area of the views' crops, as shares of the picture's.
+        crop_scale: least and greatest area of the views' crops, as shares of the image's.
     """
 
     config: type
@@ -56,7 +56,7 @@ class LearnerSpec:
 
     Attributes:
         config: dataclass of the learner's own hyper-parameters.
-        build: (classifier or segmenter, config, number of unlabelled pictures) -> method.
+        build: (classifier or segmenter, config, number of unlabeled images) -> method.
         views: (settings, config) -> stream name -> transform; the keys decide which streams exist. The settings are
             those of the task: ``ViewSettings``, or ``SegmentViewSettings``.
         defaults: values of shared configuration keys that the learner's source prescribes.
@@ -70,13 +70,13 @@ class LearnerSpec:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """What a learner took its unlabelled pictures for in one step, for the audit; without gradients.
+    """What a learner took its unlabeled images for in one step, for the audit; without gradients.
 
     Attributes:
-        index: (U,) int64, number of each unlabelled picture in its store.
+        index: (U,) int64, number of each unlabeled image in its store.
         labels: (U,) int64, the class it was taken for.
         confidence: (U,) float32 in [0, 1], the probability of that class.
-        weights: (U,) float32 in [0, 1], how much the picture counts in the loss; 0 or 1 for a threshold.
+        weights: (U,) float32 in [0, 1], how much the image counts in the loss; 0 or 1 for a threshold.
     """
 
     index: Tensor

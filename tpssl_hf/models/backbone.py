@@ -24,14 +24,14 @@ CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
-class Origin:
+class WeightsSource:
     """Where the weights of a backbone come from; it travels with every model made from them.
 
     Attributes:
         kind: random | timm | folder | file | hub.
         name: the architecture, its name with the weight tag, a folder's name or Hub id; never a private absolute path.
         revision: commit of a Hub repository, if one was read.
-        licence: licence of the weights as far as their source states it.
+        license: license of the weights as far as their source states it.
         sha256: digest of the weight file, for folders, files and the Hub.
         weights: digest of the loaded tensors, the same wherever they were read from; none for random ones.
         image_size: side of the images the weights are meant for, as far as their source states it.
@@ -40,7 +40,7 @@ class Origin:
     kind: str
     name: str
     revision: str | None = None
-    licence: str | None = None
+    license: str | None = None
     sha256: str | None = None
     weights: str | None = None
     image_size: int | None = None
@@ -56,7 +56,7 @@ class Origin:
         return asdict(self)
 
 
-def load_backbone(architecture: str, *, init: str, image_size: int | None = None) -> tuple[nn.Module, Origin]:
+def load_backbone(architecture: str, *, init: str, image_size: int | None = None) -> tuple[nn.Module, WeightsSource]:
     """Build Φ without a classifier, images (B, 3, H, W) to features (B, D); only this function may download weights.
 
     Its ``pretrained_cfg`` is that of the weights, not of the architecture: their own mean, standard deviation,
@@ -65,10 +65,10 @@ def load_backbone(architecture: str, *, init: str, image_size: int | None = None
 
     Args:
         architecture: a timm model name, with or without a weight tag (``resnet18``, ``resnet18.tv_in1k``).
-        init: ``random`` (timm's own initialisation), ``timm`` (its pretrained weights for ``architecture``), a timm
-            weight tag, a folder in the layout of :func:`tpssl_hf.models.timm_export.save_timm_folder`, a ``.safetensors``
-            file, or a Hub id with an optional ``@revision``. A file's preprocessing is in the ``config.json`` beside
-            it, else that of the tag in ``architecture``.
+        init: ``random`` (timm's own initialization), ``timm`` (its pretrained weights for ``architecture``), a timm
+            weight tag, a folder in the layout of :func:`tpssl_hf.models.timm_export.save_timm_folder`, a
+            ``.safetensors`` file, or a Hub id with an optional ``@revision``. A file's preprocessing is in the
+            ``config.json`` beside it, else that of the tag in ``architecture``.
         image_size: side of the images; a network built for one size (a ViT) is built for it, its position embedding
             resampled, and one that cannot take it is refused.
 
@@ -95,16 +95,16 @@ def load_backbone(architecture: str, *, init: str, image_size: int | None = None
     return model, origin
 
 
-def _load(architecture: str, init: str, image_size: int | None) -> tuple[nn.Module, Origin]:
+def _load(architecture: str, init: str, image_size: int | None) -> tuple[nn.Module, WeightsSource]:
     """Find out what ``init`` is, and load it."""
     name = architecture.partition(".")[0]
     if init == "random":
-        return built(architecture, image_size), Origin("random", name)
+        return built(architecture, image_size), WeightsSource("random", name)
     if init == "timm" or (is_model(init.partition(".")[0]) and "/" not in init and not Path(init).exists()):
         return _from_timm(architecture if init == "timm" else init, architecture, image_size)
     path = Path(init).expanduser()
     if path.is_dir():
-        return _from_folder(path, Origin("folder", _public_name(path)), architecture, image_size)
+        return _from_folder(path, WeightsSource("folder", _public_name(path)), architecture, image_size)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise InputError(
@@ -112,7 +112,7 @@ def _load(architecture: str, init: str, image_size: int | None) -> tuple[nn.Modu
                 f"recipes/convert.py {init} --backbone {name} --output_dir FOLDER` makes a folder of it."
             )
         facts = _read_config(path.with_name(CONFIG_FILE), name)
-        return _from_file(path, Origin("file", path.name), architecture, image_size, facts)
+        return _from_file(path, WeightsSource("file", path.name), architecture, image_size, facts)
     if init.count("/") == 1 and not init.startswith((".", "/", "~")):
         return _from_hub(init, architecture, image_size)
     raise InputError(f"init {init!r} is not random, timm, a timm weight tag, an existing folder or file, or a Hub id.")
@@ -149,7 +149,7 @@ def _tags(name: str) -> list[str]:
     return [found.partition(".")[2] for found in timm.list_models(f"{name}.*", include_tags=True)]
 
 
-def _from_timm(tagged: str, architecture: str, image_size: int | None) -> tuple[nn.Module, Origin]:
+def _from_timm(tagged: str, architecture: str, image_size: int | None) -> tuple[nn.Module, WeightsSource]:
     name, _, tag = architecture.partition(".")
     if tagged.partition(".")[0] != name:
         raise InputError(f"init {tagged!r} holds weights of another architecture than backbone {name!r}.")
@@ -169,10 +169,12 @@ def _from_timm(tagged: str, architecture: str, image_size: int | None) -> tuple[
         ) from error
     facts: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     tagged = f"{name}.{facts.get('tag') or 'default'}"
-    return model, Origin("timm", tagged, licence=facts.get("license"), image_size=facts["input_size"][-1])
+    return model, WeightsSource("timm", tagged, license=facts.get("license"), image_size=facts["input_size"][-1])
 
 
-def _from_folder(folder: Path, origin: Origin, architecture: str, image_size: int | None) -> tuple[nn.Module, Origin]:
+def _from_folder(
+    folder: Path, origin: WeightsSource, architecture: str, image_size: int | None
+) -> tuple[nn.Module, WeightsSource]:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         hint = f"; did you mean {folder / 'model'}?" if (folder / "model" / WEIGHTS_FILE).is_file() else ""
@@ -205,8 +207,8 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def _from_file(
-    path: Path, origin: Origin, architecture: str, image_size: int | None, facts: dict[str, Any]
-) -> tuple[nn.Module, Origin]:
+    path: Path, origin: WeightsSource, architecture: str, image_size: int | None, facts: dict[str, Any]
+) -> tuple[nn.Module, WeightsSource]:
     """Load a file; ``facts`` are those of the weights, empty where nothing is known of them."""
     try:
         tensors = load_file(path)
@@ -220,10 +222,10 @@ def _from_file(
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     own_size = facts["input_size"][-1] if "input_size" in facts else None
-    return model, replace(origin, licence=facts.get("license"), sha256=digest, image_size=own_size)
+    return model, replace(origin, license=facts.get("license"), sha256=digest, image_size=own_size)
 
 
-def _from_hub(repository: str, architecture: str, image_size: int | None) -> tuple[nn.Module, Origin]:
+def _from_hub(repository: str, architecture: str, image_size: int | None) -> tuple[nn.Module, WeightsSource]:
     from huggingface_hub import snapshot_download
 
     repo_id, _, revision = repository.partition("@")
@@ -236,7 +238,7 @@ def _from_hub(repository: str, architecture: str, image_size: int | None) -> tup
         raise InputError(
             f"init {repository!r}: no such folder here, and the Hub did not deliver it ({reason})."
         ) from error
-    return _from_folder(folder, Origin("hub", repo_id, folder.name), architecture, image_size)
+    return _from_folder(folder, WeightsSource("hub", repo_id, folder.name), architecture, image_size)
 
 
 def _public_name(folder: Path) -> str:

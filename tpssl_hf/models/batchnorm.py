@@ -44,7 +44,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"SyncedBatchNorm takes (B, C, ...) tensors, got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, ...) per channel, by batch statistics in training and running ones in evaluation."""
+        """Normalize (B, C, ...) per channel, by batch statistics in training and running ones in evaluation."""
         if not self.training:
             return super().forward(input)
         dimensions = [d for d in range(input.dim()) if d != 1]
@@ -53,8 +53,8 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         count = values.numel() // values.shape[1] * processes
         mean = _sum_over_processes(values.mean(dim=dimensions)) / processes
         shape = [1, -1] + [1] * (input.dim() - 2)
-        centred = values - mean.view(shape)
-        variance = _sum_over_processes(centred.square().mean(dim=dimensions)) / processes
+        centered = values - mean.view(shape)
+        variance = _sum_over_processes(centered.square().mean(dim=dimensions)) / processes
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 if self.num_batches_tracked is not None:
@@ -63,13 +63,13 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
                 momentum = 1.0 / float(self.num_batches_tracked or 1) if self.momentum is None else self.momentum
                 self.running_mean.lerp_(mean.detach(), momentum)
                 self.running_var.lerp_(variance.detach() * (count / max(1, count - 1)), momentum)
-        normalised = centred * torch.rsqrt(variance + self.eps).view(shape)
+        normalized = centered * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
-        return normalised.to(input.dtype)
+            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return normalized.to(input.dtype)
 
 
-def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
     """Replace the BatchNorm layers below ``module`` by ones that share statistics; parameters and keys stay.
 
     Raises:
@@ -84,7 +84,7 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
         elif isinstance(child, nn.modules.batchnorm._BatchNorm):
             raise InputError(f"{type(child).__name__} cannot share statistics on a CPU; set sync_batchnorm to false.")
         else:
-            synchronise_batchnorm(child, device)
+            synchronize_batchnorm(child, device)
     return module
 
 
@@ -103,7 +103,7 @@ def _converted(layer: nn.Module) -> SyncedBatchNorm:
 def keep_statistics(module: nn.Module) -> Iterator[None]:
     """Leave the running statistics of all BatchNorm layers in ``module`` as they are while inside.
 
-    Layers in training mode still normalise by the statistics of their batch, and move copies of the running ones.
+    Layers in training mode still normalize by the statistics of their batch, and move copies of the running ones.
     Nothing is put back afterwards, because a backward pass must find the buffers unchanged; and nothing is left out,
     because a pass that gradient checkpointing repeats must save what it saved at first, in here or not.
     """

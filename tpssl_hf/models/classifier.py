@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.backbone import Origin, load_backbone
+from tpssl_hf.models.backbone import WeightsSource, load_backbone
 
 
 def load_classifier(
     architecture: str, *, init: str, classes: int, image_size: int | None = None
-) -> tuple[nn.Module, Origin]:
+) -> tuple[nn.Module, WeightsSource]:
     """Build Φ with a new classifier, images (B, 3, H, W) to logits (B, K).
 
     The classifier's weights are drawn from N(0, 0.01), its bias is 0; the global random stream decides the draw.

@@ -19,7 +19,7 @@ def _block(inputs: int, outputs: int, *, kernel: int = 1, rate: int = 1) -> nn.S
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-class AtrousSpatialPyramid(nn.Module):
+class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: (B, C, h, w) seen at five scales, to (B, ``width``, h, w)."""
 
     def __init__(self, inputs: int, *, width: int, rates: tuple[int, ...], dropout: float) -> None:
@@ -36,9 +36,9 @@ class AtrousSpatialPyramid(nn.Module):
             InputError: in training mode for one image, whose pooled value has no batch statistics.
         """
         norm = self.image[1]
-        if isinstance(norm, nn.BatchNorm2d) and norm.training and len(maps) == 1:  # a synchronised one could do it
+        if isinstance(norm, nn.BatchNorm2d) and norm.training and len(maps) == 1:  # a synchronized one could do it
             raise InputError(
-                "the decoder cannot train on a batch of 1 image, its image pooling is normalised over the batch; give "
+                "the decoder cannot train on a batch of 1 image, its image pooling is normalized over the batch; give "
                 "2 or more, and drop an incomplete last batch."
             )
         image = self.image(maps.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *maps.shape[2:])
@@ -71,7 +71,7 @@ class DeepLabDecoder(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        self.context = AtrousSpatialPyramid(high_channels, width=width, rates=RATES[output_stride], dropout=dropout)
+        self.context = ASPP(high_channels, width=width, rates=RATES[output_stride], dropout=dropout)
         self.low_level = _block(low_channels, low_level_width)
         self.refine = nn.Sequential(_block(width + low_level_width, width, kernel=3), _block(width, width, kernel=3))
         self.classifier = nn.Conv2d(width, classes, 1)

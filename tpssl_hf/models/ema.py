@@ -100,7 +100,7 @@ def average_into(average: Tensor, value: Tensor, momentum: float, updates: Tenso
     """Move a statistic: average ← m·average + (1 − m)·value, unless ``value`` is not all finite.
 
     m is min(``momentum``, (1 + k) / (10 + k)) after k = ``updates`` (0-d) earlier ones, as of an :class:`EMATeacher`:
-    with 0.999 alone a statistic would be mostly what it was initialised to for a thousand steps.
+    with 0.999 alone a statistic would be mostly what it was initialized to for a thousand steps.
     """
     moved = average.lerp(value.to(average.dtype), tensorflow_share(updates).clamp_min(1.0 - momentum))
     average.copy_(torch.where(torch.isfinite(value).all(), moved, average))

@@ -15,7 +15,7 @@ def mlp_head(in_features: int, hidden_features: int, out_features: int) -> nn.Se
     )
 
 
-def plain_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
+def moco_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
     """MoCo v2's and DenseCL's head: Linear, ReLU, Linear, without BatchNorm (Chen et al., 2020, §3)."""
     return nn.Sequential(
         nn.Linear(in_features, hidden_features), nn.ReLU(inplace=True), nn.Linear(hidden_features, out_features)
@@ -32,7 +32,7 @@ def simclr_head(in_features: int, hidden_features: int, out_features: int) -> nn
     )
 
 
-def cell_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
+def pixpro_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
     """PixPro's projector: convolution, BatchNorm, ReLU, convolution, each cell by itself (Xie et al., 2021, §3.1)."""
     return nn.Sequential(
         nn.Conv2d(in_features, hidden_features, 1),
@@ -45,7 +45,7 @@ def cell_head(in_features: int, hidden_features: int, out_features: int) -> nn.S
 class PixelPropagation(nn.Module):
     """Replace each cell by a mixture of the cells that look like it (Xie et al., 2021, Eq. 3 and 4).
 
-    y_i = Σ_j max(cos(x_i, x_j), 0)^γ · v_j, where v is x after a 1x1 convolution, normalised to length one as in the
+    y_i = Σ_j max(cos(x_i, x_j), 0)^γ · v_j, where v is x after a 1x1 convolution, normalized to length one as in the
     official code.
 
     Args:

@@ -39,7 +39,7 @@ class KeyQueue(nn.Module):
 
 
 def check_queue(size: int, batch_size: int) -> None:
-    """Refuse a queue that the pictures of one step do not divide.
+    """Refuse a queue that the images of one step do not divide.
 
     Raises:
         InputError: naming sizes that fit.

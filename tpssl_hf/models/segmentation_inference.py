@@ -22,7 +22,7 @@ def predict_masks(
     window: Size | None = None,
     overlap: float = 0.5,
 ) -> Tensor:
-    """Return the most probable class of every pixel of normalised images (B, 3, H, W), as (B, H, W).
+    """Return the most probable class of every pixel of normalized images (B, 3, H, W), as (B, H, W).
 
     The model predicts in evaluation mode, and all its layers are left in the mode they were in.
 

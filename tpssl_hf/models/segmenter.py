@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, Origin, load_backbone
+from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, WeightsSource, load_backbone
 from tpssl_hf.models.deeplabv3plus import RATES, DeepLabDecoder
 from tpssl_hf.models.segmentation_inference import slide
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
@@ -32,7 +32,7 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
     """DeepLabv3+ over a timm backbone; ``AutoModelForSemanticSegmentation`` loads it after ``import tpssl_hf``.
 
     Chen et al., ECCV 2018, arXiv:1802.02611, §3.1. The constructor downloads nothing: the backbone has timm's random
-    initialisation, the decoder its own. :func:`build_segmenter` loads pretrained backbone weights.
+    initialization, the decoder its own. :func:`build_segmenter` loads pretrained backbone weights.
 
     Raises:
         InputError: for a backbone without maps of stride 4 and of ``config.output_stride``, and a decoder or classes
@@ -64,7 +64,7 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise what is ours; timm's initialisation and everything loaded from a file must stay."""
+        """Initialize what is ours; timm's initialization and everything loaded from a file must stay."""
         if any(module is layer for layer in self.decoder.modules()):
             self.decoder.reset_layer(module)
         elif hasattr(module, "init_non_persistent_buffers"):  # timm's blur filters are in no file
@@ -75,7 +75,7 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         """Load a folder or Hub repository as every transformers model does, but never an incomplete backbone.
 
         Raises:
-            InputError: naming backbone tensors that the file lacks, which transformers would leave uninitialised.
+            InputError: naming backbone tensors that the file lacks, which transformers would leave uninitialized.
         """
         model, info = super().from_pretrained(*arguments, output_loading_info=True, **options)
         missing = sorted(key for key in info["missing_keys"] if key.startswith("backbone."))
@@ -104,8 +104,8 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         """Return logits (B, K, h, w) and the decoder features (B, D, h, w) they are a linear function of, at stride 4.
 
         Args:
-            pixel_values: normalised images (B, 3, H, W). Up to a multiple of the output stride they are padded with
-                zeros, the mean colour, to the right and below, which the maps cover as well: backbones differ in
+            pixel_values: normalized images (B, 3, H, W). Up to a multiple of the output stride they are padded with
+                zeros, the mean color, to the right and below, which the maps cover as well: backbones differ in
                 whether they drop or stretch an incomplete cell.
         """
         height, width = pixel_values.shape[2:]
@@ -117,12 +117,12 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool = False
     ) -> SemanticSegmenterOutput:
-        """Map normalised images (B, 3, H, W) of any size to logits (B, K, H, W).
+        """Map normalized images (B, 3, H, W) of any size to logits (B, K, H, W).
 
         In evaluation, images larger than ``config.window`` get the logarithms of mean probabilities over windows.
 
         Args:
-            pixel_values: images, normalised with the mean and deviation of the config.
+            pixel_values: images, normalized with the mean and deviation of the config.
             labels: classes (B, H, W); with them the output holds ``loss``, the mean cross-entropy over the pixels that
                 are not ``config.ignore_index``, 0 if there is none.
             output_hidden_states: whether ``hidden_states`` holds the decoder features of :meth:`decode`.
@@ -190,7 +190,7 @@ def build_segmenter(
     output_stride: int = 16,
     decoder_width: int = 256,
     low_level_width: int | None = None,
-) -> tuple[TpsslForSemanticSegmentation, Origin]:
+) -> tuple[TpsslForSemanticSegmentation, WeightsSource]:
     """Build a segmenter on Φ with a new decoder, whose weights the global random stream decides.
 
     Args:
@@ -210,7 +210,7 @@ def build_segmenter(
     if len(class_names) < 2 or len(set(class_names)) != len(class_names):
         raise InputError(f"class_names {class_names} must be 2 or more different names; correct the list.")
     if palette is not None and len(palette) != len(class_names):
-        raise InputError(f"the palette has {len(palette)} colours for {len(class_names)} classes; give one for each.")
+        raise InputError(f"the palette has {len(palette)} colors for {len(class_names)} classes; give one for each.")
     loaded, origin = load_backbone(architecture, init=init)
     shown = preprocessing_of(loaded)
     config = TpsslSegmenterConfig(
@@ -278,7 +278,7 @@ def save_segmenter(
         shorter_side: to which the image processor shrinks larger images, as the cache of training did; None for never.
         image_size: height and width it then resizes to; None keeps the shape.
         window: as in the config.
-        provenance: JSON facts added to those of the config: data set, method, paper, licence.
+        provenance: JSON facts added to those of the config: data set, method, paper, license.
     """
     from tpssl_hf.models.segmenter_processor import processor_of  # transformers loads it after this module
 

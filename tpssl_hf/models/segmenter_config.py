@@ -16,12 +16,12 @@ class TpsslSegmenterConfig(PretrainedConfig):  # type: ignore[misc]
         decoder_width: channels of the decoder's maps.
         low_level_width: channels the map of stride 4 is reduced to.
         palette: one RGB triple in [0, 255] per class, for drawing; None if there is none.
-        image_mean: RGB mean of values in [0, 1] that images are normalised with.
+        image_mean: RGB mean of values in [0, 1] that images are normalized with.
         image_std: RGB standard deviation likewise.
         ignore_index: label of pixels that do not count.
         window: height and width of the windows that larger images are predicted in, overlapping by half, as they were
             scored; None for whole images.
-        provenance: JSON facts: base weights, their licence, data set, method, paper.
+        provenance: JSON facts: base weights, their license, data set, method, paper.
         **settings: what every transformers config takes; ``id2label``, ``label2id`` and ``num_labels`` above all.
     """
 

@@ -9,9 +9,9 @@ def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def shrunk(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Return an image in the height and width ``size``, at most its own."""
     height, width = size
-    if picture.size == (width, height):
-        return picture
-    return picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)

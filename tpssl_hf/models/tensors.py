@@ -15,7 +15,7 @@ from tpssl_hf.errors import InputError
 def load_backbone_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Copy ``tensors`` into ``model``; a classifier among them is left out, anything else must match exactly.
 
-    What was learnt for another image size (position embeddings) is resampled to the size ``model`` is built for.
+    What was learned for another image size (position embeddings) is resampled to the size ``model`` is built for.
 
     Raises:
         InputError: naming missing, unexpected or differently shaped keys, or the prefix that all keys have.

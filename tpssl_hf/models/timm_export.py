@@ -19,15 +19,15 @@ from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a picture goes through before the network: a central square of it, resized to ``image_size``, normalised.
+    """What an image goes through before the network: a central square of it, resized to ``image_size``, normalized.
 
     Attributes:
         image_size: side of the square input in pixels.
         mean: RGB mean, of values in [0, 1].
         std: RGB standard deviation.
         interpolation: ``bilinear`` or ``bicubic``.
-        crop_pct: side of the square as a fraction of the picture's shorter side.
-        crop_mode: ``center``; or ``squash``, where the fraction is of either side and the picture loses its shape.
+        crop_pct: side of the square as a fraction of the image's shorter side.
+        crop_mode: ``center``; or ``squash``, where the fraction is of either side and the image loses its shape.
     """
 
     image_size: int
@@ -39,7 +39,7 @@ class Preprocessing:
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """Return how the weights of ``model`` want pictures shown: the one answer, for whatever loads weights.
+    """Return how the weights of ``model`` want images shown: the one answer, for whatever loads weights.
 
     :func:`tpssl_hf.models.backbone.load_backbone` has put what belongs to the weights into ``pretrained_cfg``; what is
     missing there is timm's default. Resizing is bilinear for weights that say so, else bicubic.
@@ -61,7 +61,7 @@ def save_timm_folder(
     *,
     preprocessing: Preprocessing,
     provenance: dict[str, Any],
-    licence: str | None = None,
+    license: str | None = None,
     label_names: list[str] | None = None,
 ) -> Path:
     """Write ``model.safetensors`` and ``config.json`` so that plain timm and plain transformers load the same network.
@@ -74,8 +74,8 @@ def save_timm_folder(
         model: a timm model, with or without classifier.
         folder: where to; replaced if it exists.
         preprocessing: what the image processor does.
-        provenance: JSON facts: base weights, their licence, data set, method, paper.
-        licence: licence of these weights, as the Hub spells it.
+        provenance: JSON facts: base weights, their license, data set, method, paper.
+        license: license of these weights, as the Hub spells it.
         label_names: class names of a classifier, in order.
     """
     model = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
@@ -103,8 +103,8 @@ def save_timm_folder(
         for stale in ("license", "origin_url", "paper_name", "paper_ids", "notes", "hf_hub_id", "url", "file"):
             inherited.pop(stale, None)
         inherited["tag"] = "tpssl"
-        if licence:
-            inherited["license"] = licence
+        if license:
+            inherited["license"] = license
         config["tpssl_hf"] = provenance
         config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (temporary / WEIGHTS_FILE).chmod(config_path.stat().st_mode)  # safetensors makes it readable by its owner only

@@ -1,6 +1,6 @@
 """Health of a run without labels: measures of the features of a fixed sample, and whether it collapsed.
 
-The measures are taken in evaluation mode on the same pictures every time; nothing here learns or sees a label.
+The measures are taken in evaluation mode on the same images every time; nothing here learns or sees a label.
 """
 
 import math
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.feature_metrics import (
-    NEIGHBOURS,
+    NEIGHBORS,
     alignment,
     effective_rank,
     embedding_std,
     linear_cka,
-    neighbour_agreement,
-    neighbours,
+    neighbor_agreement,
+    neighbors,
     uniformity,
 )
 
-SAMPLE = 1024  # pictures of the fixed sample: a check then takes a second, and the measures settle to two digits
+SAMPLE = 1024  # images of the fixed sample: a check then takes a second, and the measures settle to two digits
 
-# Collapse, see HealthMonitor.check. Projections: at a scaled std s two pictures have a mean cosine of 1 - s², 0.94
+# Collapse, see HealthMonitor.check. Projections: at a scaled std s two images have a mean cosine of 1 - s², 0.94
 # here; healthy runs were seen at 0.6 to 1, runs made to collapse at 0.22 and below.
 PROJECTION_STD_LEAST = 0.25
 # Features, as shares of the start's: ten times closer together; a twentieth of the dimensions.
@@ -37,7 +37,7 @@ RANK_LEAST, STD_LEAST = 2.0, 1e-5
 
 
 class CollapseWarning(UserWarning):
-    """The features or projections of different pictures have become nearly the same."""
+    """The features or projections of different images have become nearly the same."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class HealthReport:
         step: completed optimizer steps.
         embedding_std: 1 for spread features, 0 for a single point.
         effective_rank: number of dimensions in use.
-        alignment: mean squared distance of two views of a picture.
+        alignment: mean squared distance of two views of an image.
         uniformity: 0 for a single point, the lower the more even.
-        neighbour_agreement_previous: share of nearest neighbours kept since the previous check.
-        neighbour_agreement_start: share of nearest neighbours kept since Φ_pre.
+        neighbor_agreement_previous: share of nearest neighbors kept since the previous check.
+        neighbor_agreement_start: share of nearest neighbors kept since Φ_pre.
         cka_start: linear CKA with Φ_pre's features.
         knn_accuracy: of labels of the training set at hand, if any.
         collapsed: whether the run has collapsed.
@@ -63,8 +63,8 @@ class HealthReport:
     effective_rank: float
     alignment: float
     uniformity: float
-    neighbour_agreement_previous: float
-    neighbour_agreement_start: float
+    neighbor_agreement_previous: float
+    neighbor_agreement_start: float
     cka_start: float
     knn_accuracy: float | None
     collapsed: bool
@@ -83,7 +83,7 @@ class HealthMonitor:
         reports: what was found so far, in order.
     """
 
-    def __init__(self, k: int = NEIGHBOURS) -> None:
+    def __init__(self, k: int = NEIGHBORS) -> None:
         self.k = k
         self.reports: list[HealthReport] = []
         self._tensors: dict[str, Tensor] = {}
@@ -93,17 +93,17 @@ class HealthMonitor:
         """Keep Φ_pre's features (N, D) of the sample; every later check is held against them.
 
         Raises:
-            InputError: if there are fewer than three pictures, or their features are not finite.
+            InputError: if there are fewer than three images, or their features are not finite.
         """
         if len(features) < 3 or not np.isfinite(features).all():
             raise InputError(
-                f"the health of a run needs finite features of at least 3 pictures, those of "
+                f"the health of a run needs finite features of at least 3 images, those of "
                 f"{len(features)}; check --init, or switch it off with --health_every 0."
             )
-        found = torch.from_numpy(neighbours(features, self.k))
+        found = torch.from_numpy(neighbors(features, self.k))
         self._start = {"std": embedding_std(features), "rank": effective_rank(features)}
         start = torch.from_numpy(features.astype(np.float32))
-        self._tensors = {"start_features": start, "start_neighbours": found, "previous_neighbours": found.clone()}
+        self._tensors = {"start_features": start, "start_neighbors": found, "previous_neighbors": found.clone()}
 
     def check(
         self,
@@ -115,10 +115,10 @@ class HealthMonitor:
     ) -> HealthReport:
         """Measure, compare with Φ_pre and the previous check, and warn once when the run collapses.
 
-        Features of a randomly initialised ReLU network share a large mean, lie close together and have a low rank
+        Features of a randomly initialized ReLU network share a large mean, lie close together and have a low rank
         without having collapsed, so features are judged by their spread and rank about their mean, against the
         start's. BatchNorm can hold features apart while the head maps all of them to one point, from where nothing is
-        learnt any more, and it can hold projections apart while features shrink: so both are judged. A run has
+        learned any more, and it can hold projections apart while features shrink: so both are judged. A run has
         collapsed when any of these holds:
 
         - features are not finite;
@@ -130,7 +130,7 @@ class HealthMonitor:
             step: completed optimizer steps.
             features: (N, D) of the sample, in the order of ``begin``.
             views: features (N, D) of two distorted views of the sample, the same at every check.
-            projection_std_scaled: std of the method's l2-normalised projections times √D, if it has them.
+            projection_std_scaled: std of the method's l2-normalized projections times √D, if it has them.
             knn: kNN accuracy on held-out labels of the training set, if there are any.
         """
         start = self._tensors["start_features"].numpy()
@@ -138,8 +138,8 @@ class HealthMonitor:
             lost = "features are no finite numbers"
             nan = math.nan
             return self._keep(HealthReport(step, nan, nan, nan, nan, nan, nan, nan, knn, True, _reason(step, lost)))
-        found = neighbours(features, self.k)
-        previous, first = (self._tensors[f"{name}_neighbours"].numpy() for name in ("previous", "start"))
+        found = neighbors(features, self.k)
+        previous, first = (self._tensors[f"{name}_neighbors"].numpy() for name in ("previous", "start"))
         std, rank = embedding_std(features), effective_rank(features)
         fault = _fault(std, rank, self._start, projection_std_scaled)
         report = HealthReport(
@@ -148,14 +148,14 @@ class HealthMonitor:
             rank,
             alignment(*views),
             uniformity(features),
-            neighbour_agreement(found, previous),
-            neighbour_agreement(found, first),
+            neighbor_agreement(found, previous),
+            neighbor_agreement(found, first),
             linear_cka(features, start),
             knn,
             fault is not None,
             fault and _reason(step, fault),
         )
-        self._tensors["previous_neighbours"] = torch.from_numpy(found)
+        self._tensors["previous_neighbors"] = torch.from_numpy(found)
         return self._keep(report)
 
     def _keep(self, report: HealthReport) -> HealthReport:
@@ -187,6 +187,6 @@ def _fault(std: float, rank: float, start: Mapping[str, float], projection_std: 
 
 def _reason(step: int, fault: str) -> str:
     return (
-        f"step {step}: {fault}, so different pictures look nearly the same and the run has collapsed: lower "
+        f"step {step}: {fault}, so different images look nearly the same and the run has collapsed: lower "
         "learning_rate, raise batch_size or l2_weight, and check augmentations.png, in a new output_dir."
     )

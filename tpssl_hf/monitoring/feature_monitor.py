@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import PictureStore
-from tpssl_hf.evaluation.batchnorm import recalibrated
-from tpssl_hf.evaluation.drift import PICTURES, StageWatch
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.evaluation.batchnorm import with_reestimated_batchnorm
+from tpssl_hf.evaluation.drift import IMAGES, StageWatch
 from tpssl_hf.evaluation.features import batches_of, extract_features, features_of_views
 from tpssl_hf.evaluation.probes import ProbeSplit, knn_accuracy
 from tpssl_hf.monitoring.collapse import SAMPLE, HealthMonitor
@@ -23,29 +23,29 @@ VIEW_EPOCH = 1 << 20  # the views of the sample are those of an epoch no run rea
 
 
 class HealthWatch:
-    """Checks the health of a backbone every ``every`` steps on pictures of the store, the same ones each time.
+    """Checks the health of a backbone every ``every`` steps on images of the store, the same ones each time.
 
     Attributes:
         stop_reason: why the run should stop, in one sentence, or None.
 
     Args:
-        store: the pictures; at most 1,024 of them, drawn with a fixed seed, are looked at.
+        store: the images; at most 1,024 of them, drawn with a fixed seed, are looked at.
         settings: of the views.
-        transform: pictures to views, as the method draws them; ``view1`` and ``view2`` are compared.
+        transform: images to views, as the method draws them; ``view1`` and ``view2`` are compared.
         device: where the backbone is.
         every: steps between two checks.
         settle_after: steps before the run may count as settled.
         projection_features: width of the method's projections, D.
         stop_on_collapse: whether a collapse stops the run, or only warns.
         stop_when_stable: whether a settled run stops.
-        probe: pictures with labels to log kNN accuracy on, or None.
+        probe: images with labels to log kNN accuracy on, or None.
     """
 
     def __init__(
         self,
-        store: PictureStore,
+        store: ImageCache,
         settings: ViewSettings,
-        transform: Callable[[Pictures], dict[str, Tensor]],
+        transform: Callable[[ImageBatch], dict[str, Tensor]],
         device: torch.device,
         *,
         every: int,
@@ -67,7 +67,7 @@ class HealthWatch:
 
     def begin(self, backbone: nn.Module) -> None:
         """Keep what Φ_pre makes of the sample, with the BatchNorm statistics of the sample as in every check."""
-        backbone = self._recalibrated(backbone)
+        backbone = self._reestimated(backbone)
         self.monitor.begin(self._features(backbone, self.sample))
         self.stages.begin(backbone, self._images())
 
@@ -89,7 +89,7 @@ class HealthWatch:
         What is looked at is the backbone as it would be saved now, with the BatchNorm statistics of the sample.
         """
         self._checked = step
-        backbone = self._recalibrated(backbone)
+        backbone = self._reestimated(backbone)
         scaled = None if projection_std is None else projection_std * math.sqrt(self.projection_features)
         knn = None
         if self.probe is not None:
@@ -104,12 +104,12 @@ class HealthWatch:
         return report.entries() | self.stages.check(backbone, self._images(), moved)
 
     def _images(self) -> Tensor:
-        pictures = self.store.gather(self.sample[:PICTURES], epoch=0).to(self.device)
-        return eval_view(pictures, self.settings)
+        images = self.store.gather(self.sample[:IMAGES], epoch=0).to(self.device)
+        return eval_view(images, self.settings)
 
-    def _recalibrated(self, backbone: nn.Module) -> nn.Module:
-        pictures = (self.store.gather(part, epoch=0) for part in batches_of(self.sample))
-        return recalibrated(backbone, pictures, self.settings, self.device)
+    def _reestimated(self, backbone: nn.Module) -> nn.Module:
+        images = (self.store.gather(part, epoch=0) for part in batches_of(self.sample))
+        return with_reestimated_batchnorm(backbone, images, self.settings, self.device)
 
     def _features(self, backbone: nn.Module, indices: np.ndarray) -> np.ndarray:
         return extract_features(backbone, self.store, indices, self.settings, self.device)

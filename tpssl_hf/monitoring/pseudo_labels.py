@@ -1,4 +1,4 @@
-"""What a learner believes about the unlabelled pictures: how much it accepts, of which classes, how right it is."""
+"""What a learner believes about the unlabeled images: how much it accepts, of which classes, how right it is."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ BINS = 10  # of the confidence, over [0, 1]
 
 
 class NeverAcceptedWarning(UserWarning):
-    """No pseudo-label of some class has been accepted so far: the learner gets no unlabelled picture of it."""
+    """No pseudo-label of some class has been accepted so far: the learner gets no unlabeled image of it."""
 
 
 class PseudoLabelAudit:
@@ -24,7 +24,7 @@ class PseudoLabelAudit:
 
     Args:
         class_names: names of the K classes.
-        truth: (N,) int64 true labels of the unlabelled pictures by their number, -1 for unknown; None where none is
+        truth: (N,) int64 true labels of the unlabeled images by their number, -1 for unknown; None where none is
             known. They are used for the hindsight values only and never reach the learner.
         warn_after: completed steps from which on a class that was never accepted is reported, once.
     """
@@ -38,9 +38,9 @@ class PseudoLabelAudit:
         """Return the entries for the metrics log of one step, and warn of a class that was never accepted.
 
         Returns:
-            ``pseudo_predicted_per_class`` (K), pictures given each
+            ``pseudo_predicted_per_class`` (K), images given each
             pseudo-label; ``pseudo_accepted_per_class`` (K), their weights; ``pseudo_confidence_histogram`` (10),
-            pictures; and where the truth is known ``hindsight_precision`` in [0, 1] and
+            images; and where the truth is known ``hindsight_precision`` in [0, 1] and
             ``hindsight_precision_per_class`` (K), None where nothing was accepted.
         """
         classes = len(self.class_names)
@@ -78,7 +78,7 @@ class PseudoLabelAudit:
             names = ", ".join(self.class_names[number] for number in never[:5])
             more = f" and {len(never) - 5} more classes" if len(never) > 5 else ""
             warnings.warn(
-                f"up to step {step} no pseudo-label {names}{more} has been accepted, so no unlabelled picture counts "
+                f"up to step {step} no pseudo-label {names}{more} has been accepted, so no unlabeled image counts "
                 "as such: train longer, label a few more of them, lower the threshold, or use --method freematch or "
                 "flexmatch, whose thresholds follow each class.",
                 NeverAcceptedWarning,
@@ -96,7 +96,7 @@ class PseudoLabelAudit:
 
 
 def draw_pseudo_labels(path: Path, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
-    """Write a picture of how pseudo-labels developed: accepted share and precision, per class, and confidence.
+    """Write an image of how pseudo-labels developed: accepted share and precision, per class, and confidence.
 
     Args:
         path: PNG file to write; nothing is written if no entry holds pseudo-labels.
@@ -130,7 +130,7 @@ def draw_pseudo_labels(path: Path, entries: Sequence[Mapping[str, Any]], class_n
         counts = np.array(entry["pseudo_confidence_histogram"], dtype=float)
         edges = np.arange(BINS + 1) / BINS
         right.stairs(100 * counts / counts.sum(), edges, label=f"{name}: step {entry['step']}", linewidth=1.4)
-    right.set(title="confidence of pseudo-labels", xlabel="probability", ylabel="% of pictures")
+    right.set(title="confidence of pseudo-labels", xlabel="probability", ylabel="% of images")
     right.legend(fontsize=8)
     right.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

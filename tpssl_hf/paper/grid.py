@@ -7,7 +7,7 @@ it starts (random, in_sup, in_pixpro); ``pretrain`` and ``pretrain_settings`` pu
 as they are, so that nothing but BatchNorm statistics is new. Other entries are names, for ``{name}`` in presets and
 settings. ``paper`` lists the printed values of each row: null where the paper has no such cell, which is not made
 then; what lies beyond the list is ours. ``scales`` adds to those of common.yaml. ``figure`` names the analysis that is
-made of all cells in the end, ``picture`` the file a cell leaves that is the figure.
+made of all cells in the end, ``image`` the file a cell leaves that is the figure.
 """
 
 import fnmatch

@@ -1,4 +1,4 @@
-"""A contact sheet: many small pictures with a caption each."""
+"""A contact sheet: many small images with a caption each."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,19 +10,19 @@ COLUMNS, SIDE, GAP, CAPTION = 10, 128, 10, 32  # pixels but for the first
 PAPER, INK, FAINT = "white", "black", "#666666"
 
 
-def draw_contact_sheet(path: Path, pictures: Sequence[np.ndarray], captions: Sequence[tuple[str, str]]) -> None:
-    """Write one PNG file with a thumbnail and two lines of text for each picture, row by row.
+def draw_contact_sheet(path: Path, images: Sequence[np.ndarray], captions: Sequence[tuple[str, str]]) -> None:
+    """Write one PNG file with a thumbnail and two lines of text for each image, row by row.
 
     Args:
         path: file to write.
-        pictures: (H, W, 3) uint8 each, of any size; at least one.
+        images: (H, W, 3) uint8 each, of any size; at least one.
         captions: for each, a line in bold ink (a number, say) and a faint one, cut at its beginning where too long.
     """
-    columns = min(COLUMNS, max(1, round((len(pictures) * 1.6) ** 0.5)))
-    rows = -(-len(pictures) // columns)
+    columns = min(COLUMNS, max(1, round((len(images) * 1.6) ** 0.5)))
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, rows * (SIDE + CAPTION + GAP) + GAP), PAPER)
     ink, large, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(11)
-    for number, (pixels, (title, name)) in enumerate(zip(pictures, captions, strict=True)):
+    for number, (pixels, (title, name)) in enumerate(zip(images, captions, strict=True)):
         left = GAP + number % columns * (SIDE + GAP)
         top = GAP + number // columns * (SIDE + CAPTION + GAP)
         thumbnail = _fitted(pixels)
@@ -33,7 +33,7 @@ def draw_contact_sheet(path: Path, pictures: Sequence[np.ndarray], captions: Seq
 
 
 def _fitted(pixels: np.ndarray) -> Image.Image:
-    """Scale a picture so that its longer side is that of a thumbnail."""
+    """Scale an image so that its longer side is that of a thumbnail."""
     height, width = pixels.shape[:2]
     factor = SIDE / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))

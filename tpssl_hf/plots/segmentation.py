@@ -1,4 +1,4 @@
-"""The picture of what a segmenter finds: picture, truth, prediction, and where the two differ."""
+"""The image of what a segmenter finds: image, truth, prediction, and where the two differ."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from tpssl_hf.data.masks import IGNORED, Colour
+from tpssl_hf.data.masks import IGNORED, Color
 
 WRONG = (255, 120, 0)
 UNDECIDED = (255, 255, 255)  # ignored pixels of the truth
@@ -18,15 +18,15 @@ def draw_predictions(
     path: Path,
     rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     class_names: Sequence[str],
-    palette: Sequence[Colour],
+    palette: Sequence[Color],
 ) -> None:
-    """Write one row per picture, and below them the colours of the classes that occur.
+    """Write one row per image, and below them the colors of the classes that occur.
 
     Args:
         path: PNG file to write.
         rows: pixels (H, W, 3) uint8, true classes (H, W), 255 where ignored, and predicted classes (H, W).
         class_names: names in the order of the class numbers.
-        palette: RGB colour of each class, 0..255.
+        palette: RGB color of each class, 0..255.
     """
     table = np.full((IGNORED + 1, 3), UNDECIDED, dtype=np.uint8)
     table[: len(palette)] = np.array(palette, dtype=np.uint8)
@@ -46,7 +46,7 @@ def draw_predictions(
             axis.imshow(shown, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-    for axis, title in zip(axes[0], ("picture", "truth", "prediction", "where they differ"), strict=True):
+    for axis, title in zip(axes[0], ("image", "truth", "prediction", "where they differ"), strict=True):
         axis.set_title(title, fontsize=10)
     foot = legend / figure.get_figheight()
     figure.tight_layout(pad=0.4, rect=(0.0, foot, 1.0, 1.0))
@@ -55,13 +55,13 @@ def draw_predictions(
 
 
 def differences(pixels: np.ndarray, truth: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Return the picture (H, W, 3) uint8 in pale grey, with the wrong pixels that count in orange."""
-    grey = pixels.mean(axis=2, keepdims=True) * 0.5 + 127
+    """Return the image (H, W, 3) uint8 in pale gray, with the wrong pixels that count in orange."""
+    gray = pixels.mean(axis=2, keepdims=True) * 0.5 + 127
     wrong = (truth != found) & (truth != IGNORED)
-    shown: np.ndarray = np.where(wrong[..., None], WRONG, grey).astype(np.uint8)
+    shown: np.ndarray = np.where(wrong[..., None], WRONG, gray).astype(np.uint8)
     return shown
 
 
-def _patch(name: str, colour: Colour) -> Patch:
-    red, green, blue = (value / 255 for value in colour)
+def _patch(name: str, color: Color) -> Patch:
+    red, green, blue = (value / 255 for value in color)
     return Patch(facecolor=(red, green, blue), edgecolor="black", linewidth=0.5, label=name)

@@ -1,4 +1,4 @@
-"""The pictures a run leaves in its folder: what the views look like, and how training went."""
+"""The images a run leaves in its folder: what the views look like, and how training went."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,34 +9,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 
 TITLES = {
     "loss": "loss",
-    "loss_labeled": "loss of labelled pictures",
-    "loss_unlabeled": "loss of unlabelled pictures",
+    "loss_labeled": "loss of labeled images",
+    "loss_unlabeled": "loss of unlabeled images",
     "loss_feature": "loss of perturbed features",
     "loss_contrast": "loss of the contrast with the memory",
-    "entropy": "entropy of unlabelled pixels",
+    "entropy": "entropy of unlabeled pixels",
     "confident": "share of pixels the teacher is sure of",
-    "accepted": "accepted share of unlabelled pictures, or pixels",
+    "accepted": "accepted share of unlabeled images, or pixels",
     "bank_filled": "filled share of the memory",
     "test_accuracy": "accuracy on the test split (EMA)",
     "validation_accuracy": "accuracy on held-out labels (EMA)",
-    "projection_std": "std of normalised projections",
-    "positive_pairs": "pairs of cells per picture",
+    "projection_std": "std of normalized projections",
+    "positive_pairs": "pairs of cells per image",
     "health_embedding_std": "std of embeddings (1 spread, 0 collapsed)",
     "health_effective_rank": "effective rank of embeddings",
     "health_alignment": "alignment: distance² of two views",
     "health_uniformity": "uniformity (lower is more even)",
-    "health_neighbour_agreement_previous": "neighbours kept since the last check",
-    "health_neighbour_agreement_start": "neighbours kept since Φ_pre",
+    "health_neighbor_agreement_previous": "neighbors kept since the last check",
+    "health_neighbor_agreement_start": "neighbors kept since Φ_pre",
     "health_cka_start": "linear CKA with Φ_pre",
     "health_knn_accuracy": "kNN accuracy, held-out labels",
     "drift": "drift ‖Φ − Φ_pre‖ / ‖Φ_pre‖",
     "learning_rate": "learning rate",
     "ema_momentum": "EMA momentum of the target",
-    "images_per_second": "pictures per second",
+    "images_per_second": "images per second",
 }
 
 TITLES_BY_STAGE = {  # begin of the names -> title
@@ -44,48 +44,48 @@ TITLES_BY_STAGE = {  # begin of the names -> title
     "stage_cka/": "linear CKA with Φ_pre by stage",
 }
 
-# Of views in their order; most colour-blind people can tell them apart (Okabe and Ito, 2008).
-VIEW_COLOURS = ("#f0e442", "#56b4e9", "#e69f00", "#009e73")
+# Of views in their order; most color-blind people can tell them apart (Okabe and Ito, 2008).
+VIEW_COLORS = ("#f0e442", "#56b4e9", "#e69f00", "#009e73")
 
 
 def draw_views(
     path: Path,
-    pictures: Pictures,
+    batch: ImageBatch,
     views: Mapping[str, Tensor],
     *,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:
-    """Write a grid of original and views, one picture per row.
+    """Write a grid of original and views, one image per row.
 
     Where a view came from is drawn on the original, if known; a triangle shows its upper left corner, which is on the
-    right of the box where the view is mirrored. Where the picture ends in a warped view is drawn on the view.
+    right of the box where the view is mirrored. Where the image ends in a warped view is drawn on the view.
 
     Args:
         path: PNG file to write.
-        pictures: the originals.
-        views: name -> (B, 3, H, W) normalised images; for a view ``view1``, its crop ``geometry1`` (B, 4) and its
+        batch: the originals.
+        views: name -> (B, 3, H, W) normalized images; for a view ``view1``, its crop ``geometry1`` (B, 4) and its
             affine matrix ``affine1`` (B, 3, 3) if there are any; other entries are passed over.
         mean: what was subtracted, per channel.
         std: what was divided by, per channel.
     """
     shown = {name: images for name, images in views.items() if images.ndim == 4}
-    colours = {name: VIEW_COLOURS[number % len(VIEW_COLOURS)] for number, name in enumerate(shown)}
-    rows = len(pictures)
+    colors = {name: VIEW_COLORS[number % len(VIEW_COLORS)] for number, name in enumerate(shown)}
+    rows = len(batch)
     figure = Figure(figsize=(2.0 * (1 + len(shown)), 1.9 * rows + 0.3))
     axes = figure.subplots(rows, 1 + len(shown), squeeze=False)
     for row in range(rows):
-        height, width = pictures.sizes[row].tolist()
-        axes[row][0].imshow(pictures.pixels[row, :height, :width].cpu().numpy())
+        height, width = batch.sizes[row].tolist()
+        axes[row][0].imshow(batch.pixels[row, :height, :width].cpu().numpy())
         for column, (name, images) in enumerate(shown.items(), start=1):
             image = images[row].float().cpu().permute(1, 2, 0).numpy() * np.asarray(std) + np.asarray(mean)
             axes[row][column].imshow(image.clip(0.0, 1.0))
             number = name.removeprefix("view")  # views of other names tell nothing of where they come from
             geometry, matrix = views.get(f"geometry{number}"), views.get(f"affine{number}")
             if geometry is not None:
-                _draw_crop(axes[row][0], geometry[row].cpu().numpy() * [width, height, width, height], colours[name])
+                _draw_crop(axes[row][0], geometry[row].cpu().numpy() * [width, height, width, height], colors[name])
             if matrix is not None:
-                _draw_warp(axes[row][column], matrix[row].cpu().numpy(), image.shape[:2], colours[name])
+                _draw_warp(axes[row][column], matrix[row].cpu().numpy(), image.shape[:2], colors[name])
     for axis, name in zip(axes[0], ["original", *shown], strict=True):
         axis.set_title(name, fontsize=9)
     for axis in axes.flat:
@@ -101,31 +101,31 @@ def draw_views(
     figure.savefig(path, dpi=110)
 
 
-def _outline(axis: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:
-    """Draw a closed line that stands out on any picture; x and y count from the outer edge of the first pixel."""
+def _outline(axis: Axes, x: Sequence[float], y: Sequence[float], color: str) -> None:
+    """Draw a closed line that stands out on any image; x and y count from the outer edge of the first pixel."""
     x, y = [value - 0.5 for value in (*x, x[0])], [value - 0.5 for value in (*y, y[0])]
-    for width, ink in ((2.6, "black"), (1.4, colour)):
+    for width, ink in ((2.6, "black"), (1.4, color)):
         axis.plot(x, y, color=ink, linewidth=width, solid_joinstyle="miter", scalex=False, scaley=False)
 
 
-def _draw_crop(axis: Axes, box: Any, colour: str) -> None:
+def _draw_crop(axis: Axes, box: Any, color: str) -> None:
     """Draw the box x0, y0, x1, y1 in pixels, and a triangle in the corner that is the view's upper left."""
     x0, y0, x1, y1 = box.tolist()
-    _outline(axis, (x0, x1, x1, x0), (y0, y0, y1, y1), colour)
+    _outline(axis, (x0, x1, x1, x0), (y0, y0, y1, y1), color)
     side = min(abs(x1 - x0), abs(y1 - y0)) / 4
     tip = x0 + np.copysign(side, x1 - x0)
     axis.fill(
-        [x0 - 0.5, tip - 0.5, x0 - 0.5], [y0 - 0.5, y0 - 0.5, y0 + side - 0.5], color=colour, alpha=0.8, linewidth=0
+        [x0 - 0.5, tip - 0.5, x0 - 0.5], [y0 - 0.5, y0 - 0.5, y0 + side - 0.5], color=color, alpha=0.8, linewidth=0
     )
 
 
-def _draw_warp(axis: Axes, matrix: Any, size: tuple[int, int], colour: str) -> None:
+def _draw_warp(axis: Axes, matrix: Any, size: tuple[int, int], color: str) -> None:
     """Draw where the edge of the crop lies after warping, unless it was not warped."""
     if np.array_equal(matrix, np.eye(3)):
         return
     corners = matrix @ np.array([[-1, 1, 1, -1], [-1, -1, 1, 1], [1, 1, 1, 1]])
     height, width = size
-    _outline(axis, ((corners[0] + 1) * width / 2).tolist(), ((corners[1] + 1) * height / 2).tolist(), colour)
+    _outline(axis, ((corners[0] + 1) * width / 2).tolist(), ((corners[1] + 1) * height / 2).tolist(), color)
 
 
 def draw_curves(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:

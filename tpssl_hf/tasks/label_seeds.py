@@ -12,11 +12,11 @@ from tpssl_hf.config.shared import CARRY_OUT_KEYS
 from tpssl_hf.training.run_dir import RunDir
 
 
-def run_each_draw(
+def run_each_label_seed(
     settings: dict[str, Any],
     accelerator: Accelerator,
     run_once: Callable[[dict[str, Any]], int],
-    leave_spread: Callable[[RunDir, list[int]], None],
+    save_label_seed_summary: Callable[[RunDir, list[int]], None],
 ) -> int:
     """Run ``settings``, or once below output_dir for each of its ``label_seeds``; returns the exit code.
 
@@ -24,7 +24,8 @@ def run_each_draw(
         settings: every key with its value.
         accelerator: freed of the network after each draw.
         run_once: settings of one draw -> exit code; another than 0 ends the rest.
-        leave_spread: called on the main process with the folder of all draws and their seeds, once all are finished.
+        save_label_seed_summary: called on the main process with the folder of all draws and their seeds, once
+            all are finished.
     """
     if not settings["label_seeds"]:
         return run_once(settings)
@@ -40,11 +41,11 @@ def run_each_draw(
                 return code
             accelerator.free_memory()
         if whole:
-            leave_spread(whole, seeds)
+            save_label_seed_summary(whole, seeds)
     return 0
 
 
-def spread_of(values: Sequence[float]) -> dict[str, Any]:
+def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
     """Return mean, median, sample standard deviation (None for one value) and the values; empty without values."""
     if not values:
         return {}

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from tpssl_hf.data.image_cache import PictureStore
-from tpssl_hf.data.scan import decode_picture
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.scan import decode_image
 
 IMAGES = 32
 # An image differs if another class comes first and some probability moved by more than this; below it is rounding, of
@@ -47,7 +47,7 @@ class Agreement:
         greatest_difference: likewise.
         differing: where images stand whose answer differs by more than rounding, and how.
         failed: where images stand that gave no answer, and why.
-        agree_if_read_as_trained: how many of both kinds agree once they are read by ``decode_picture``.
+        agree_if_read_as_trained: how many of both kinds agree once they are read by ``decode_image``.
     """
 
     path: str
@@ -72,7 +72,7 @@ class Agreement:
         if not self.agree_if_read_as_trained:
             return f"{said}, also if they are read as in training"
         which = "they" if self.agree_if_read_as_trained == len(odd) else f"{self.agree_if_read_as_trained} of them"
-        return f"{said}; read as in training, by tpssl_hf.data.scan.decode_picture, {which} agree"
+        return f"{said}; read as in training, by tpssl_hf.data.scan.decode_image, {which} agree"
 
 
 def some_of(indices: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ def some_of(indices: np.ndarray) -> np.ndarray:
 
 def check_classifier(
     folder: Path,
-    store: PictureStore,
+    store: ImageCache,
     indices: np.ndarray,
     probabilities: np.ndarray,
     names: list[str],
@@ -115,7 +115,7 @@ def check_classifier(
 
 
 def check_segmenter(
-    folder: Path, store: PictureStore, indices: np.ndarray, masks: list[np.ndarray], device: torch.device, of: str
+    folder: Path, store: ImageCache, indices: np.ndarray, masks: list[np.ndarray], device: torch.device, of: str
 ) -> dict[str, Any]:
     """Compare what transformers' pipeline makes of images with the classes (h, w) that the evaluation found.
 
@@ -131,7 +131,7 @@ def check_segmenter(
 class _Asked:
     """Images of a store and what the evaluation says of them."""
 
-    store: PictureStore
+    store: ImageCache
     indices: np.ndarray
     answers: Sequence[np.ndarray]
 
@@ -169,14 +169,14 @@ class _Asked:
         self, value: dict[str, Any], own: np.ndarray, ask: Ask, difference: Difference
     ) -> bool:
         try:
-            read = Image.fromarray(decode_picture(value, **_range_of(self.store)))
+            read = Image.fromarray(decode_image(value, **_range_of(self.store)))
             return difference(own, ask(read, own))[2] is None
         except Exception:  # why is told of the image as it is
             return False
 
 
-def _range_of(store: PictureStore) -> dict[str, Any]:
-    """Return what ``decode_picture`` must be told to read gray values of more than eight bits as the store did."""
+def _range_of(store: ImageCache) -> dict[str, Any]:
+    """Return what ``decode_image`` must be told to read gray values of more than eight bits as the store did."""
     found = getattr(store, "wide_range", None)
     return {} if found is None else {"wide_range": found}
 
@@ -205,7 +205,7 @@ def _pixel_difference(own: np.ndarray, found: np.ndarray) -> tuple[float, float,
     return 1 - moved, moved, f"{moved:.0%} of the pixels" if moved > PIXELS_OF_ONE_ALLOWED else None
 
 
-def _summed_up(found: list[Agreement], images: int, of: str, allowed: float, store: PictureStore) -> dict[str, Any]:
+def _summed_up(found: list[Agreement], images: int, of: str, allowed: float, store: ImageCache) -> dict[str, Any]:
     said: dict[str, list[str]] = {}
     for agreement in found:
         if trouble := agreement.trouble(images, allowed):
@@ -241,8 +241,8 @@ def _timm_classes(folder: Path, device: torch.device) -> Ask:
 
     @torch.inference_mode()
     def ask(feed: Any, own: np.ndarray) -> np.ndarray:
-        picture = ImageOps.exif_transpose(Image.open(feed) if isinstance(feed, str) else feed).convert("RGB")
-        probabilities: np.ndarray = network(transform(picture)[None].to(device)).softmax(dim=1)[0].cpu().numpy()
+        image = ImageOps.exif_transpose(Image.open(feed) if isinstance(feed, str) else feed).convert("RGB")
+        probabilities: np.ndarray = network(transform(image)[None].to(device)).softmax(dim=1)[0].cpu().numpy()
         return probabilities
 
     return ask

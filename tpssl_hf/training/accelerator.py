@@ -12,7 +12,7 @@ from torch import nn
 
 from tpssl_hf.config.shared import ModelConfig, RunConfig
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.batchnorm import synchronise_batchnorm
+from tpssl_hf.models.batchnorm import synchronize_batchnorm
 from tpssl_hf.process import cpu_has_bf16
 
 
@@ -64,18 +64,18 @@ def describe(accelerator: Accelerator, threads: str) -> str:
     return f"{where}; {count} process{'es' if count > 1 else ''}; {precision}"
 
 
-def share_of_batch(batch_size: int, processes: int, accumulation_steps: int) -> int:
-    """Return how many pictures of each optimizer step one process computes at a time.
+def per_device_batch_size(batch_size: int, processes: int, accumulation_steps: int) -> int:
+    """Return how many images of each optimizer step one process computes at a time.
 
     Raises:
-        InputError: if ``batch_size`` cannot be divided evenly, or leaves a single picture, which BatchNorm cannot use.
+        InputError: if ``batch_size`` cannot be divided evenly, or leaves a single image, which BatchNorm cannot use.
     """
     parts = processes * accumulation_steps
     if batch_size % parts or batch_size // parts < 2:
         near = max(2, round(batch_size / parts)) * parts
         raise InputError(
             f"batch_size {batch_size} over {processes} processes and {accumulation_steps} accumulation steps gives "
-            f"{batch_size / parts:g} pictures each; it must be a whole number of at least 2 (try --batch_size {near})."
+            f"{batch_size / parts:g} images each; it must be a whole number of at least 2 (try --batch_size {near})."
         )
     return batch_size // parts
 
@@ -83,7 +83,7 @@ def share_of_batch(batch_size: int, processes: int, accumulation_steps: int) -> 
 def place(method: nn.Module, model: ModelConfig, accelerator: Accelerator) -> nn.Module:
     """Bring the method to the device in the form it is trained in."""
     if model.sync_batchnorm and accelerator.num_processes > 1:
-        method = synchronise_batchnorm(method, accelerator.device)
+        method = synchronize_batchnorm(method, accelerator.device)
     method = method.to(accelerator.device).to(memory_format=torch.channels_last)
     if model.compile:
         method.compile()

@@ -22,7 +22,7 @@ from tpssl_hf.training.checkpoint import (
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
 
-def claim_folder(
+def open_run_dir(
     stack: ExitStack, settings: Mapping[str, Any], accelerator: Accelerator, say: Callable[..., None]
 ) -> tuple[RunDir | None, bool]:
     """Take the run's folder until ``stack`` ends, on the main process; say so if it holds the finished run.
@@ -44,7 +44,7 @@ def claim_folder(
     return run, finished
 
 
-class Keeper:
+class CheckpointManager:
     """Writes and reads the checkpoints of one run; only the main process writes."""
 
     def __init__(

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from tpssl_hf.data.streams import EndlessStream, PictureStream, StreamingPictures, WithoutMasks
+from tpssl_hf.data.streams import EndlessStream, ImageStream, StreamingImages, WithoutMasks
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch, Views
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.queue import KeyQueue
 from tpssl_hf.models.recomputing import backward_pass
 
-Stream = PictureStream | EndlessStream | WithoutMasks | StreamingPictures
+Stream = ImageStream | EndlessStream | WithoutMasks | StreamingImages
 BAD_STEPS_IN_A_ROW = 3
 
 
@@ -29,7 +29,7 @@ class LoopSettings:
 
     Attributes:
         max_steps: optimizer steps of the whole run; ``progress`` is step / max_steps.
-        pictures_per_step: pictures of all processes in one optimizer step.
+        images_per_step: images of all processes in one optimizer step.
         accumulation_steps: batches taken from the iterator per optimizer step.
         log_every: steps between two calls of ``log``.
         save_every: steps between two calls of ``save``.
@@ -37,7 +37,7 @@ class LoopSettings:
     """
 
     max_steps: int
-    pictures_per_step: int
+    images_per_step: int
     accumulation_steps: int = 1
     log_every: int = 10
     save_every: int = 500
@@ -59,7 +59,7 @@ def train(
 ) -> int:
     """Run steps ``start_step`` .. ``max_steps`` and return how many were completed in total.
 
-    ``method`` is prepared by the accelerator, ``optimizer`` is not: it must honour ``found_inf``, with which a step
+    ``method`` is prepared by the accelerator, ``optimizer`` is not: it must honor ``found_inf``, with which a step
     of non-finite loss or gradient is skipped on the device: it changes nothing in weights, optimizer, BatchNorm,
     teachers or queues. On a GPU nothing waits for the device between two log steps.
 
@@ -79,13 +79,13 @@ def train(
         InputError: after three non-finite steps in a row.
     """
     inner = accelerator.unwrap_model(method)
-    guard = Guard(inner, accelerator)
+    guard = NonFiniteGuard(inner, accelerator)
     meter = Meter(accelerator, settings, start_step)
     method.train()
     for step in range(start_step, settings.max_steps):
         progress, rate = step / settings.max_steps, learning_rate(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("rate_factor", 1.0)
+            group["lr"] = rate * group.get("lr_multiplier", 1.0)
         torch.manual_seed(_step_seed(settings.seed, step, accelerator.process_index))
         guard.remember_buffers()
         meter.start_step()
@@ -115,7 +115,7 @@ def train(
     return settings.max_steps
 
 
-class Guard:
+class NonFiniteGuard:
     """Keeps a non-finite step away from all state of a method, without asking the device."""
 
     def __init__(self, method: nn.Module, accelerator: Accelerator) -> None:
@@ -210,14 +210,14 @@ class Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def read(self, done: int) -> dict[str, float]:
-        """Return the losses of this step and the pictures per second; waits for the device."""
+        """Return the losses of this step and the images per second; waits for the device."""
         stacked = torch.stack(list(self.sums.values())) / self.settings.accumulation_steps
         if self.accelerator.num_processes > 1:
             stacked = self.accelerator.reduce(stacked, "mean")
         values = dict(zip(self.sums, stacked.tolist(), strict=True))
         now = time.perf_counter()
-        pictures = (done - self.since_step) * self.settings.pictures_per_step
-        values["images_per_second"] = pictures / (now - self.since)
+        images = (done - self.since_step) * self.settings.images_per_step
+        values["images_per_second"] = images / (now - self.since)
         self.since, self.since_step = now, done
         return values
 
@@ -251,7 +251,7 @@ def batches_on_device(
     """Yield augmented batches for ever, from batch ``start`` on; copying to a GPU overlaps with its work.
 
     Args:
-        streams: stream name -> the pictures of this process.
+        streams: stream name -> the images of this process.
         views: stream name -> transform; the streams it names are read.
         start: number of batches an earlier start has taken.
         device: where to augment and train.
@@ -259,8 +259,8 @@ def batches_on_device(
     opened = {name: streams[name].batches(start) for name in views}
     while True:
         batch = {}
-        for name, pictures in opened.items():
-            held = next(pictures)
+        for name, images in opened.items():
+            held = next(images)
             held = held.pin_memory() if device.type == "cuda" else held
             batch[name] = views[name](held.to(device, non_blocking=True))
         yield batch
@@ -281,7 +281,7 @@ def train_behind_bar(
     save: Callable[[int], None],
     stop: Callable[[], bool],
 ) -> int:
-    """Call :func:`tpssl_hf.training.loop.train` with a bar that counts pictures; returns the completed steps."""
+    """Call :func:`tpssl_hf.training.loop.train` with a bar that counts images; returns the completed steps."""
     parts = loop.accumulation_steps
     bar = tqdm(
         batches,
@@ -289,7 +289,7 @@ def train_behind_bar(
         total=loop.max_steps * parts,
         initial=start_step * parts,
         unit="img",
-        unit_scale=loop.pictures_per_step // parts,
+        unit_scale=loop.images_per_step // parts,
         disable=not shown,
     )
     taken = iter(bar)  # a name keeps it alive: at its end it would set the bar back

@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from tpssl_hf.augment.enlarged_crops import enlarged_share
 from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.data.conversion import Range
-from tpssl_hf.data.image_cache import PictureStore, open_store
+from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.sources import Source
 from tpssl_hf.training.run_dir import RunDir
 
 
-def store_of(
+def open_image_cache(
     source: Source,
     data: DataConfig,
     accelerator: Accelerator,
@@ -24,15 +24,15 @@ def store_of(
     shorter_side: int | None = None,
     crop_scale: tuple[float, float] | None = None,
     wide_range: Range | None = None,
-) -> PictureStore:
-    """Scan and store the pictures once; the main process says what was found and writes ``scan.json``.
+) -> ImageCache:
+    """Scan and store the images once; the main process says what was found and writes ``scan.json``.
 
-    ``part`` says which pictures of the run these are where it has several, and tells their reports apart.
-    ``shorter_side`` and ``wide_range`` are those of :func:`tpssl_hf.data.image_cache.open_store`. ``crop_scale`` is the area
-    of the crops that training takes at random, as shares of the picture's; None where it takes none.
+    ``part`` says which images of the run these are where it has several, and tells their reports apart.
+    ``shorter_side`` and ``wide_range`` are those of :func:`tpssl_hf.data.image_cache.load_image_cache`. ``crop_scale``
+    is the area of the crops that training takes at random, as shares of the image's; None where it takes none.
     """
     with accelerator.local_main_process_first():
-        store, report = open_store(
+        store, report = load_image_cache(
             source,
             image_size=data.image_size,
             cache_scale=data.cache_scale,
@@ -43,7 +43,7 @@ def store_of(
             limit_images=data.limit_images,
             num_workers=data.num_workers,
             progress=accelerator.is_main_process,
-            allow_unlabelled=True,
+            allow_unlabeled=True,
         )
     if crop_scale is not None:
         stored, full = (
@@ -52,5 +52,5 @@ def store_of(
         report = replace(report, enlarged_crops=stored, enlarged_crops_at_full_size=full)
     if run:
         report.write(run.path / (f"scan_{part}.json" if part else "scan.json"))
-        sys.stdout.write(f"{f'{part} pictures of ' if part else ''}{report.summary()}\n")
+        sys.stdout.write(f"{f'{part} images of ' if part else ''}{report.summary()}\n")
     return store

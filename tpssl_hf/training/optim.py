@@ -104,23 +104,23 @@ def parameter_groups(
     module: nn.Module,
     weight_decay: float,
     *,
-    decay_vectors: bool = False,
+    decay_norm_and_bias: bool = False,
     heads: Iterable[Tensor] = (),
-    head_rate_factor: float = 1.0,
+    head_lr_multiplier: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters: one-dimensional ones (BatchNorm, biases) get no decay and no LARS scaling.
 
     Args:
         module: what is trained.
-        weight_decay: of weights, and with ``decay_vectors`` of one-dimensional parameters as well.
-        decay_vectors: see above.
-        heads: parameters of ``module`` that learn ``head_rate_factor`` times as fast, in groups of their own.
-        head_rate_factor: stored as ``rate_factor`` in every group; the engine multiplies the learning rate by it.
+        weight_decay: of weights, and with ``decay_norm_and_bias`` of one-dimensional parameters as well.
+        decay_norm_and_bias: see above.
+        heads: parameters of ``module`` that learn ``head_lr_multiplier`` times as fast, in groups of their own.
+        head_lr_multiplier: stored as ``lr_multiplier`` in every group; the engine multiplies the learning rate by it.
 
     Returns:
         Groups, ready for any optimizer of :func:`build_optimizer`; an empty one is left out.
     """
-    fast = {id(p) for p in heads} if head_rate_factor != 1.0 else set()
+    fast = {id(p) for p in heads} if head_lr_multiplier != 1.0 else set()
     groups: list[dict[str, Any]] = []
     for is_fast, is_vector in ((False, False), (False, True), (True, False), (True, True)):
         members = [
@@ -130,10 +130,10 @@ def parameter_groups(
         ]
         group = {
             "params": members,
-            "weight_decay": weight_decay if decay_vectors or not is_vector else 0.0,
+            "weight_decay": weight_decay if decay_norm_and_bias or not is_vector else 0.0,
             "lars_exclude": is_vector,
         }
-        groups.append(group | ({"rate_factor": head_rate_factor} if is_fast else {}))
+        groups.append(group | ({"lr_multiplier": head_lr_multiplier} if is_fast else {}))
     return [group for group in groups if group["params"]]
 
 
@@ -143,18 +143,22 @@ def build_optimizer(
     *,
     weight_decay: float,
     momentum: float,
-    decay_vectors: bool = False,
+    decay_norm_and_bias: bool = False,
     nesterov: bool = False,
     heads: Iterable[Tensor] = (),
-    head_rate_factor: float = 1.0,
+    head_lr_multiplier: float = 1.0,
 ) -> Optimizer:
     """Build ``lars``, ``sgd`` or ``adamw`` over the trainable parameters; the engine sets its learning rate each step.
 
-    Every one of them honours ``found_inf``: a tensor that is not zero makes the next step change nothing. Arguments
+    Every one of them honors ``found_inf``: a tensor that is not zero makes the next step change nothing. Arguments
     are those of :func:`parameter_groups`; ``nesterov`` is for ``sgd``.
     """
     groups = parameter_groups(
-        module, weight_decay, decay_vectors=decay_vectors, heads=heads, head_rate_factor=head_rate_factor
+        module,
+        weight_decay,
+        decay_norm_and_bias=decay_norm_and_bias,
+        heads=heads,
+        head_lr_multiplier=head_lr_multiplier,
     )
     if name == "lars":
         return LARS(groups, lr=0.0, momentum=momentum)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.backbone import Origin, stored_config
+from tpssl_hf.models.backbone import WeightsSource, stored_config
 from tpssl_hf.training.run_dir import RESULTS
 
 
@@ -45,7 +45,7 @@ def timm_start(places: list[str], backbone: str | None) -> str | None:
     return name if backbone in (None, name.partition(".")[0]) else backbone
 
 
-def same_start(start: dict[str, Any], base: Origin, seed: int) -> bool | None:
+def same_start(start: dict[str, Any], base: WeightsSource, seed: int) -> bool | None:
     """Whether ``base`` is what weights were adapted from, by digests or else by names; None if that is not known."""
     for digest, own in (("weights", base.weights), ("sha256", base.sha256)):
         if start.get(digest) and own:

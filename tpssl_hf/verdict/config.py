@@ -33,8 +33,8 @@ class VerdictConfig:
         "balanced", "Draw the same number for each class, or in proportion to the classes."
     )
     draws: int = key(20, "Draws of labels, at least 5.")
-    queries: int = key(2000, "Labelled pictures asked about at most; no draw takes its labels from them.")
-    pictures: int = key(4000, "Pictures whose features are looked at, at most, or 4 times `labels` if that is more.")
+    queries: int = key(2000, "Labeled images asked about at most; no draw takes its labels from them.")
+    images: int = key(4000, "Images whose features are looked at, at most, or 4 times `labels` if that is more.")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tpssl_hf.evaluation.clustering import cluster, clustering_accuracy
 from tpssl_hf.evaluation.feature_metrics import effective_rank, embedding_std, linear_cka, uniformity
 from tpssl_hf.evaluation.probes import ProbeSplit, few_label_answers, knn_answers
 from tpssl_hf.monitoring.collapse import RANK_LEAST, RANK_SHARE_LEAST, SAMPLE, STD_LEAST, STD_SHARE_LEAST
-from tpssl_hf.verdict.paired_bootstrap import Difference, Settlement, paired_difference, would_settle
+from tpssl_hf.verdict.paired_bootstrap import Difference, Settlement, paired_difference, required_sample_size
 
 BASE, STATISTICS = "base", "base, statistics only"
 CLUSTERED, CLUSTER_SEEDS, CLUSTER_RESTARTS = 2000, 5, 2
@@ -32,7 +32,7 @@ class Row:
         name: of the weights; of the controls ``base`` and ``base, statistics only``.
         width: number of features.
         probe: (S, Q) answers after a linear probe, 1 right, 0 wrong, NaN not asked; S draws, Q questions.
-        knn: (S, Q) answers of the nearest neighbours.
+        knn: (S, Q) answers of the nearest neighbors.
         clustering: accuracy of k-means by seed, in [0, 1].
         label_free: measures of the features that need no labels.
     """
@@ -61,7 +61,7 @@ class Comparison:
         name: of the row.
         against: of the other row.
         probe: of the linear probe; it decides.
-        knn: of the nearest neighbours.
+        knn: of the nearest neighbors.
         clustering: mean, low and high of the clusters' accuracy, over seeds of k-means only.
     """
 
@@ -152,7 +152,7 @@ def score(
 
 
 def _clustering(features: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
-    """Accuracy of k-means by seed: labelled pictures first, others to fill up, scored on the labelled ones."""
+    """Accuracy of k-means by seed: labeled images first, others to fill up, scored on the labeled ones."""
     order = np.random.default_rng(0).permutation(len(labels))
     chosen = order[np.argsort(labels[order] < 0, kind="stable")][:CLUSTERED]
     known = labels[chosen] >= 0
@@ -201,7 +201,7 @@ def judge(rows: Sequence[Row], *, overlap: float, seed: int = 0) -> Verdict:
     recommendation, reason, open_one = _decide(
         made[0], made[1] if with_control else None, made[2] if with_control else None
     )
-    settlement = would_settle(open_one) if open_one else None
+    settlement = required_sample_size(open_one) if open_one else None
     return Verdict(recommendation, reason, (*controls, *adapted), made, settlement)
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from timm.models import is_model
 
-from tpssl_hf.data.image_cache import PictureStore
-from tpssl_hf.data.label_splits import Labelled, choose_labels, draw_labels
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.label_splits import Labeled, choose_labels, draw_labels
 from tpssl_hf.data.label_values import few
-from tpssl_hf.data.scan import UNLABELLED
+from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.probes import ProbeSplit
-from tpssl_hf.models.backbone import WEIGHTS_FILE, Origin, stored_config
+from tpssl_hf.models.backbone import WEIGHTS_FILE, WeightsSource, stored_config
 from tpssl_hf.training.recorded_start import recorded_start, same_start, timm_start
 from tpssl_hf.verdict.config import VerdictConfig
 from tpssl_hf.verdict.decision import BASE, STATISTICS
@@ -54,11 +54,11 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Pictures to look at, and what is asked about them.
+class ProbeSet:
+    """Images to look at, and what is asked about them.
 
     Attributes:
-        indices: (N,) int64, numbers of the pictures in the store, ascending.
+        indices: (N,) int64, numbers of the images in the store, ascending.
         labels: (N,) int64, -1 for none.
         class_names: names in the order of the class numbers.
         trials: one for each draw of labels, their numbers counting in ``indices``; none without labels.
@@ -95,7 +95,7 @@ def find_weights(config: VerdictConfig) -> tuple[Weights, list[Weights]]:
         recipe = known.get("tpssl_hf", {}).get("recipe")
         if recipe in FINETUNING:
             raise InputError(
-                f"adapted {place} was made by {recipe}, with labels, and a verdict asks about labelled pictures that "
+                f"adapted {place} was made by {recipe}, with labels, and a verdict asks about labeled images that "
                 "it may have been trained on; give the model/ of a target pretraining."
             )
     named_by_run = timm_start(places, config.backbone) if config.base == "timm" else None
@@ -151,7 +151,12 @@ def _names(places: list[str]) -> list[str]:
 
 
 def remarks(
-    base: Weights, adapted: list[Weights], origins: dict[str, Origin], widths: dict[str, int], seed: int, size: int
+    base: Weights,
+    adapted: list[Weights],
+    origins: dict[str, WeightsSource],
+    widths: dict[str, int],
+    seed: int,
+    size: int,
 ) -> list[str]:
     """What a reader must know about the weights: other starts, widths or sizes than expected; a sentence each.
 
@@ -188,78 +193,78 @@ def remarks(
     return found
 
 
-def choose_questions(config: VerdictConfig, store: PictureStore, source: Source, *, seed: int) -> Questions:
-    """Settle pictures, questions and draws of labels; the same for all weights.
+def choose_probe_set(config: VerdictConfig, store: ImageCache, source: Source, *, seed: int) -> ProbeSet:
+    """Settle images, questions and draws of labels; the same for all weights.
 
-    Where there are four times as many labelled pictures as a draw needs, or more, half of them, ``queries`` at most,
+    Where there are four times as many labeled images as a draw needs, or more, half of them, ``queries`` at most,
     are asked about and the draws are taken from the rest. Else each draw asks about the labels it does not use, a
     quarter of them or more.
 
     Raises:
-        InputError: for labels that do not suit the classes or the pictures, or fewer than 5 draws.
+        InputError: for labels that do not suit the classes or the images, or fewer than 5 draws.
     """
     if config.draws < LEAST_DRAWS:
         raise InputError(f"draws {config.draws} are too few to see how much a draw matters; give 5 or more.")
     known, names, budget, notes = _known_labels(config, store, source, seed)
-    random, most = np.random.default_rng(0), max(config.pictures, 4 * (budget or 0))
-    labelled = random.permutation(np.flatnonzero(known != UNLABELLED))[:most]
-    others = random.permutation(np.flatnonzero(known == UNLABELLED))[: most - len(labelled)]
-    indices = np.sort(np.concatenate([labelled, others]))
+    random, most = np.random.default_rng(0), max(config.images, 4 * (budget or 0))
+    labeled = random.permutation(np.flatnonzero(known != UNLABELED))[:most]
+    others = random.permutation(np.flatnonzero(known == UNLABELED))[: most - len(labeled)]
+    indices = np.sort(np.concatenate([labeled, others]))
     labels = known[indices]
     if not names:
-        return Questions(indices, labels, names, (), 0.0, False, "no labels")
-    if budget and len(labelled) >= 4 * budget:
+        return ProbeSet(indices, labels, names, (), 0.0, False, "no labels")
+    if budget and len(labeled) >= 4 * budget:
         return _shared_questions(config, indices, labels, names, budget, seed)
     return replace(_own_questions(config, indices, labels, names, budget, seed), notes=notes)
 
 
 def _known_labels(
-    config: VerdictConfig, store: PictureStore, source: Source, seed: int
+    config: VerdictConfig, store: ImageCache, source: Source, seed: int
 ) -> tuple[np.ndarray, tuple[str, ...], int | None, tuple[str, ...]]:
-    """Labels of all pictures, -1 for none; class names, none without labels; budget, None for all there are; notes."""
-    known, wanted = np.full(len(store), UNLABELLED, dtype=np.int64), str(config.labels)
+    """Labels of all images, -1 for none; class names, none without labels; budget, None for all there are; notes."""
+    known, wanted = np.full(len(store), UNLABELED, dtype=np.int64), str(config.labels)
     is_file = Path(wanted).suffix.lower() in (".json", ".csv")
-    if wanted == "none" or (not is_file and (store.labels is None or (store.labels == UNLABELLED).all())):
+    if wanted == "none" or (not is_file and (store.labels is None or (store.labels == UNLABELED).all())):
         return known, (), None, ()
-    labelled: Labelled = choose_labels(wanted, store, source, mode=config.label_mode, seed=1 + SEEDS_APART * seed)
-    if is_file and source.class_names and len(source.class_names) != len(labelled.class_names):
+    labeled: Labeled = choose_labels(wanted, store, source, mode=config.label_mode, seed=1 + SEEDS_APART * seed)
+    if is_file and source.class_names and len(source.class_names) != len(labeled.class_names):
         raise InputError(
-            f"labels file {wanted} names {len(labelled.class_names)} classes and the data set {source.name!r} has "
+            f"labels file {wanted} names {len(labeled.class_names)} classes and the data set {source.name!r} has "
             f"{len(source.class_names)}; give labels of its classes, or a data set without a label column."
         )
     if wanted.isdecimal() and store.labels is not None:
-        return store.labels, labelled.class_names, int(wanted), ()
-    known[labelled.indices] = labelled.labels
-    return known, labelled.class_names, None, (f"labels: {labelled.counts(len(store))}", *labelled.notes)
+        return store.labels, labeled.class_names, int(wanted), ()
+    known[labeled.indices] = labeled.labels
+    return known, labeled.class_names, None, (f"labels: {labeled.counts(len(store))}", *labeled.notes)
 
 
 def _shared_questions(
     config: VerdictConfig, indices: np.ndarray, labels: np.ndarray, names: tuple[str, ...], budget: int, seed: int
-) -> Questions:
-    available, classes = int((labels != UNLABELLED).sum()), len(names)
+) -> ProbeSet:
+    available, classes = int((labels != UNLABELED).sum()), len(names)
     if config.queries < classes:
         raise InputError(f"queries {config.queries} are fewer than the {classes} classes; give --queries {classes}.")
     count = min(config.queries, available // 2)
     asked = draw_labels(labels, count, classes, mode="proportional", seed=SEEDS_APART * seed)
     rest = labels.copy()
-    rest[asked] = UNLABELLED
-    shown = np.bincount(rest[rest != UNLABELLED], minlength=classes)[labels[asked]] > 0
+    rest[asked] = UNLABELED
+    shown = np.bincount(rest[rest != UNLABELED], minlength=classes)[labels[asked]] > 0
     asked, unshown = asked[shown], [names[number] for number in np.unique(labels[asked[~shown]]).tolist()]
     trials = []
     for draw in range(1, config.draws + 1):
         try:
             bank = draw_labels(rest, budget, classes, mode=config.label_mode, seed=draw + SEEDS_APART * seed)
         except InputError as error:
-            raise InputError(f"{error} Pictures asked about do not count; see --queries and --pictures.") from error
+            raise InputError(f"{error} Images asked about do not count; see --queries and --images.") from error
         trials.append(ProbeSplit(bank, asked, labels[bank], labels[asked]))
     pool = available - count
     chosen = (
-        f"{config.draws} draws of {budget} labels out of {pool:,} labelled pictures; all were asked about the same "
+        f"{config.draws} draws of {budget} labels out of {pool:,} labeled images; all were asked about the same "
         f"{len(asked):,} other ones"
     )
     if unshown:  # where labels are drawn in proportion; a balanced draw would be refused
         chosen += f"; not asked about, as no label is left to learn them from: {few(unshown)}"
-    return Questions(indices, labels, names, tuple(trials), budget / (pool - budget), True, chosen)
+    return ProbeSet(indices, labels, names, tuple(trials), budget / (pool - budget), True, chosen)
 
 
 def _own_questions(
@@ -269,25 +274,25 @@ def _own_questions(
     names: tuple[str, ...],
     budget: int | None,
     seed: int,
-) -> Questions:
-    counts = np.bincount(labels[labels != UNLABELLED], minlength=len(names))
+) -> ProbeSet:
+    counts = np.bincount(labels[labels != UNLABELED], minlength=len(names))
     if (single := np.flatnonzero(counts < 2)).size:
         raise InputError(
-            f"class {names[single[0]]} has {counts[single[0]]} labelled pictures, and each class needs one to learn "
+            f"class {names[single[0]]} has {counts[single[0]]} labeled images, and each class needs one to learn "
             "from and one to ask about; label 2 or more of each."
         )
     total = int(counts.sum())
     size = min(budget or total, 3 * total // 4)
     trials = []
     for draw in range(1, config.draws + 1):
-        # a draw by shares favours the first of equal classes: which is first changes with every draw
+        # a draw by shares favors the first of equal classes: which is first changes with every draw
         number = np.random.default_rng([seed, draw]).permutation(len(names))
-        shuffled = np.where(labels == UNLABELLED, UNLABELLED, number[labels])
+        shuffled = np.where(labels == UNLABELED, UNLABELED, number[labels])
         bank = draw_labels(shuffled, size, len(names), mode="proportional", seed=draw + SEEDS_APART * seed)
-        asked = np.setdiff1d(np.flatnonzero(labels != UNLABELLED), bank)
+        asked = np.setdiff1d(np.flatnonzero(labels != UNLABELED), bank)
         trials.append(ProbeSplit(bank, asked, labels[bank], labels[asked]))
     chosen = (
-        f"{config.draws} splits of {total:,} labelled pictures into {size:,} to learn from and only {total - size:,} "
+        f"{config.draws} splits of {total:,} labeled images into {size:,} to learn from and only {total - size:,} "
         "to ask about"
     )
-    return Questions(indices, labels, names, tuple(trials), (total - size) / size, False, chosen)
+    return ProbeSet(indices, labels, names, tuple(trials), (total - size) / size, False, chosen)

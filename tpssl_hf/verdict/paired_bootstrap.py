@@ -27,7 +27,7 @@ class Difference:
         level: share of such intervals that hold the truth.
         standard_error: of the mean.
         draws: mean difference of each draw.
-        questions: pictures asked about.
+        questions: images asked about.
         overlap: how far draws depend on each other, see :func:`paired_difference`.
         draw_variance: of one draw's true difference; for draws that share their questions, else None.
         question_variance: of one question's true difference; likewise.
@@ -62,7 +62,7 @@ class Settlement:
 
     Attributes:
         draws: of labels.
-        questions: labelled pictures to ask about; where every draw has its own questions, labelled pictures in all.
+        questions: labeled images to ask about; where every draw has its own questions, labeled images in all.
     """
 
     draws: int
@@ -84,8 +84,8 @@ def paired_difference(
         one: (S, Q), 1 for a right answer, 0 for a wrong one, NaN where a draw did not ask; S draws, at least 2, of Q
             questions, at least 2.
         other: (S, Q) of the other weights, NaN at the same places.
-        overlap: what the variance over draws must be multiplied by beyond 1 / S because draws have pictures in common.
-            For draws of n pictures out of P it is n / (P − n); for splits into n pictures to learn from and m to ask
+        overlap: what the variance over draws must be multiplied by beyond 1 / S because draws have images in common.
+            For draws of n images out of P it is n / (P − n); for splits into n images to learn from and m to ask
             about, m / n.
         level: of the interval, in (0, 1).
         seed: of the resampling.
@@ -133,10 +133,10 @@ def _error(
     """Standard error of the mean, and its degrees of freedom."""
     draws, questions = matrix.shape
     if components is None:  # every draw has questions of its own, so the spread over draws holds theirs
-        by_picture = np.nanmean(matrix[:, ~np.isnan(matrix).all(axis=0)], axis=0)
+        by_image = np.nanmean(matrix[:, ~np.isnan(matrix).all(axis=0)], axis=0)
         over_draws = (1 / draws + overlap) * float(by_draw.var(ddof=1))
-        over_pictures = float(by_picture.var(ddof=1)) / len(by_picture) if len(by_picture) > 1 else 0.0
-        return math.sqrt(max(over_draws, over_pictures)), draws - 1
+        over_images = float(by_image.var(ddof=1)) / len(by_image) if len(by_image) > 1 else 0.0
+        return math.sqrt(max(over_draws, over_images)), draws - 1
     variance = _variance(components, draws, questions, overlap)
     of_draws, of_questions, left = components
     left /= draws * questions
@@ -169,7 +169,7 @@ def _counts(random: np.random.Generator, number: int) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=_CHUNK * number).reshape(_CHUNK, number).astype(np.float64)
 
 
-def would_settle(difference: Difference) -> Settlement | None:
+def required_sample_size(difference: Difference) -> Settlement | None:
     """Say how many draws, or questions, would bring the half-width of the interval below the difference itself.
 
     More draws cost computing only, so they are tried first, up to 100; then more questions, up to 100,000.

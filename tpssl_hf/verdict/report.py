@@ -1,4 +1,4 @@
-"""A verdict for people: its sentence, its table, its picture."""
+"""A verdict for people: its sentence, its table, its image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tpssl_hf.verdict.decision import BASE, STATISTICS, Comparison, Row, Verdict, by_draw
 from tpssl_hf.verdict.paired_bootstrap import Difference
 
-PROBE_COLOUR, KNN_COLOUR = "#0072b2", "#e69f00"  # told apart by most colour-blind people (Okabe and Ito, 2008)
+PROBE_COLOR, KNN_COLOR = "#0072b2", "#e69f00"  # told apart by most color-blind people (Okabe and Ito, 2008)
 
 
 def sentence(verdict: Verdict, *, labels: int, shared: bool) -> str:
@@ -26,7 +26,7 @@ def sentence(verdict: Verdict, *, labels: int, shared: bool) -> str:
     name = verdict.best.name
     gain, beyond = verdict.between(name, BASE), verdict.between(name, STATISTICS)
     assert gain is not None
-    reached = f"with {labels} labels a linear probe on {name} gets {_percent(verdict.best)} of pictures right"
+    reached = f"with {labels} labels a linear probe on {name} gets {_percent(verdict.best)} of images right"
     against_base = f"{_signed(gain.probe)} against the base"
     against_statistics = (
         f"; {_signed(beyond.probe)} against the base with nothing but BatchNorm statistics measured anew"
@@ -48,9 +48,9 @@ def sentence(verdict: Verdict, *, labels: int, shared: bool) -> str:
     if verdict.reason == "contradiction":
         other = next(c for c in (gain, beyond) if c is not None and c.probe.sign * c.knn.sign < 0)
         return (
-            f"Unclear: linear probe and nearest neighbours contradict each other; with {labels} labels {name} is "
+            f"Unclear: linear probe and nearest neighbors contradict each other; with {labels} labels {name} is "
             f"{_signed(other.probe)} against the {other.against} by the probe and {_signed(other.knn)} by the "
-            "neighbours. Look at what you will do with the features: finetune both, or take the measure that is like "
+            "neighbors. Look at what you will do with the features: finetune both, or take the measure that is like "
             "your use."
         )
     if verdict.reason == "control":
@@ -65,18 +65,18 @@ def _settled_by(verdict: Verdict, shared: bool) -> str:
     found = verdict.settlement
     if found is None:
         return (
-            " A difference so small would not be settled by anything practical (100 draws, 100,000 labelled pictures "
+            " A difference so small would not be settled by anything practical (100 draws, 100,000 labeled images "
             "to ask about), so take whichever is at hand."
         )
     first = verdict.comparisons[0].probe
     if not shared:
-        return f" If it is as large as it looks, about {_round(found.questions):,} labelled pictures would settle it."
+        return f" If it is as large as it looks, about {_round(found.questions):,} labeled images would settle it."
     if found.questions == first.questions:
         return f" If it is as large as it looks, --draws {found.draws} would settle it, with the labels there are."
     more = f" and --draws {found.draws}" if found.draws > len(first.draws) else ""
     return (
-        f" If it is as large as it looks, about {_round(found.questions):,} labelled pictures to ask about instead of "
-        f"{first.questions:,}{more} would settle it (--queries, --pictures)."
+        f" If it is as large as it looks, about {_round(found.questions):,} labeled images to ask about instead of "
+        f"{first.questions:,}{more} would settle it (--queries, --images)."
     )
 
 
@@ -108,7 +108,7 @@ def _label_free_sentence(verdict: Verdict) -> str:
     return (
         f"Not sure: there are no labels, and the measures that need none {direction} ({measures}; a higher rank and "
         "a lower uniformity are better). They tell healthy features from collapsed ones and are a weak basis for "
-        "more: label some 40 pictures, the same number of each class, and ask again with --labels FILE.csv."
+        "more: label some 40 images, the same number of each class, and ask again with --labels FILE.csv."
     )
 
 
@@ -169,7 +169,7 @@ def ranking(verdict: Verdict) -> str:
 
 
 def draw_verdict(path: Path, verdict: Verdict, *, labels: int, title: str) -> None:
-    """Write the picture: every draw of every row, and the differences with their intervals.
+    """Write the image: every draw of every row, and the differences with their intervals.
 
     Args:
         path: PNG file to write.
@@ -181,16 +181,16 @@ def draw_verdict(path: Path, verdict: Verdict, *, labels: int, title: str) -> No
     height = 1.9 + 0.55 * max(len(rows), len(pairs))
     figure = Figure(figsize=(12.5, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.05))
-    for offset, colour, marker, name in _measures():
+    for offset, color, marker, name in _measures():
         for place, row in enumerate(rows):
             values = 100 * by_draw(getattr(row, name))
             heights = place + offset + np.linspace(-0.09, 0.09, len(values))
-            left.plot(values, heights, marker, color=colour, alpha=0.45, markersize=4, linestyle="none")
-            left.plot([values.mean()] * 2, [place + offset - 0.16, place + offset + 0.16], color=colour, linewidth=2.4)
+            left.plot(values, heights, marker, color=color, alpha=0.45, markersize=4, linestyle="none")
+            left.plot([values.mean()] * 2, [place + offset - 0.16, place + offset + 0.16], color=color, linewidth=2.4)
         for place, pair in enumerate(pairs):
             found: Difference = getattr(pair, name)
-            right.plot([100 * found.low, 100 * found.high], [place + offset] * 2, color=colour, linewidth=2.4)
-            right.plot(100 * found.mean, place + offset, marker, color=colour, markersize=7, markeredgecolor="white")
+            right.plot([100 * found.low, 100 * found.high], [place + offset] * 2, color=color, linewidth=2.4)
+            right.plot(100 * found.mean, place + offset, marker, color=color, markersize=7, markeredgecolor="white")
     right.axvline(0, color="black", linewidth=1)
     _finish(left, [row.name for row in rows], f"right answers after {labels} labels, %", "each draw, and the mean")
     level = f"{100 * pairs[0].probe.level:.3g} %"
@@ -200,16 +200,16 @@ def draw_verdict(path: Path, verdict: Verdict, *, labels: int, title: str) -> No
         "difference, points",
         f"paired differences, {level} intervals",
     )
-    for _, colour, marker, name in _measures():
-        label = {"probe": "linear probe (decides)", "knn": "nearest neighbours"}[name]
-        right.plot([], [], marker, color=colour, linestyle="-", linewidth=2.4, label=label)
+    for _, color, marker, name in _measures():
+        label = {"probe": "linear probe (decides)", "knn": "nearest neighbors"}[name]
+        right.plot([], [], marker, color=color, linestyle="-", linewidth=2.4, label=label)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)
 
 
 def _measures() -> Sequence[tuple[float, str, str, str]]:
-    return (-0.2, PROBE_COLOUR, "o", "probe"), (0.2, KNN_COLOUR, "s", "knn")
+    return (-0.2, PROBE_COLOR, "o", "probe"), (0.2, KNN_COLOR, "s", "knn")
 
 
 def _shown(verdict: Verdict) -> list[Comparison]:

@@ -28,7 +28,7 @@ def test_durations_are_said() -> None:
 
 def test_the_preferred_size_is_taken_where_it_gives_enough_steps() -> None:
     found = plan(
-        1000, {64: 0.1, 128: 0.2, 256: 0.4}, pictures=2560, batch_sizes=[64, 128, 256], preferred=256, clock=lambda: 0
+        1000, {64: 0.1, 128: 0.2, 256: 0.4}, images=2560, batch_sizes=[64, 128, 256], preferred=256, clock=lambda: 0
     )
     assert (found.batch_size, found.max_steps, found.epochs) == (256, 2250, 225.0)
     assert found.seconds_expected == pytest.approx(900)
@@ -36,13 +36,13 @@ def test_the_preferred_size_is_taken_where_it_gives_enough_steps() -> None:
 
 def test_a_smaller_size_is_taken_before_too_few_steps() -> None:
     seconds = {64: 1.0, 128: 1.7, 256: 3.0}
-    found = plan(1000, seconds, pictures=5000, batch_sizes=seconds, preferred=256, clock=lambda: 0)
+    found = plan(1000, seconds, images=5000, batch_sizes=seconds, preferred=256, clock=lambda: 0)
     assert (found.batch_size, found.max_steps) == (128, 529)
 
 
 def test_where_none_gives_enough_the_one_with_most_steps_is_taken() -> None:
     seconds = {64: 10.0, 128: 17.0, 256: 30.0}
-    found = plan(1000, seconds, pictures=5000, batch_sizes=seconds, preferred=256, clock=lambda: 0)
+    found = plan(1000, seconds, images=5000, batch_sizes=seconds, preferred=256, clock=lambda: 0)
     assert (found.batch_size, found.max_steps) == (64, 90)
     assert found.epochs == pytest.approx(90 / 78)
     assert "under 500 steps" in found.summary()
@@ -56,7 +56,7 @@ def test_sizes_are_timed_from_the_preferred_on_and_none_in_vain() -> None:
         return size / 100
 
     sizes = [32, 64, 128, 256, 512]
-    assert plan(900, seconds, pictures=5000, batch_sizes=sizes, preferred=256).batch_size == 128
+    assert plan(900, seconds, images=5000, batch_sizes=sizes, preferred=256).batch_size == 128
     assert timed == [256, 128]
 
 
@@ -65,7 +65,7 @@ def test_overhead_and_the_time_of_timing_are_taken_off() -> None:
     found = plan(
         1000,
         {64: 1.0},
-        pictures=640,
+        images=640,
         batch_sizes=[64],
         preferred=64,
         overhead_seconds=100,
@@ -74,32 +74,32 @@ def test_overhead_and_the_time_of_timing_are_taken_off() -> None:
     assert found.max_steps == 750 and found.overhead_seconds == 150 and found.seconds_expected == 900
 
 
-def test_sizes_the_method_or_the_pictures_do_not_allow_are_passed_over() -> None:
+def test_sizes_the_method_or_the_images_do_not_allow_are_passed_over() -> None:
     even = plan(
         1000,
         {100: 0.1, 128: 0.1},
-        pictures=500,
+        images=500,
         batch_sizes=[100, 128],
         preferred=100,
         allowed=lambda size: 4096 % size == 0,
     )
     assert even.batch_size == 128
-    assert plan(1000, {64: 0.1, 512: 0.1}, pictures=100, batch_sizes=[64, 512], preferred=512).batch_size == 64
+    assert plan(1000, {64: 0.1, 512: 0.1}, images=100, batch_sizes=[64, 512], preferred=512).batch_size == 64
     with pytest.raises(InputError, match="suits the method"):
-        plan(1000, {64: 0.1}, pictures=10, batch_sizes=[64], preferred=64)
+        plan(1000, {64: 0.1}, images=10, batch_sizes=[64], preferred=64)
 
 
 def test_a_size_that_does_not_fit_in_memory_is_passed_over() -> None:
     seconds = {64: 0.1, 128: math.inf}
-    assert plan(1000, seconds, pictures=500, batch_sizes=seconds, preferred=128).batch_size == 64
+    assert plan(1000, seconds, images=500, batch_sizes=seconds, preferred=128).batch_size == 64
     with pytest.raises(InputError, match="memory"):
-        plan(1000, {128: math.inf}, pictures=500, batch_sizes=[128], preferred=128)
+        plan(1000, {128: math.inf}, images=500, batch_sizes=[128], preferred=128)
 
 
 def test_too_little_time_names_the_least_budget_and_that_budget_works() -> None:
     for overhead in (0.0, 30.0):
         arguments = {
-            "pictures": 500,
+            "images": 500,
             "batch_sizes": [64],
             "preferred": 64,
             "overhead_seconds": overhead,
@@ -109,14 +109,14 @@ def test_too_little_time_names_the_least_budget_and_that_budget_works() -> None:
         with pytest.raises(InputError, match=f"--budget {least}s"):
             plan(60, {64: 7.0}, **arguments)
         assert plan(least, {64: 7.0}, **arguments).max_steps == 10
-    with pytest.raises(InputError, match="steps of 32 pictures.*--budget 12s"):
-        plan(0.5, {32: 1.0, 64: 2.0}, pictures=500, batch_sizes=[32, 64], preferred=64, clock=lambda: 0)
+    with pytest.raises(InputError, match="steps of 32 images.*--budget 12s"):
+        plan(0.5, {32: 1.0, 64: 2.0}, images=500, batch_sizes=[32, 64], preferred=64, clock=lambda: 0)
 
 
 def test_the_summary_says_what_and_when() -> None:
-    found = plan(3600, {64: 1.0}, pictures=640, batch_sizes=[64], preferred=64, overhead_seconds=60, clock=lambda: 0)
+    found = plan(3600, {64: 1.0}, images=640, batch_sizes=[64], preferred=64, overhead_seconds=60, clock=lambda: 0)
     text = found.summary(datetime(2024, 1, 1, 10, 0))
-    assert "plan for 1 h: 3,180 steps of 64 pictures (318 epochs)" in text
+    assert "plan for 1 h: 3,180 steps of 64 images (318 epochs)" in text
     assert "54 min, ready about 10:54" in text and "10%" in text
 
 
@@ -144,7 +144,7 @@ def test_a_larger_batch_is_not_timed_where_a_smaller_one_gives_too_few_steps() -
         tried.append(size)
         return size / 64
 
-    found = plan(400, seconds, pictures=5000, batch_sizes=[32, 64, 128, 256], preferred=128, clock=lambda: 0)
+    found = plan(400, seconds, images=5000, batch_sizes=[32, 64, 128, 256], preferred=128, clock=lambda: 0)
     assert tried == [128, 64, 32] and found.batch_size == 32
 
 
@@ -155,5 +155,5 @@ def test_timing_stops_at_a_tenth_of_the_budget() -> None:
         tried.append(size)
         return size / 64
 
-    found = plan(600, seconds, pictures=5000, batch_sizes=[32, 64, 128], preferred=128, clock=lambda: next(now))
+    found = plan(600, seconds, images=5000, batch_sizes=[32, 64, 128], preferred=128, clock=lambda: next(now))
     assert tried == [128] and found.batch_size == 128

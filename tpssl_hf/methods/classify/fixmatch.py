@@ -23,12 +23,12 @@ class FixMatchConfig:
     """FixMatch; defaults are the original's (Sohn et al., 2020, Table 4)."""
 
     threshold: float = key(0.95, "Least probability at which a pseudo-label counts (Sohn et al., 2020, Table 4).")
-    unlabeled_weight: float = key(1.0, "Weight of the unlabelled loss (Sohn et al., 2020, Table 4).")
+    unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Sohn et al., 2020, Table 4).")
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
 
 
 class FixMatch(nn.Module):
-    """Confident predictions on weak views are the labels of strong views of the same pictures."""
+    """Confident predictions on weak views are the labels of strong views of the same images."""
 
     def __init__(self, classifier: nn.Module, config: FixMatchConfig, unlabeled_count: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class FixMatch(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``strong``, ``index``.
 
-        All pictures go through the network together, so they share BatchNorm statistics, and the pseudo-labels are
+        All images go through the network together, so they share BatchNorm statistics, and the pseudo-labels are
         made by that same pass.
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
@@ -68,7 +68,7 @@ class FixMatch(nn.Module):
 
 
 def views(settings: ViewSettings, config: FixMatchConfig) -> Views:
-    """A weak view of every picture, and a strong one of the unlabelled ones (Sohn et al., 2020, §2.2)."""
+    """A weak view of every image, and a strong one of the unlabeled ones (Sohn et al., 2020, §2.2)."""
     return weak_and_strong(settings)
 
 

@@ -1,6 +1,6 @@
 """FlexMatch (Zhang et al., 2021, arXiv 2110.08263): FixMatch with a threshold per class that follows its learning.
 
-Deviations: a batch in which a picture appears twice stores its last confident label, where the original leaves the
+Deviations: a batch in which an image appears twice stores its last confident label, where the original leaves the
 order to chance; the evaluated average is as in our FixMatch.
 """
 
@@ -25,13 +25,13 @@ class FlexMatchConfig:
     """FlexMatch; defaults are the original's (Zhang et al., 2021)."""
 
     threshold: float = key(0.95, "Threshold of the best learned class, and of the memory (Zhang et al., 2021, §4).")
-    threshold_warmup: bool = key(True, "Count pictures without a confident label yet (Zhang et al., 2021, §3.3).")
-    unlabeled_weight: float = key(1.0, "Weight of the unlabelled loss (Zhang et al., 2021, §4).")
+    threshold_warmup: bool = key(True, "Count images without a confident label yet (Zhang et al., 2021, §3.3).")
+    unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Zhang et al., 2021, §4).")
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Zhang et al., 2021, §4).")
 
 
 class FlexMatch(nn.Module):
-    """FixMatch whose threshold is lower for classes of which few pictures were confidently predicted so far."""
+    """FixMatch whose threshold is lower for classes of which few images were confidently predicted so far."""
 
     def __init__(self, classifier: nn.Module, config: FlexMatchConfig, unlabeled_count: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class FlexMatch(nn.Module):
         self.student = classifier
         self.teacher = EMATeacher(classifier, config.ema_momentum)
         self.classes: int = classifier.num_classes  # type: ignore[assignment]
-        self.memory: Tensor  # the last confident label of every unlabelled picture, -1 before there is one
+        self.memory: Tensor  # the last confident label of every unlabeled image, -1 before there is one
         self.register_buffer("memory", torch.full((unlabeled_count,), -1, dtype=torch.int64))
         self.pseudo_labels: PseudoLabels | None = None
 
@@ -73,9 +73,9 @@ class FlexMatch(nn.Module):
 
     @torch.no_grad()
     def remember(self, index: Tensor, labels: Tensor) -> None:
-        """Store the labels (U,) of the pictures ``index`` (U,) of every process; -1 leaves what was there."""
+        """Store the labels (U,) of the images ``index`` (U,) of every process; -1 leaves what was there."""
         index, labels = gather_rows(index, with_gradient=False), gather_rows(labels, with_gradient=False)
-        # every row of a picture that comes twice stores the same label, so the order of writing does not matter
+        # every row of an image that comes twice stores the same label, so the order of writing does not matter
         same = (index[:, None] == index) & (labels >= 0)
         last = (same * torch.arange(1, len(index) + 1, device=index.device)).amax(dim=1)
         self.memory[index] = torch.where(last > 0, labels[last - 1], self.memory[index])

@@ -31,7 +31,7 @@ class FreeMatchConfig:
     fairness_weight: float = key(
         0.01, "Weight of the fairness term (Wang et al., 2023, official code; 0.001 for 40 labels of CIFAR-10)."
     )
-    unlabeled_weight: float = key(1.0, "Weight of the unlabelled loss (Wang et al., 2023, §5.1).")
+    unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Wang et al., 2023, §5.1).")
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Wang et al., 2023, §5.1).")
 
 

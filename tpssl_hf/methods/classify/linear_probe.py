@@ -68,7 +68,7 @@ class LinearProbe(nn.Module):
 
 
 def views(settings: ViewSettings, config: LinearProbeConfig) -> Views:
-    """One weak view of the labelled pictures; there are no unlabelled ones."""
+    """One weak view of the labeled images; there are no unlabeled ones."""
     return labeled_weak(settings)
 
 

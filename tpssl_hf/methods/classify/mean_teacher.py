@@ -33,7 +33,7 @@ class MeanTeacherConfig:
 
 
 class MeanTeacher(nn.Module):
-    """The student's probabilities follow the teacher's for another weak view of the same picture."""
+    """The student's probabilities follow the teacher's for another weak view of the same image."""
 
     def __init__(self, classifier: nn.Module, config: MeanTeacherConfig, unlabeled_count: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class MeanTeacher(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``weak2`` (U, 3, H, W).
 
-        Only the labelled pictures move the student's BatchNorm statistics, as in the original's code.
+        Only the labeled images move the student's BatchNorm statistics, as in the original's code.
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         loss_labeled = F.cross_entropy(self.student(labeled["weak"]).float(), labeled["labels"])
@@ -71,12 +71,12 @@ class MeanTeacher(nn.Module):
 
 
 def views(settings: ViewSettings, config: MeanTeacherConfig) -> Views:
-    """One weak view of the labelled pictures, two of the unlabelled ones."""
+    """One weak view of the labeled images, two of the unlabeled ones."""
     return {
         **labeled_weak(settings),
-        "unlabeled": lambda pictures: {
-            "weak": weak_view(pictures, settings, UNLABELED_WEAK),
-            "weak2": weak_view(pictures, settings, UNLABELED_WEAK2),
+        "unlabeled": lambda images: {
+            "weak": weak_view(images, settings, UNLABELED_WEAK),
+            "weak2": weak_view(images, settings, UNLABELED_WEAK2),
         },
     }
 

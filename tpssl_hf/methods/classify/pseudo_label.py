@@ -1,16 +1,16 @@
 """Pseudo-Label (Lee, 2013, ICML workshop on challenges in representation learning), as FixMatch's authors run it.
 
 A baseline of ours beside the paper's learners: FixMatch without a strong view. With p_b the prediction for a weak view
-of unlabelled picture b, and ŷ_b its class,
+of unlabeled image b, and ŷ_b its class,
 
-    L = CE(labelled) + λ_u·min(1, progress / r)·mean_b 1[max p_b ≥ τ]·CE(p_b, ŷ_b),
+    L = CE(labeled) + λ_u·min(1, progress / r)·mean_b 1[max p_b ≥ τ]·CE(p_b, ŷ_b),
 
 where the same pass makes the pseudo-label and learns from it (Lee, 2013, Eq. 15, 16).
 
 Deviations: the threshold τ, the weight 1 and the linear ramp r are those of the official code of Sohn et al. (2020,
-arXiv 2001.07685), and of TorchSSL after it, which also leave the unlabelled pictures out of BatchNorm's running
-statistics; Lee takes every prediction, weighted up to 3. And there are as many unlabelled pictures a step as FixMatch
-has, where those have one for each labelled picture: so the budget of pictures is the same.
+arXiv 2001.07685), and of TorchSSL after it, which also leave the unlabeled images out of BatchNorm's running
+statistics; Lee takes every prediction, weighted up to 3. And there are as many unlabeled images a step as FixMatch
+has, where those have one for each labeled image: so the budget of images is the same.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class PseudoLabelConfig:
     """Pseudo-Label; defaults are those of FixMatch's code (Sohn et al., 2020)."""
 
     threshold: float = key(0.95, "Least probability at which a pseudo-label counts (Sohn et al., 2020, code).")
-    unlabeled_weight: float = key(1.0, "Weight of the unlabelled loss after its ramp (Sohn et al., 2020, code).")
+    unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss after its ramp (Sohn et al., 2020, code).")
     ramp_end: float = key(0.4, "Part of the run over which that weight rises from 0 (Sohn et al., 2020, code).")
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
 
@@ -51,7 +51,7 @@ class PseudoLabel(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``index``.
 
-        Only the labelled pictures move the student's BatchNorm statistics.
+        Only the labeled images move the student's BatchNorm statistics.
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         loss_labeled = F.cross_entropy(self.student(labeled["weak"]).float(), labeled["labels"])
@@ -80,12 +80,12 @@ class PseudoLabel(nn.Module):
 
 
 def views(settings: ViewSettings, config: PseudoLabelConfig) -> Views:
-    """A weak view of every picture."""
+    """A weak view of every image."""
     return {
         **labeled_weak(settings),
-        "unlabeled": lambda pictures: {
-            "weak": weak_view(pictures, settings, UNLABELED_WEAK),
-            "index": pictures.index,
+        "unlabeled": lambda images: {
+            "weak": weak_view(images, settings, UNLABELED_WEAK),
+            "index": images.index,
         },
     }
 

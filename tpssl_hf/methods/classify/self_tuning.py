@@ -1,7 +1,7 @@
 """Self-Tuning (Wang et al., 2021, arXiv 2102.12903): pseudo-labels decide groups of a contrast, not classes.
 
 Deviations: the key network moves once per step where the original's code moves it twice; the query pass that the code
-repeats to get pseudo-labels is made once, so unlabelled pictures count once in BatchNorm statistics; and the momentum
+repeats to get pseudo-labels is made once, so unlabeled images count once in BatchNorm statistics; and the momentum
 of the averages is smaller in the first updates.
 """
 
@@ -75,7 +75,7 @@ class ClassQueue(nn.Module):
 
 
 class SelfTuning(nn.Module):
-    """Each query is drawn to its own key and to the queued keys of its class, labelled or pseudo-labelled."""
+    """Each query is drawn to its own key and to the queued keys of its class, labeled or pseudo-labeled."""
 
     def __init__(self, classifier: nn.Module, config: SelfTuningConfig, unlabeled_count: int) -> None:
         super().__init__()
@@ -144,16 +144,16 @@ class SelfTuning(nn.Module):
 
 
 def views(settings: ViewSettings, config: SelfTuningConfig) -> Views:
-    """Two strong views of every picture (Wang et al., 2021, official CIFAR pipeline)."""
+    """Two strong views of every image (Wang et al., 2021, official CIFAR pipeline)."""
     return {
-        "labeled": lambda pictures: {
-            "strong": strong_view(pictures, settings, streams.LABELED_STRONG),
-            "strong2": strong_view(pictures, settings, streams.LABELED_STRONG2),
+        "labeled": lambda images: {
+            "strong": strong_view(images, settings, streams.LABELED_STRONG),
+            "strong2": strong_view(images, settings, streams.LABELED_STRONG2),
         },
-        "unlabeled": lambda pictures: {
-            "strong": strong_view(pictures, settings, streams.UNLABELED_STRONG),
-            "strong2": strong_view(pictures, settings, streams.UNLABELED_STRONG2),
-            "index": pictures.index,
+        "unlabeled": lambda images: {
+            "strong": strong_view(images, settings, streams.UNLABELED_STRONG),
+            "strong2": strong_view(images, settings, streams.UNLABELED_STRONG2),
+            "index": images.index,
         },
     }
 
@@ -167,9 +167,9 @@ SPEC = LearnerSpec(
         "batch_size": 24,
         "unlabeled_ratio": 1,
         "learning_rate": 1e-3,
-        "head_rate_factor": 10.0,
+        "head_lr_multiplier": 10.0,
         "weight_decay": 1e-4,
-        "decay_vectors": True,
+        "decay_norm_and_bias": True,
         "schedule": "steps",
     },
 )

@@ -31,7 +31,7 @@ class SoftMatchConfig:
     deviations: float = key(
         2.0, "Standard deviations of confidence per width of the weight (Chen et al., 2023, code)."
     )
-    unlabeled_weight: float = key(1.0, "Weight of the unlabelled loss (Chen et al., 2023).")
+    unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Chen et al., 2023).")
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Chen et al., 2023).")
 
 

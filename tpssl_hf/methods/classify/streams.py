@@ -12,16 +12,16 @@ LABELED_STRONG, LABELED_STRONG2 = 16, 17
 
 def labeled_weak(settings: ViewSettings) -> Views:
     """Return the stream ``labeled`` with ``weak`` (B, 3, H, W); the recipe adds ``labels``."""
-    return {"labeled": lambda pictures: {"weak": weak_view(pictures, settings, LABELED_WEAK)}}
+    return {"labeled": lambda images: {"weak": weak_view(images, settings, LABELED_WEAK)}}
 
 
 def weak_and_strong(settings: ViewSettings) -> Views:
     """Return ``labeled`` with ``weak``; and ``unlabeled`` with ``weak``, ``strong`` (U, 3, H, W), ``index`` (U,)."""
     return {
         **labeled_weak(settings),
-        "unlabeled": lambda pictures: {
-            "weak": weak_view(pictures, settings, UNLABELED_WEAK),
-            "strong": strong_view(pictures, settings, UNLABELED_STRONG),
-            "index": pictures.index,
+        "unlabeled": lambda images: {
+            "weak": weak_view(images, settings, UNLABELED_WEAK),
+            "strong": strong_view(images, settings, UNLABELED_STRONG),
+            "index": images.index,
         },
     }

@@ -1,7 +1,7 @@
-"""Finetuning on the labelled pictures alone (paper, Tables I and V), the baseline of every learner.
+"""Finetuning on the labeled images alone (paper, Tables I and V), the baseline of every learner.
 
 It has the weak view, the optimizer and the evaluated average of FixMatch (Sohn et al., 2020, arXiv 2001.07685), so
-that only the use of unlabelled pictures differs.
+that only the use of unlabeled images differs.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class SupervisedConfig:
 
 
 class Supervised(nn.Module):
-    """Cross-entropy on weakly distorted labelled pictures."""
+    """Cross-entropy on weakly distorted labeled images."""
 
     def __init__(self, classifier: nn.Module, config: SupervisedConfig, unlabeled_count: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Supervised(nn.Module):
 
 
 def views(settings: ViewSettings, config: SupervisedConfig) -> Views:
-    """One weak view of the labelled pictures; there are no unlabelled ones."""
+    """One weak view of the labeled images; there are no unlabeled ones."""
     return labeled_weak(settings)
 
 

@@ -1,6 +1,6 @@
 """Unsupervised data augmentation, UDA (Xie et al., 2020, arXiv 1904.12848).
 
-Deviations: no training signal annealing, which leaves out labelled pictures that are already known; no warm-up; the
+Deviations: no training signal annealing, which leaves out labeled images that are already known; no warm-up; the
 batch, the optimizer and the evaluated average are FixMatch's.
 """
 
@@ -26,12 +26,12 @@ class UDAConfig:
         0.8, "Probability above which a prediction is a target (Xie et al., 2020, official scripts)."
     )
     temperature: float = key(0.4, "Temperature that sharpens the targets (Xie et al., 2020, official scripts).")
-    unlabeled_weight: float = key(1.0, "Weight of the unlabelled loss (Xie et al., 2020, §2.2).")
+    unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Xie et al., 2020, §2.2).")
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
 
 
 class UDA(nn.Module):
-    """Predictions on strong views follow the sharpened, confident ones on weak views of the same pictures."""
+    """Predictions on strong views follow the sharpened, confident ones on weak views of the same images."""
 
     def __init__(self, classifier: nn.Module, config: UDAConfig, unlabeled_count: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class UDA(nn.Module):
 
 
 def views(settings: ViewSettings, config: UDAConfig) -> Views:
-    """A weak view of every picture, and a strong one of the unlabelled ones (Xie et al., 2020, §2.3)."""
+    """A weak view of every image, and a strong one of the unlabeled ones (Xie et al., 2020, §2.3)."""
     return weak_and_strong(settings)
 
 

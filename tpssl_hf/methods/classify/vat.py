@@ -1,8 +1,8 @@
 """Virtual adversarial training with entropy minimisation (Miyato et al., 2018, arXiv 1704.03976).
 
-Deviations, both because a picture of 224 pixels is not one of 32: the radius is given per pixel, so that it means the
+Deviations, both because an image of 224 pixels is not one of 32: the radius is given per pixel, so that it means the
 same at every size, and the probe of the power iteration is a hundredth of the radius, because the usual 1e-6 is lost
-when it is added to a picture in float32. Weights and ramp are those of FixMatch's authors.
+when it is added to an image in float32. Weights and ramp are those of FixMatch's authors.
 """
 
 import math
@@ -24,7 +24,7 @@ from tpssl_hf.models.ema import EMATeacher
 
 @dataclass
 class VATConfig:
-    """VAT; defaults are those of FixMatch's code (Sohn et al., 2020), the radius carried over to larger pictures."""
+    """VAT; defaults are those of FixMatch's code (Sohn et al., 2020), the radius carried over to larger images."""
 
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
     unlabeled_weight: float = key(0.3, "Weight of the divergence after its ramp (Sohn et al., 2020, likewise).")
@@ -34,7 +34,7 @@ class VATConfig:
     )
     radius: float = key(
         0.2397,
-        "Root mean square of the perturbation over normalised pixels: 93 / sqrt(3 * 224 * 224), which is the norm 6 "
+        "Root mean square of the perturbation over normalized pixels: 93 / sqrt(3 * 224 * 224), which is the norm 6 "
         "for 32 pixels in [-1, 1] of Sohn et al., 2020.",
     )
     probe: float = key(0.01, "Length of the power iteration's probe, relative to the radius (our choice).")
@@ -52,7 +52,7 @@ class VAT(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak`` (U, 3, H, W).
 
-        Only the labelled pictures move BatchNorm statistics. The others are seen in float32: the perturbations are
+        Only the labeled images move BatchNorm statistics. The others are seen in float32: the perturbations are
         too small for less.
         """
         labeled, images = batch["labeled"], batch["unlabeled"]["weak"].float()
@@ -71,7 +71,7 @@ class VAT(nn.Module):
         }
 
     def perturbation(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the r (U, 3, H, W) of norm ``radius``·√(3·H·W) per picture that most changes the predictions.
+        """Return the r (U, 3, H, W) of norm ``radius``·√(3·H·W) per image that most changes the predictions.
 
         Its direction is the gradient of the divergence at a short random step (Miyato et al., 2018, §3.3).
 
@@ -108,10 +108,10 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def views(settings: ViewSettings, config: VATConfig) -> Views:
-    """One weak view of the labelled and of the unlabelled pictures."""
+    """One weak view of the labeled and of the unlabeled images."""
     return {
         **labeled_weak(settings),
-        "unlabeled": lambda pictures: {"weak": weak_view(pictures, settings, UNLABELED_WEAK)},
+        "unlabeled": lambda images: {"weak": weak_view(images, settings, UNLABELED_WEAK)},
     }
 
 

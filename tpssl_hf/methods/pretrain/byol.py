@@ -12,7 +12,7 @@ from torch import nn
 
 from tpssl_hf.augment.pretrain_views import BYOL_VIEW_1, BYOL_VIEW_2, ViewSettings, two_views
 from tpssl_hf.config.parser import key
-from tpssl_hf.losses.contrastive import negative_cosine, normalised_std
+from tpssl_hf.losses.contrastive import negative_cosine, normalized_std
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy
 from tpssl_hf.models.heads import mlp_head
@@ -58,7 +58,7 @@ class BYOL(nn.Module):
         return {
             "loss": self.config.loss_scale * loss,
             "loss_byol": loss.detach(),
-            "projection_std": normalised_std(projections1),
+            "projection_std": normalized_std(projections1),
             "ema_momentum": torch.full_like(loss, cosine_momentum(self.config.base_momentum, progress)),
         }
 
@@ -75,8 +75,8 @@ class BYOL(nn.Module):
 
 
 def views(settings: ViewSettings, config: BYOLConfig) -> Views:
-    """Two asymmetric views of every picture (Grill et al., 2020, App. B)."""
-    return {"images": lambda pictures: two_views(pictures, (BYOL_VIEW_1, BYOL_VIEW_2), settings)}
+    """Two asymmetric views of every image (Grill et al., 2020, App. B)."""
+    return {"images": lambda images: two_views(images, (BYOL_VIEW_1, BYOL_VIEW_2), settings)}
 
 
 SPEC = MethodSpec(

@@ -1,4 +1,4 @@
-"""DenseCL (Wang et al., 2021, arXiv 2011.09157): MoCo v2 on whole pictures and on the cells of their feature maps.
+"""DenseCL (Wang et al., 2021, arXiv 2011.09157): MoCo v2 on whole images and on the cells of their feature maps.
 
 Not in the paper's tables; it is the dense method of MoCo's family beside PixPro. Deviation: queues of 16,384 keys, for
 the reason given in ``moco.py``; the dense weight is constant, without the original's optional warm-up.
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import MOCO_VIEW, ViewSettings, two_views
 from tpssl_hf.config.parser import key
-from tpssl_hf.losses.contrastive import info_nce, normalised_std
+from tpssl_hf.losses.contrastive import info_nce, normalized_std
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.methods.pretrain import moco
 from tpssl_hf.models.ema import ema_update, frozen_copy
 from tpssl_hf.models.feature_maps import feature_maps, freeze_beyond_maps, map_size
-from tpssl_hf.models.heads import plain_head
+from tpssl_hf.models.heads import moco_head
 from tpssl_hf.models.queue import KeyQueue, check_queue
 
 
@@ -30,7 +30,7 @@ class DenseCLConfig:
     queue_size: int = key(16384, "Keys kept by each of the two queues; a multiple of the batch size.")
     hidden_features: int = key(2048, "Width of the hidden layer of both heads.")
     projection_features: int = key(128, "Width of the projections that are compared.")
-    dense_weight: float = key(0.5, "Share of the dense loss; the rest is the loss on whole pictures (Eq. 3).")
+    dense_weight: float = key(0.5, "Share of the dense loss; the rest is the loss on whole images (Eq. 3).")
 
 
 class DenseHead(nn.Module):
@@ -38,8 +38,8 @@ class DenseHead(nn.Module):
 
     def __init__(self, width: int, config: DenseCLConfig) -> None:
         super().__init__()
-        self.whole = plain_head(width, config.hidden_features, config.projection_features)
-        self.cells = plain_head(width, config.hidden_features, config.projection_features)
+        self.whole = moco_head(width, config.hidden_features, config.projection_features)
+        self.cells = moco_head(width, config.hidden_features, config.projection_features)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Project the mean of the map, and each cell (a linear layer per cell is a 1x1 convolution)."""
@@ -47,7 +47,7 @@ class DenseHead(nn.Module):
 
 
 class DenseCL(nn.Module):
-    """Whole pictures and matched cells must find their keys among the keys of earlier batches."""
+    """Whole images and matched cells must find their keys among the keys of earlier batches."""
 
     def __init__(self, backbone: nn.Module, config: DenseCLConfig) -> None:
         super().__init__()
@@ -77,11 +77,11 @@ class DenseCL(nn.Module):
             "loss": (1 - weight) * loss_whole + weight * loss_dense,
             "loss_whole": loss_whole.detach(),
             "loss_dense": loss_dense.detach(),
-            "projection_std": normalised_std(queries),
+            "projection_std": normalized_std(queries),
         }
 
     def after_step(self, progress: float) -> None:
-        """Store this step's keys, one per picture in each queue, and move the key network."""
+        """Store this step's keys, one per image in each queue, and move the key network."""
         for keys, cells in self._new_keys:
             self.queue.enqueue(keys)
             self.dense_queue.enqueue(cells)
@@ -114,11 +114,11 @@ def match(query_maps: Tensor, key_maps: Tensor) -> Tensor:
 
 def views(settings: ViewSettings, config: DenseCLConfig) -> Views:
     """MoCo v2's views."""
-    return {"images": lambda pictures: two_views(pictures, (MOCO_VIEW, MOCO_VIEW), settings)}
+    return {"images": lambda images: two_views(images, (MOCO_VIEW, MOCO_VIEW), settings)}
 
 
 def check(backbone: nn.Module, config: DenseCLConfig, image_size: int, batch_size: int) -> None:
-    """Refuse a backbone without maps, pictures smaller than its stride, and a queue that the batch does not divide."""
+    """Refuse a backbone without maps, images smaller than its stride, and a queue that the batch does not divide."""
     map_size(backbone, image_size)
     check_queue(config.queue_size, batch_size)
 

@@ -1,7 +1,7 @@
 """MoCo v2 (He et al., 2020, arXiv 1911.05722; Chen et al., 2020, arXiv 2003.04297), the best method of Table V.
 
 Deviations: the queue holds 16,384 keys instead of 65,536, because a queue longer than the data set holds stale keys of
-the query's own picture; batches are not shuffled between processes, because with ``sync_batchnorm`` the statistics run
+the query's own image; batches are not shuffled between processes, because with ``sync_batchnorm`` the statistics run
 over all of them and nothing can leak. The symmetric variant is left out: two more forward passes for every step.
 """
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import MOCO_VIEW, ViewSettings, two_views
 from tpssl_hf.config.parser import key
-from tpssl_hf.losses.contrastive import info_nce, normalised_std
+from tpssl_hf.losses.contrastive import info_nce, normalized_std
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.ema import ema_update, frozen_copy
-from tpssl_hf.models.heads import plain_head
+from tpssl_hf.models.heads import moco_head
 from tpssl_hf.models.queue import KeyQueue, check_queue
 from tpssl_hf.models.sizes import feature_width
 
@@ -38,7 +38,7 @@ class MoCo(nn.Module):
         self.config = config
         self.backbone = backbone
         width = feature_width(backbone)
-        self.projector = plain_head(width, width, config.projection_features)
+        self.projector = moco_head(width, width, config.projection_features)
         self.key_backbone = frozen_copy(backbone)
         self.key_projector = frozen_copy(self.projector)
         self.queue = KeyQueue(config.queue_size, config.projection_features)
@@ -51,7 +51,7 @@ class MoCo(nn.Module):
             keys = self.key_projector(self.key_backbone(batch["images"]["view2"]))
         loss = info_nce(queries, keys, self.queue.keys, self.config.temperature)
         self._new_keys.append(keys)
-        return {"loss": loss, "loss_moco": loss.detach(), "projection_std": normalised_std(queries)}
+        return {"loss": loss, "loss_moco": loss.detach(), "projection_std": normalized_std(queries)}
 
     def after_step(self, progress: float) -> None:
         """Store this step's keys and move the key network toward the query network."""
@@ -69,7 +69,7 @@ class MoCo(nn.Module):
 
 def views(settings: ViewSettings, config: MoCoConfig) -> Views:
     """Two views by the same policy (Chen et al., 2020, §3)."""
-    return {"images": lambda pictures: two_views(pictures, (MOCO_VIEW, MOCO_VIEW), settings)}
+    return {"images": lambda images: two_views(images, (MOCO_VIEW, MOCO_VIEW), settings)}
 
 
 def check(backbone: nn.Module, config: MoCoConfig, image_size: int, batch_size: int) -> None:
@@ -81,14 +81,14 @@ SPEC = MethodSpec(
     config=MoCoConfig,
     build=MoCo,
     views=views,
-    # The original's: SGD, 0.03 for 256 pictures, decay 1e-4 on all parameters, no warm-up. The paper's rule "10 times
+    # The original's: SGD, 0.03 for 256 images, decay 1e-4 on all parameters, no warm-up. The paper's rule "10 times
     # lower" is 0.003, in the configs named *_moco_paper.
     defaults={
         "optimizer": "sgd",
         "learning_rate": 0.03,
         "momentum": 0.9,
         "weight_decay": 1e-4,
-        "decay_vectors": True,
+        "decay_norm_and_bias": True,
         "warmup_epochs": 0.0,
     },
     check=check,

@@ -6,7 +6,7 @@ online and the target network, which are then cells of the same crop boxes again
 
 Deviations from the original: the target network moves after the optimizer step instead of before the next forward;
 the loss is the mean of both directions of −cos, where the original takes twice their sum; a pair weighs what is left
-of its two cells after warping and unwarping, nothing below one half; pictures without a pair are left out of the mean
+of its two cells after warping and unwarping, nothing below one half; images without a pair are left out of the mean
 (``empty_pairs``). For how the paper is read where it leaves a choice, see docs/paper_map.md.
 """
 
@@ -20,11 +20,11 @@ from tpssl_hf.augment.affine import AffinePolicy, key_mask, unwarp, validity
 from tpssl_hf.augment.pretrain_views import PIXPRO_VIEW_1, PIXPRO_VIEW_2, ViewSettings, two_affine_views
 from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
-from tpssl_hf.losses.contrastive import nearby_cells, normalised_std, pixpro_consistency
+from tpssl_hf.losses.contrastive import nearby_cells, normalized_std, pixpro_consistency
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy
 from tpssl_hf.models.feature_maps import feature_maps, freeze_beyond_maps, map_size
-from tpssl_hf.models.heads import PixelPropagation, cell_head
+from tpssl_hf.models.heads import PixelPropagation, pixpro_head
 
 SMALLEST_WEIGHT = 0.5  # of a cell: one of which less is left says more about its surroundings
 
@@ -40,7 +40,7 @@ class PixProConfig:
     distance_threshold: float = key(0.7, "Largest distance of cells that count as the same place, in cell diagonals.")
     affine_probability: float = key(0.5, "Probability of each affine component (§III-C); 0 is plain PixPro.")
     empty_pairs: Literal["skip", "count"] = key(
-        "skip", "Pictures whose views share no cell: leave them out of the mean, or count them as 0 (the original)."
+        "skip", "Images whose views share no cell: leave them out of the mean, or count them as 0 (the original)."
     )
 
 
@@ -52,7 +52,7 @@ class PixPro(nn.Module):
         self.config = config
         freeze_beyond_maps(backbone)
         self.backbone = backbone
-        self.projector = cell_head(backbone.num_features, config.hidden_features, config.projection_features)  # type: ignore[arg-type]
+        self.projector = pixpro_head(backbone.num_features, config.hidden_features, config.projection_features)  # type: ignore[arg-type]
         self.propagation = PixelPropagation(config.projection_features, config.gamma)
         self.target_backbone = frozen_copy(backbone)
         self.target_projector = frozen_copy(self.projector)
@@ -86,7 +86,7 @@ class PixPro(nn.Module):
         return {
             "loss": loss,
             "loss_pixpro": loss.detach(),
-            "projection_std": normalised_std(projections[0].movedim(1, 3).flatten(0, 2)),
+            "projection_std": normalized_std(projections[0].movedim(1, 3).flatten(0, 2)),
             "positive_pairs": (weights > 0).float().sum(dim=(1, 2)).mean(),
             "ema_momentum": torch.full_like(loss, cosine_momentum(self.config.base_momentum, progress)),
         }
@@ -104,9 +104,9 @@ class PixPro(nn.Module):
 
 
 def views(settings: ViewSettings, config: PixProConfig) -> Views:
-    """BYOL's two asymmetric views of every picture, affine transforms last."""
+    """BYOL's two asymmetric views of every image, affine transforms last."""
     affine, policies = AffinePolicy(config.affine_probability), (PIXPRO_VIEW_1, PIXPRO_VIEW_2)
-    return {"images": lambda pictures: two_affine_views(pictures, policies, affine, settings)}
+    return {"images": lambda images: two_affine_views(images, policies, affine, settings)}
 
 
 def check(backbone: nn.Module, config: PixProConfig, image_size: int, batch_size: int) -> None:

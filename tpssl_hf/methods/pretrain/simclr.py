@@ -1,6 +1,6 @@
 """SimCLR (Chen et al., 2020, arXiv 2002.05709): Eq. 1 with every other view of the batch as a negative.
 
-Deviations: the colour strength is halved as the original does for small pictures (its App. B.9), and the temperature
+Deviations: the color strength is halved as the original does for small images (its App. B.9), and the temperature
 is 0.2, between its 0.1 for ImageNet and 0.5 for CIFAR-10.
 """
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from tpssl_hf.augment.pretrain_views import SIMCLR_VIEW, ViewSettings, two_views
 from tpssl_hf.config.parser import key
-from tpssl_hf.losses.contrastive import normalised_std, nt_xent
+from tpssl_hf.losses.contrastive import normalized_std, nt_xent
 from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
 from tpssl_hf.models.heads import simclr_head
 from tpssl_hf.models.queue import gather_rows, own_rows
@@ -27,7 +27,7 @@ class SimCLRConfig:
 
 
 class SimCLR(nn.Module):
-    """Two views of a picture must be nearer to each other than to any view of another (NT-Xent, Eq. 1)."""
+    """Two views of an image must be nearer to each other than to any view of another (NT-Xent, Eq. 1)."""
 
     def __init__(self, backbone: nn.Module, config: SimCLRConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class SimCLR(nn.Module):
         one, other = self.projector(self.backbone(torch.cat([view1, view2]))).float().chunk(2)
         gathered = gather_rows(one, with_gradient=True), gather_rows(other, with_gradient=True)
         loss = nt_xent(*gathered, own_rows(len(one)), self.config.temperature)
-        return {"loss": loss, "loss_simclr": loss.detach(), "projection_std": normalised_std(one)}
+        return {"loss": loss, "loss_simclr": loss.detach(), "projection_std": normalized_std(one)}
 
     def after_step(self, progress: float) -> None:
         """Nothing to update: SimCLR has no teacher and no queue."""
@@ -59,14 +59,14 @@ class SimCLR(nn.Module):
 
 def views(settings: ViewSettings, config: SimCLRConfig) -> Views:
     """Two views by the same policy (Chen et al., 2020, App. A)."""
-    return {"images": lambda pictures: two_views(pictures, (SIMCLR_VIEW, SIMCLR_VIEW), settings)}
+    return {"images": lambda images: two_views(images, (SIMCLR_VIEW, SIMCLR_VIEW), settings)}
 
 
 SPEC = MethodSpec(
     config=SimCLRConfig,
     build=SimCLR,
     views=views,
-    # The original's: LARS, 0.3 for 256 pictures, decay 1e-6, ten epochs of warm-up.
+    # The original's: LARS, 0.3 for 256 images, decay 1e-6, ten epochs of warm-up.
     defaults={
         "optimizer": "lars",
         "learning_rate": 0.3,

@@ -1,7 +1,7 @@
-"""ClassMix (Olsson et al., 2021, arXiv 2007.07936): whole predicted segments are pasted into another picture.
+"""ClassMix (Olsson et al., 2021, arXiv 2007.07936): whole predicted segments are pasted into another image.
 
-Deviations: colours are distorted, if at all, before pictures are mixed and not after; and pixels outside a picture
-that is smaller than its crop are neither pasted nor learnt.
+Deviations: colors are distorted, if at all, before images are mixed and not after; and pixels outside an image
+that is smaller than its crop are neither pasted nor learned.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import class_masks, mix
-from tpssl_hf.augment.segment_views import ColourPolicy, SegmentViewSettings
+from tpssl_hf.augment.segment_views import ColorPolicy, SegmentViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.segmentation import confident_share, pixel_cross_entropy, weighted_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
@@ -18,8 +18,8 @@ from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, next_one,
 from tpssl_hf.models.ema import EMATeacher, mean_share
 
 # Olsson et al., 2021, official code for Cityscapes
-STUDENT_COLOURS = ColourPolicy(
-    brightness=0.25, contrast=0.25, saturation=0.25, hue=0.25, greyscale=0.0, blur=0.5, blur_sigma=(0.15, 1.15)
+STUDENT_COLORS = ColorPolicy(
+    brightness=0.25, contrast=0.25, saturation=0.25, hue=0.25, grayscale=0.0, blur=0.5, blur_sigma=(0.15, 1.15)
 )
 
 
@@ -30,9 +30,9 @@ class ClassMixConfig:
     confidence: float = key(
         0.968, "Probability that makes a pixel of the teacher count as sure (Olsson et al., 2021)."
     )
-    unlabeled_weight: float = key(1.0, "Weight of the unlabelled loss (Olsson et al., 2021, code).")
+    unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Olsson et al., 2021, code).")
     ema_momentum: float = key(0.99, "EMA momentum of the teacher in the long run (Olsson et al., 2021, code).")
-    colour: bool = key(False, "Distort the student's colours, as for Cityscapes, not VOC (Olsson et al., 2021, code).")
+    color: bool = key(False, "Distort the student's colors, as for Cityscapes, not VOC (Olsson et al., 2021, code).")
 
 
 class ClassMix(nn.Module):
@@ -50,11 +50,11 @@ class ClassMix(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``images``, ``masks``; and ``unlabeled``: ``images``, ``valid``.
 
-        With ``colour`` the student sees the unlabelled pictures as ``distorted`` instead of ``images``.
+        With ``color`` the student sees the unlabeled images as ``distorted`` instead of ``images``.
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         loss_labeled = pixel_cross_entropy(logits_of(self.student, labeled["images"]), labeled["masks"])
-        images = unlabeled["distorted"] if self.config.colour else unlabeled["images"]
+        images = unlabeled["distorted"] if self.config.color else unlabeled["images"]
         labels, confidence, segments = self.targets(unlabeled["images"], unlabeled["valid"])
         logits = logits_of(self.student, mix(next_one(images), images, segments))
         confident = confident_share(mix(next_one(confidence), confidence, segments), self.config.confidence)
@@ -84,10 +84,10 @@ class ClassMix(nn.Module):
 
 
 def views(settings: SegmentViewSettings, config: ClassMixConfig) -> Views:
-    """One crop of every picture, and with ``colour`` the unlabelled ones in other colours as well."""
+    """One crop of every image, and with ``color`` the unlabeled ones in other colors as well."""
     return {
         **labeled_crops(settings),
-        **unlabeled_crops(settings, {"distorted": STUDENT_COLOURS} if config.colour else {}),
+        **unlabeled_crops(settings, {"distorted": STUDENT_COLORS} if config.color else {}),
     }
 
 
@@ -101,10 +101,10 @@ SPEC = LearnerSpec(
         "weight_decay": 5e-4,
         "momentum": 0.9,
         "schedule": "poly",
-        "head_rate_factor": 10.0,
+        "head_lr_multiplier": 10.0,
         "batch_size": 10,
         "unlabeled_ratio": 1,
-        "exclude_labelled": True,
+        "exclude_labeled": True,
         "scale_min": 0.5,
         "scale_max": 1.5,
     },

@@ -1,8 +1,8 @@
 """CLMB (Alonso et al., 2021, arXiv 2104.13415): pseudo-labels, and pixels that look like their class's memory.
 
-Deviations: what the original counts in iterations is a part of the run; there are as many unlabelled pictures as
-labelled ones, each in two augmentations, where the original has half as many; what is drawn is drawn for each picture
-and not for a batch; colours are distorted before pictures are mixed; labelled and unlabelled pictures share BatchNorm
+Deviations: what the original counts in iterations is a part of the run; there are as many unlabeled images as
+labeled ones, each in two augmentations, where the original has half as many; what is drawn is drawn for each image
+and not for a batch; colors are distorted before images are mixed; labeled and unlabeled images share BatchNorm
 statistics; the contrast takes up to ``pixels_per_class`` random pixels of a class instead of all; heads work on whole
 maps; there are no class weights (the original has them for Cityscapes); and weights are never taken back to those with
 the best validation score; the teacher's momentum is at most (1 + k) / (10 + k) in its k-th update, where the original
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from tpssl_hf.augment.mixing import class_masks, mix, zoom
 from tpssl_hf.augment.segment_views import (
     IGNORED,
-    ColourPolicy,
+    ColorPolicy,
     SegmentViewSettings,
     segment_views,
     zoom_draws,
 )
 from tpssl_hf.config.parser import key
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.losses.segmentation import pixel_cross_entropy, pixel_entropy, weighted_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
 from tpssl_hf.methods.segment.clmb_bank import (
@@ -35,19 +35,19 @@ from tpssl_hf.methods.segment.clmb_bank import (
     ClassSelectors,
     bank_contrast,
     best_rows,
-    normalised_weights,
+    normalized_weights,
     sample_by_class,
 )
 from tpssl_hf.methods.segment.streams import LABELED, UNLABELED, logits_of, next_one, predictions
 from tpssl_hf.models.ema import EMATeacher, cosine_momentum
-from tpssl_hf.models.heads import cell_head
+from tpssl_hf.models.heads import pixpro_head
 from tpssl_hf.models.segmenter import LOW_STRIDE
 
-# official code: colours, how often pictures are mixed and zoomed, and by how much
-STRONG = ColourPolicy(
-    brightness=0.25, contrast=0.25, saturation=0.25, hue=0.25, greyscale=0.0, blur=0.2, blur_sigma=(0.1, 1.5)
+# official code: colors, how often images are mixed and zoomed, and by how much
+STRONG = ColorPolicy(
+    brightness=0.25, contrast=0.25, saturation=0.25, hue=0.25, grayscale=0.0, blur=0.2, blur_sigma=(0.1, 1.5)
 )
-WEAK = ColourPolicy(jitter=0.2, brightness=0.125, contrast=0.125, saturation=0.125, hue=0.125, greyscale=0.0)
+WEAK = ColorPolicy(jitter=0.2, brightness=0.125, contrast=0.125, saturation=0.125, hue=0.125, grayscale=0.0)
 STRONG_MIX, WEAK_MIX, STRONG_ZOOM, WEAK_ZOOM = 0.75, 0.2, 0.8, 0.5
 ZOOM_RANGE = (0.75, 1.75)
 
@@ -58,7 +58,7 @@ class CLMBConfig:
 
     ema_momentum: float = key(0.995, "EMA momentum of the teacher, rises to 1; less early (Alonso et al., 2021).")
     confidence_power: float = key(6.0, "Power of the confidence that weighs a pseudo-label (Alonso et al., 2021).")
-    entropy_weight: float = key(0.01, "Weight of the unlabelled entropy (Alonso et al., 2021, code).")
+    entropy_weight: float = key(0.01, "Weight of the unlabeled entropy (Alonso et al., 2021, code).")
     contrast_weight: float = key(0.1, "Weight of each of the two contrasts (Alonso et al., 2021, code).")
     contrast_start: float = key(
         2 / 150, "Part of the run after which pixels are contrasted and mixed (Alonso et al., 2021: 2000 of 150000)."
@@ -67,7 +67,7 @@ class CLMBConfig:
     bank_size: int = key(256, "Features kept of each class (Alonso et al., 2021, code).")
     bank_confidence: float = key(0.95, "Probability above which a feature is kept (Alonso et al., 2021, code).")
     bank_rows_per_image: int = key(
-        7, "Features of a class added per labelled picture: VOC with 200 labels (Alonso et al., 2021, code)."
+        7, "Features of a class added per labeled image: VOC with 200 labels (Alonso et al., 2021, code)."
     )  # there max(1, int(classes / 3 * round(256 / labels))) for VOC, max(1, round(256 / labels)) for Cityscapes
     pixels_per_class: int = key(
         1024, "Random pixels of a class that are contrasted (our choice; all in the original)."
@@ -92,10 +92,10 @@ class CLMB(nn.Module):
         self.classes = classes
         width: int = segmenter.config.decoder_width  # type: ignore[union-attr, assignment]
         features = config.projection_features
-        self.projector = cell_head(width, features, features)
-        self.predictor = cell_head(features, features, features)
+        self.projector = pixpro_head(width, features, features)
+        self.predictor = pixpro_head(features, features, features)
         self.selectors = ClassSelectors(classes, features)
-        # one more set, which the official code normalises away
+        # one more set, which the official code normalizes away
         self.memory_selectors = None if config.ref_quirks else ClassSelectors(classes, features)
         self.bank = ClassBank(classes, config.bank_size, features)
         # parameters only; both stay in training mode and gather BatchNorm statistics of their own
@@ -107,8 +107,8 @@ class CLMB(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``images``, ``masks``, ``zoom`` (B, 4); and ``unlabeled``.
 
-        The unlabelled ones are ``images``, ``distorted1``, ``distorted2`` of one geometry, ``valid``, ``zoom1`` and
-        ``zoom2``. All of the student's pictures go through it together.
+        The unlabeled ones are ``images``, ``distorted1``, ``distorted2`` of one geometry, ``valid``, ``zoom1`` and
+        ``zoom2``. All of the student's images go through it together.
         """
         labeled, unlabeled, config = batch["labeled"], batch["unlabeled"], self.config
         started = progress >= config.contrast_start
@@ -140,7 +140,7 @@ class CLMB(nn.Module):
     def augmented_batch(
         self, labeled: Mapping[str, Tensor], unlabeled: Mapping[str, Tensor], started: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pictures, labels and weights of the labelled and twice the unlabelled ones, (B + 2U, ...)."""
+        """Return images, labels and weights of the labeled and twice the unlabeled ones, (B + 2U, ...)."""
         parts = [self.augmented(labeled["images"], labeled["masks"], labeled["zoom"], WEAK_MIX)]
         labels, confidence = predictions(logits_of(self.teacher.network, unlabeled["images"]), unlabeled["valid"])
         confidence = confidence**self.config.confidence_power
@@ -154,12 +154,12 @@ class CLMB(nn.Module):
     def augmented(
         self, images: Tensor, labels: Tensor, moves: Tensor, chance: float, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Paste classes of a ``chance`` of the pictures into the next one, and zoom; labels and weights alike."""
+        """Paste classes of a ``chance`` of the images into the next one, and zoom; labels and weights alike."""
         numbers = torch.rand(len(images), self.classes + 1, device=images.device)
         chosen = class_masks(labels, numbers[:, 1:], background=self.config.mix_background, more=1)
         chosen = chosen & (numbers[:, 0] < chance)[:, None, None]
         weights = torch.ones_like(labels, dtype=torch.float32) if weights is None else weights
-        # the ground is always the next picture, so that where nothing is pasted each still appears once
+        # the ground is always the next image, so that where nothing is pasted each still appears once
         images, labels, weights = (mix(next_one(own), own, chosen) for own in (images, labels, weights))
         return zoom(images, labels, weights, moves)
 
@@ -170,12 +170,12 @@ class CLMB(nn.Module):
         scores = torch.zeros_like(memory[:, :, 0])
         if self.memory_selectors is not None:
             scores = self.memory_selectors(memory, filled)
-        weights = normalised_weights(self.selectors(rows, present), present)
-        return bank_contrast(rows, present, weights, memory, filled, normalised_weights(scores, filled))
+        weights = normalized_weights(self.selectors(rows, present), present)
+        return bank_contrast(rows, present, weights, memory, filled, normalized_weights(scores, filled))
 
     @torch.no_grad()
     def memories(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose features of labelled pictures that the teacher is right and sure about: (K, M, D) and (K, M) bool.
+        """Choose features of labeled images that the teacher is right and sure about: (K, M, D) and (K, M) bool.
 
         Args:
             images: (B, 3, H, W), as the student sees them.
@@ -210,7 +210,7 @@ def pseudo_ramp(progress: float, end: float) -> float:
 
 
 def cell_labels(labels: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return the labels (B, H, W) in the middle of the decoder's (h, w) cells, 255 beyond the picture: (B, h, w)."""
+    """Return the labels (B, H, W) in the middle of the decoder's (h, w) cells, 255 beyond the image: (B, h, w)."""
     height, width = (LOW_STRIDE * length for length in size)
     padded = F.pad(labels, (0, width - labels.shape[2], 0, height - labels.shape[1]), value=IGNORED)
     return padded[:, LOW_STRIDE // 2 :: LOW_STRIDE, LOW_STRIDE // 2 :: LOW_STRIDE]
@@ -220,17 +220,17 @@ def views(settings: SegmentViewSettings, config: CLMBConfig) -> Views:
     """Crops as they are, in one or two colourings, and how they are zoomed and mirrored after they are mixed."""
     plain = replace(settings, scale=(1.0, 1.0), horizontal_flip=False)
 
-    def labeled(pictures: Pictures) -> dict[str, Tensor]:
-        crops = segment_views(pictures, plain, LABELED, {"images": WEAK})
-        moves = zoom_draws(pictures, settings, LABELED, WEAK_ZOOM, ZOOM_RANGE)
+    def labeled(images: ImageBatch) -> dict[str, Tensor]:
+        crops = segment_views(images, plain, LABELED, {"images": WEAK})
+        moves = zoom_draws(images, settings, LABELED, WEAK_ZOOM, ZOOM_RANGE)
         return {"images": crops["images"], "masks": crops["masks"], "zoom": moves}
 
-    def unlabeled(pictures: Pictures) -> dict[str, Tensor]:
-        crops = segment_views(pictures, plain, UNLABELED, {"distorted1": STRONG, "distorted2": STRONG})
+    def unlabeled(images: ImageBatch) -> dict[str, Tensor]:
+        crops = segment_views(images, plain, UNLABELED, {"distorted1": STRONG, "distorted2": STRONG})
         del crops["masks"]
         for number in (1, 2):
             view = UNLABELED + number
-            crops[f"zoom{number}"] = zoom_draws(pictures, settings, view, STRONG_ZOOM, ZOOM_RANGE)
+            crops[f"zoom{number}"] = zoom_draws(images, settings, view, STRONG_ZOOM, ZOOM_RANGE)
         return crops
 
     return {"labeled": labeled, "unlabeled": unlabeled}
@@ -246,10 +246,10 @@ SPEC = LearnerSpec(
         "weight_decay": 5e-4,
         "momentum": 0.9,
         "schedule": "poly",
-        "head_rate_factor": 1.0,
+        "head_lr_multiplier": 1.0,
         "batch_size": 20,
         "unlabeled_ratio": 1,
-        "exclude_labelled": True,
+        "exclude_labeled": True,
         "scale_min": 0.5,
         "scale_max": 1.5,
     },

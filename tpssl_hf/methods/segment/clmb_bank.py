@@ -68,9 +68,9 @@ class ClassSelectors(nn.Module):
         with torch.autocast(rows.device.type, enabled=False):
             values = torch.bmm(rows.detach().float(), self.hidden)
             share = (present / present.sum(dim=1, keepdim=True).clamp_min(1))[:, :, None]
-            centred = values - (share * values).sum(dim=1, keepdim=True)
-            variance = (share * centred.square()).sum(dim=1, keepdim=True)
-            values = F.leaky_relu(centred * torch.rsqrt(variance + 1e-5) * self.gamma + self.beta, 0.2)
+            centered = values - (share * values).sum(dim=1, keepdim=True)
+            variance = (share * centered.square()).sum(dim=1, keepdim=True)
+            values = F.leaky_relu(centered * torch.rsqrt(variance + 1e-5) * self.gamma + self.beta, 0.2)
             return torch.bmm(values, self.output)[:, :, 0] + self.bias
 
 
@@ -111,7 +111,7 @@ def best_rows(rows: Tensor, present: Tensor, scores: Tensor, count: int, *, lowe
     return rows.gather(1, places[:, :, None].expand(-1, -1, rows.shape[2])), present.gather(1, places)
 
 
-def normalised_weights(scores: Tensor, present: Tensor) -> Tensor:
+def normalized_weights(scores: Tensor, present: Tensor) -> Tensor:
     """Return sigmoid(scores) (K, R), 0 where not ``present``, scaled to sum 1 for each class that has any row."""
     weights = scores.sigmoid() * present
     return weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)

@@ -1,6 +1,6 @@
 """CutMix for segmentation (French et al., 2020, arXiv 1906.01916), the paper's segmentation learner (Tables II, III).
 
-The student's prediction for a mixture of two pictures follows the mixture of the teacher's predictions. As in the
+The student's prediction for a mixture of two images follows the mixture of the teacher's predictions. As in the
 authors' code, how sure the teacher is scales the loss of the whole batch by one number, instead of choosing pixels.
 Batch size and learning rate are the paper's (§IV-B), which the authors' DeepLabv3+ script shares the rate of.
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import HALF_BOX_DRAWS, box_masks, half_boxes, mix
-from tpssl_hf.augment.segment_views import ColourPolicy, SegmentViewSettings
+from tpssl_hf.augment.segment_views import ColorPolicy, SegmentViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.segmentation import confident_share, pixel_cross_entropy, squared_consistency
@@ -22,7 +22,7 @@ from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, unlabeled_crops
 from tpssl_hf.models.ema import EMATeacher
 
-STUDENT_COLOURS = ColourPolicy()  # French et al., 2020, official code
+STUDENT_COLORS = ColorPolicy()  # French et al., 2020, official code
 
 
 @dataclass
@@ -34,11 +34,11 @@ class CutMixConfig:
     ema_momentum: float = key(
         0.99, "EMA momentum of the evaluated teacher in the long run, less early (French et al., 2020, code)."
     )
-    colour: bool = key(False, "Distort the student's unlabelled colours (French et al., 2020; not the 2019 version).")
+    color: bool = key(False, "Distort the student's unlabeled colors (French et al., 2020; not the 2019 version).")
 
 
 class CutMix(nn.Module):
-    """The student's probabilities for mixtures follow the teacher's for the pictures mixed."""
+    """The student's probabilities for mixtures follow the teacher's for the images mixed."""
 
     scored = "teacher"
 
@@ -52,21 +52,21 @@ class CutMix(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``images``, ``masks``; and ``unlabeled``: ``images``, ``valid``.
 
-        The unlabelled batch (2U, ...) holds first the pictures that boxes are pasted into, then those they are cut
-        from. With ``colour`` the student sees ``distorted`` instead of ``images``.
+        The unlabeled batch (2U, ...) holds first the images that boxes are pasted into, then those they are cut
+        from. With ``color`` the student sees ``distorted`` instead of ``images``.
 
         Raises:
-            InputError: if the number of unlabelled pictures is odd.
+            InputError: if the number of unlabeled images is odd.
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         images = unlabeled["images"]
         if len(images) % 2:
-            raise InputError(f"CutMix mixes pairs, not {len(images)} unlabelled pictures; set unlabeled_ratio to 2.")
+            raise InputError(f"CutMix mixes pairs, not {len(images)} unlabeled images; set unlabeled_ratio to 2.")
         size = images.shape[2], images.shape[3]
         boxes = box_masks(half_boxes(torch.rand(len(images) // 2, HALF_BOX_DRAWS, device=images.device), size), size)
         loss_labeled = pixel_cross_entropy(logits_of(self.student, labeled["images"]), labeled["masks"])
         targets = self.targets(images, boxes)
-        seen, seen2 = (unlabeled["distorted"] if self.config.colour else images).chunk(2)
+        seen, seen2 = (unlabeled["distorted"] if self.config.color else images).chunk(2)
         valid, valid2 = unlabeled["valid"].chunk(2)
         confident = confident_share(targets.amax(dim=1), self.config.confidence)
         logits = logits_of(self.student, mix(seen, seen2, boxes))
@@ -95,10 +95,10 @@ class CutMix(nn.Module):
 
 
 def views(settings: SegmentViewSettings, config: CutMixConfig) -> Views:
-    """One crop of every picture, and with ``colour`` the unlabelled ones in other colours as well."""
+    """One crop of every image, and with ``color`` the unlabeled ones in other colors as well."""
     return {
         **labeled_crops(settings),
-        **unlabeled_crops(settings, {"distorted": STUDENT_COLOURS} if config.colour else {}),
+        **unlabeled_crops(settings, {"distorted": STUDENT_COLORS} if config.color else {}),
     }
 
 
@@ -113,10 +113,10 @@ SPEC = LearnerSpec(
         "weight_decay": 0.0,
         "momentum": 0.9,
         "schedule": "constant",
-        "head_rate_factor": 1.0,
+        "head_lr_multiplier": 1.0,
         "batch_size": 20,
         "unlabeled_ratio": 2,
-        "exclude_labelled": False,
+        "exclude_labeled": False,
         "scale_min": 0.5,
         "scale_max": 1.5,
     },

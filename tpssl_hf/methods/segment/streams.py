@@ -5,28 +5,28 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tpssl_hf.augment.segment_views import IGNORED, ColourPolicy, SegmentViewSettings, segment_views
-from tpssl_hf.data.image_batch import Pictures
+from tpssl_hf.augment.segment_views import IGNORED, ColorPolicy, SegmentViewSettings, segment_views
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.methods.base import Views
 
 LABELED, UNLABELED = 31, 32
 
 
 def labeled_crops(settings: SegmentViewSettings) -> Views:
-    """Return the stream ``labeled``: ``images`` (B, 3, H, W) and ``masks`` (B, H, W), without colour distortions."""
+    """Return the stream ``labeled``: ``images`` (B, 3, H, W) and ``masks`` (B, H, W), without color distortions."""
 
-    def labeled(pictures: Pictures) -> dict[str, Tensor]:
-        views = segment_views(pictures, settings, LABELED)
+    def labeled(images: ImageBatch) -> dict[str, Tensor]:
+        views = segment_views(images, settings, LABELED)
         return {"images": views["images"], "masks": views["masks"]}
 
     return {"labeled": labeled}
 
 
-def unlabeled_crops(settings: SegmentViewSettings, distortions: Mapping[str, ColourPolicy]) -> Views:
+def unlabeled_crops(settings: SegmentViewSettings, distortions: Mapping[str, ColorPolicy]) -> Views:
     """Return the stream ``unlabeled``: ``images``, ``valid`` (U, H, W) and each distortion; masks are left out."""
 
-    def unlabeled(pictures: Pictures) -> dict[str, Tensor]:
-        views = segment_views(pictures, settings, UNLABELED, distortions)
+    def unlabeled(images: ImageBatch) -> dict[str, Tensor]:
+        views = segment_views(images, settings, UNLABELED, distortions)
         del views["masks"]
         return views
 

@@ -1,7 +1,7 @@
-"""Finetuning on the labelled pictures alone (paper, Tables II and IV), the baseline of every learner.
+"""Finetuning on the labeled images alone (paper, Tables II and IV), the baseline of every learner.
 
 Views, optimizer and schedule are those of the CutMix learner (French et al., 2020, arXiv 1906.01916), so that only the
-use of unlabelled pictures differs; but there is no average, the trained network itself is evaluated.
+use of unlabeled images differs; but there is no average, the trained network itself is evaluated.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class SupervisedConfig:
 
 
 class Supervised(nn.Module):
-    """Cross-entropy on crops of labelled pictures."""
+    """Cross-entropy on crops of labeled images."""
 
     scored = "student"
 
@@ -44,7 +44,7 @@ class Supervised(nn.Module):
 
 
 def views(settings: SegmentViewSettings, config: SupervisedConfig) -> Views:
-    """One crop of the labelled pictures, without colour distortions; there are no unlabelled ones."""
+    """One crop of the labeled images, without color distortions; there are no unlabeled ones."""
     return labeled_crops(settings)
 
 

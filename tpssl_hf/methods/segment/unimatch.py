@@ -1,7 +1,7 @@
 """UniMatch (Yang et al., 2023, arXiv 2208.09910): FixMatch for pixels, from two strong views and perturbed features.
 
-Deviations: the picture that a box is cut from is the next one of the same batch, where the original draws a second
-batch for it; features of labelled pictures, which no loss uses once perturbed, are not perturbed; boxes are drawn as
+Deviations: the image that a box is cut from is the next one of the same batch, where the original draws a second
+batch for it; features of labeled images, which no loss uses once perturbed, are not perturbed; boxes are drawn as
 :func:`tpssl_hf.augment.mixing.unimatch_boxes` says. ``teacher`` takes the pseudo-labels from an average of the
 student, as in UniMatch V2 (Yang et al., 2024, arXiv 2410.10777), with the losses of the first version.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import UNIMATCH_BOX_DRAWS, box_masks, mix, unimatch_boxes
-from tpssl_hf.augment.segment_views import IGNORED, ColourPolicy, SegmentViewSettings
+from tpssl_hf.augment.segment_views import IGNORED, ColorPolicy, SegmentViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.segmentation import pixel_cross_entropy, weighted_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
@@ -22,7 +22,7 @@ from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, next_one,
 from tpssl_hf.models.ema import EMATeacher, mean_share
 from tpssl_hf.models.segmenter import LOW_STRIDE
 
-STRONG = ColourPolicy(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, blur=0.5)  # ibid., official code
+STRONG = ColorPolicy(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, blur=0.5)  # ibid., official code
 
 
 @dataclass
@@ -53,7 +53,7 @@ class UniMatch(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``images``, ``masks``; and ``unlabeled``.
 
-        The unlabelled ones are ``images``, ``strong1`` and ``strong2`` (U, 3, H, W) of one geometry, ``valid``.
+        The unlabeled ones are ``images``, ``strong1`` and ``strong2`` (U, 3, H, W) of one geometry, ``valid``.
         """
         labeled, unlabeled, config = batch["labeled"], batch["unlabeled"], self.config
         valid, count = unlabeled["valid"], len(labeled["images"])
@@ -92,7 +92,7 @@ class UniMatch(nn.Module):
     def mixture(
         self, images: Tensor, own: tuple[Tensor, Tensor], pasted: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Paste a box of the next picture into half of ``images``, and of its labels and confidences alike."""
+        """Paste a box of the next image into half of ``images``, and of its labels and confidences alike."""
         size = images.shape[2], images.shape[3]
         numbers = torch.rand(len(images), UNIMATCH_BOX_DRAWS, device=images.device)
         boxes = box_masks(unimatch_boxes(numbers, size), size)
@@ -122,7 +122,7 @@ def perturbed_logits(segmenter: Any, images: Tensor, start: int, dropout: float)
         segmenter: a :class:`tpssl_hf.models.segmenter.TpsslForSemanticSegmentation`.
         images: (B, 3, H, W).
         start: number of images without a second result.
-        dropout: share of channels, drawn for each picture and map, that the decoder gets as 0.
+        dropout: share of channels, drawn for each image and map, that the decoder gets as 0.
 
     Returns:
         (B, K, H, W) and (B - start, K, H, W), float32; both go through the decoder in one batch.
@@ -140,7 +140,7 @@ def perturbed_logits(segmenter: Any, images: Tensor, start: int, dropout: float)
 
 
 def views(settings: SegmentViewSettings, config: UniMatchConfig) -> Views:
-    """One crop of every picture, scaled by any factor of the range, and the unlabelled ones in two other colours."""
+    """One crop of every image, scaled by any factor of the range, and the unlabeled ones in two other colors."""
     settings = replace(settings, scale_spacing="uniform")
     return {**labeled_crops(settings), **unlabeled_crops(settings, {"strong1": STRONG, "strong2": STRONG})}
 
@@ -155,10 +155,10 @@ SPEC = LearnerSpec(
         "weight_decay": 1e-4,
         "momentum": 0.9,
         "schedule": "poly",
-        "head_rate_factor": 10.0,
+        "head_lr_multiplier": 10.0,
         "batch_size": 8,
         "unlabeled_ratio": 1,
-        "exclude_labelled": False,
+        "exclude_labeled": False,
         "scale_min": 0.5,
         "scale_max": 2.0,
     },

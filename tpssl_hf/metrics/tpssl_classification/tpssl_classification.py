@@ -13,12 +13,12 @@ CITATION = """Guo et al., On Calibration of Modern Neural Networks, ICML 2017, a
 DESCRIPTION = "What a classifier trained with few labels is worth: how often, for which classes, how sure it is."
 INPUTS = """
 Args:
-    predictions: probabilities of all classes, one list of numbers that sum to 1 for each picture.
+    predictions: probabilities of all classes, one list of numbers that sum to 1 for each image.
     references: the true class numbers from 0.
     bins: bins of equal width for the calibration error, 15 by default.
 Returns:
-    accuracy, per_class_accuracy (None for a class without a picture), mean_class_accuracy,
-    expected_calibration_error, all in [0, 1], and confusion_matrix, rows true and columns predicted, in pictures.
+    accuracy, per_class_accuracy (None for a class without an image), mean_class_accuracy,
+    expected_calibration_error, all in [0, 1], and confusion_matrix, rows true and columns predicted, in images.
 """
 
 

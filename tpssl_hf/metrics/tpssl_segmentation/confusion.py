@@ -7,7 +7,7 @@ from tpssl_hf.errors import InputError
 
 
 class ConfusionMatrix:
-    """Counts of pixels by true class (rows) and predicted class (columns), over any number of pictures.
+    """Counts of pixels by true class (rows) and predicted class (columns), over any number of images.
 
     Args:
         classes: K.
@@ -28,7 +28,7 @@ class ConfusionMatrix:
             targets: (B, H, W) likewise, or the ignored label.
 
         Returns:
-            (B, K, K) int64, the counts of each picture of this batch alone.
+            (B, K, K) int64, the counts of each image of this batch alone.
 
         Raises:
             InputError: if the shapes differ.

@@ -10,22 +10,22 @@ import evaluate
 import numpy as np
 
 CITATION = """Everingham et al., The Pascal Visual Object Classes Challenge: A Retrospective, IJCV 2015 (IoU)
-Gutman et al., Skin Lesion Analysis toward Melanoma Detection, 2016, arXiv 1605.01397 (Jaccard index of a picture)"""
+Gutman et al., Skin Lesion Analysis toward Melanoma Detection, 2016, arXiv 1605.01397 (Jaccard index of an image)"""
 DESCRIPTION = "How much of each class a segmenter finds, and how much of what it finds is of that class."
 INPUTS = """
 Args:
-    predictions: predicted class number of every pixel, one map (H, W) for each picture; pictures may differ in size.
+    predictions: predicted class number of every pixel, one map (H, W) for each image; images may differ in size.
     references: the true class numbers, maps of the same sizes; 255 for pixels that do not count.
     classes: number of classes.
 Returns:
     mean_iou over all classes, one that is neither there nor predicted counting as 0; per_class_iou; pixel_accuracy;
-    all in [0, 1]; and confusion_matrix, rows true and columns predicted, in pixels of all pictures together.
+    all in [0, 1]; and confusion_matrix, rows true and columns predicted, in pixels of all images together.
 """
 IGNORED = 255
 
 
 def segmentation_scores(confusion: np.ndarray) -> dict[str, Any]:
-    """Score a confusion matrix of all pictures of a set together.
+    """Score a confusion matrix of all images of a set together.
 
     The mean is over all classes. A class that is neither there nor predicted has an IoU of 0, as in the code of French
     et al. (2020, arXiv 1906.01916); on sets that show every class this is no choice.
@@ -58,15 +58,15 @@ def segmentation_scores(confusion: np.ndarray) -> dict[str, Any]:
 def lesion_scores(confusions: np.ndarray) -> dict[str, float]:
     """Score the segmentation of one kind of thing against the rest, as it is done for skin lesions (ISIC).
 
-    The challenge's Jaccard index is that of class 1, taken picture by picture and averaged (Gutman et al., 2016); a
-    picture without any lesion in which none is predicted has 1. French et al. (2020) report the IoU of class 1 over
-    all pictures together.
+    The challenge's Jaccard index is that of class 1, taken image by image and averaged (Gutman et al., 2016); an
+    image without any lesion in which none is predicted has 1. French et al. (2020) report the IoU of class 1 over
+    all images together.
 
     Args:
-        confusions: (N, 2, 2) counts of each picture, rows true and columns predicted; class 1 is the lesion.
+        confusions: (N, 2, 2) counts of each image, rows true and columns predicted; class 1 is the lesion.
 
     Returns:
-        lesion_iou, background_iou and mean_iou over all pictures together, and mean_image_jaccard, all in [0, 1].
+        lesion_iou, background_iou and mean_iou over all images together, and mean_image_jaccard, all in [0, 1].
 
     Raises:
         ValueError: for another shape, or if no pixel is counted.
@@ -86,7 +86,7 @@ def lesion_scores(confusions: np.ndarray) -> dict[str, float]:
 
 
 def _counts(prediction: Any, reference: Any, classes: int) -> np.ndarray:
-    """Count one picture: (K, K).
+    """Count one image: (K, K).
 
     Raises:
         ValueError: for maps of different sizes and classes that do not exist.

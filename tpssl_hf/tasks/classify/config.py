@@ -1,4 +1,4 @@
-"""Configuration of semi-supervised finetuning: which labels, which learner, how it is optimised."""
+"""Configuration of semi-supervised finetuning: which labels, which learner, how it is optimized."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,19 +26,19 @@ class ClassifyConfig:
     validation_labels: int | None = key(
         None,
         "Labels held out of training to watch the run by; 0 trains on all. When not given: none, or, without test "
-        "pictures, a fifth of each class if each has 10 labels.",
+        "images, a fifth of each class if each has 10 labels.",
     )
-    unlabelled_dataset: str | None = key(
-        None, "Other pictures to learn from without labels; those of `dataset` when not given."
+    unlabeled_dataset: str | None = key(
+        None, "Other images to learn from without labels; those of `dataset` when not given."
     )
-    unlabelled_split: str = key("train", "Split of unlabelled_dataset.")
-    test_dataset: str | None = key(None, "Where the test pictures are; in `dataset` when not given.")
+    unlabeled_split: str = key("train", "Split of unlabeled_dataset.")
+    test_dataset: str | None = key(None, "Where the test images are; in `dataset` when not given.")
     test_split: str | None = key(
         None,
         "Split the score is taken on; `none` for no score. When not given: test, or no score if there is none; "
-        "all pictures of a test_dataset that is one folder without splits.",
+        "all images of a test_dataset that is one folder without splits.",
     )
-    limit_test_images: int | None = key(None, "Score on so many test pictures only, a fixed random subset.")
+    limit_test_images: int | None = key(None, "Score on so many test images only, a fixed random subset.")
     evaluate_every: float = key(
         0.0, "Epochs between evaluations on the test split, for curves and the median of the last 20; 0: only the end."
     )
@@ -46,27 +46,27 @@ class ClassifyConfig:
         "pad", "Weak crop: reflected padding and shift (FixMatch), or RandomResizedCrop."
     )
     work_size: int | None = key(
-        None, "Side at which views are distorted; the pictures' own, at most image_size, when not given."
+        None, "Side at which views are distorted; the images' own, at most image_size, when not given."
     )
 
 
 @dataclass
 class FinetuneConfig:
-    """Optimisation."""
+    """Optimization."""
 
-    batch_size: int = key(64, "Labelled pictures per step, over all processes (FixMatch's B; paper §IV-B).")
-    unlabeled_ratio: int = key(7, "Unlabelled pictures per labelled one (FixMatch's μ; paper §IV-B).")
-    epochs: float = key(200.0, "Passes over the unlabelled pictures at 7 · batch_size per step, whatever the learner.")
+    batch_size: int = key(64, "Labeled images per step, over all processes (FixMatch's B; paper §IV-B).")
+    unlabeled_ratio: int = key(7, "Unlabeled images per labeled one (FixMatch's μ; paper §IV-B).")
+    epochs: float = key(200.0, "Passes over the unlabeled images at 7 · batch_size per step, whatever the learner.")
     max_steps: int | None = key(None, "Steps instead of epochs; every schedule is rescaled to it.")
     optimizer: Literal["sgd", "adamw"] = key("sgd", "Optimizer.")
     learning_rate: float = key(
         0.03, "Learning rate for the batch as it is; lower it with batch_size (FixMatch: 0.03 for 64)."
     )
-    head_rate_factor: float = key(1.0, "The classifier learns so many times as fast as the backbone.")
+    head_lr_multiplier: float = key(1.0, "The classifier learns so many times as fast as the backbone.")
     momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
     nesterov: bool = key(True, "Nesterov's form of momentum.")
     weight_decay: float = key(5e-4, "Weight decay of weights with two or more dimensions (1e-3 for CIFAR-100).")
-    decay_vectors: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
+    decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
     schedule: Literal["cosine", "steps"] = key(
         "cosine", "cosine: cos(7π/16 · progress), FixMatch's; steps: a tenth at four points, Self-Tuning's."
     )

@@ -1,4 +1,4 @@
-"""The pictures of semi-supervised finetuning: labelled, unlabelled, held out, and those the score is taken on."""
+"""The images of semi-supervised finetuning: labeled, unlabeled, held out, and those the score is taken on."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,39 +15,39 @@ from tpssl_hf.config.parser import take
 from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.folder_layout import MissingSplit
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.label_splits import (
-    Labelled,
+    Labeled,
     choose_labels,
     hold_out,
     hold_out_share,
-    refuse_test_pictures,
+    refuse_test_images,
     write_labels,
 )
-from tpssl_hf.data.scan import UNLABELLED
+from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
 from tpssl_hf.tasks.classify.config import ClassifyConfig
-from tpssl_hf.training.open_data import store_of
+from tpssl_hf.training.open_data import open_image_cache
 from tpssl_hf.training.run_dir import RunDir
 
-LEAST_TO_HOLD_OUT = 10  # labels of each class from which on some are held out where there are no test pictures
+LEAST_TO_HOLD_OUT = 10  # labels of each class from which on some are held out where there are no test images
 VALIDATION_PARTS = 5  # of which one is held out
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures with labels that a network is asked about.
+    """Images with labels that a network is asked about.
 
     Attributes:
-        store: the pictures.
+        store: the images.
         indices: (N,) int64, which of them.
         labels: (N,) int64, class numbers.
         name: of the split they are.
     """
 
-    store: PictureStore
+    store: ImageCache
     indices: np.ndarray
     labels: np.ndarray
     name: str = "train"
@@ -55,38 +55,38 @@ class Split:
 
 @dataclass(frozen=True)
 class FinetuningData:
-    """All pictures of a run.
+    """All images of a run.
 
     Attributes:
         source: what ``store`` was read from.
-        store: the pictures that labelled ones are chosen from.
-        labelled: those to train on with labels.
+        store: the images that labeled ones are chosen from.
+        labeled: those to train on with labels.
         validation: those held out of them, or None.
-        unlabelled: pictures to train on without labels; the same store unless other pictures were named.
-        truth: (N,) int64 true labels of ``unlabelled``, -1 for unknown, for hindsight only; None where none is known.
-        test: pictures the score is taken on, or None.
+        unlabeled: images to train on without labels; the same store unless other images were named.
+        truth: (N,) int64 true labels of ``unlabeled``, -1 for unknown, for hindsight only; None where none is known.
+        test: images the score is taken on, or None.
         notes: what is to be known about labels and score, a sentence each.
     """
 
     source: Source
-    store: PictureStore
-    labelled: Labelled
+    store: ImageCache
+    labeled: Labeled
     validation: Split | None
-    unlabelled: PictureStore
+    unlabeled: ImageCache
     truth: Tensor | None
     test: Split | None
     notes: tuple[str, ...] = ()
 
 
 def open_data(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | None) -> FinetuningData:
-    """Open all pictures, settle the labels and write ``labels.json``.
+    """Open all images, settle the labels and write ``labels.json``.
 
     Raises:
-        InputError: for anything about pictures or labels that does not fit together, before the first step.
+        InputError: for anything about images or labels that does not fit together, before the first step.
     """
     choice, data = take(ClassifyConfig, settings), take(DataConfig, settings)
     if data.streaming:
-        raise InputError("labels are chosen by number, which streamed pictures have not; leave streaming off.")
+        raise InputError("labels are chosen by number, which streamed images have not; leave streaming off.")
     source = load_source(
         data.dataset,
         split=data.split,
@@ -95,69 +95,69 @@ def open_data(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | 
         label_column=data.label_column,
     )
     crop_scale = CROP_SCALE if choice.crop == "rrc" else None
-    store = store_of(source, data, accelerator, run, crop_scale=crop_scale)
-    labelled = choose_labels(str(choice.labels), store, source, mode=choice.label_mode, seed=choice.label_seed)
-    test = _open_test(choice, data, labelled.class_names, store.wide_range, accelerator, run)
+    store = open_image_cache(source, data, accelerator, run, crop_scale=crop_scale)
+    labeled = choose_labels(str(choice.labels), store, source, mode=choice.label_mode, seed=choice.label_seed)
+    test = _open_test(choice, data, labeled.class_names, store.wide_range, accelerator, run)
     if test:
-        refuse_test_pictures(store, labelled.indices, test.store)
-    unlabelled, truth = store, _known_truth(store, source, labelled)
-    if choice.unlabelled_dataset:
-        other = load_source(choice.unlabelled_dataset, split=choice.unlabelled_split)
-        unlabelled = store_of(
-            other, data, accelerator, run, part="unlabelled", crop_scale=crop_scale, wide_range=store.wide_range
+        refuse_test_images(store, labeled.indices, test.store)
+    unlabeled, truth = store, _known_truth(store, source, labeled)
+    if choice.unlabeled_dataset:
+        other = load_source(choice.unlabeled_dataset, split=choice.unlabeled_split)
+        unlabeled = open_image_cache(
+            other, data, accelerator, run, part="unlabeled", crop_scale=crop_scale, wide_range=store.wide_range
         )
-        truth = _known_truth(unlabelled, other, labelled)
+        truth = _known_truth(unlabeled, other, labeled)
     if run:
-        write_labels(run.path / "labels.json", labelled, store, source)
-    notes = [f"labels: {labelled.counts(len(store))}", *labelled.notes]
-    labelled, held = _hold_out(choice, labelled, test, source, notes)
+        write_labels(run.path / "labels.json", labeled, store, source)
+    notes = [f"labels: {labeled.counts(len(store))}", *labeled.notes]
+    labeled, held = _hold_out(choice, labeled, test, source, notes)
     validation = Split(store, held.indices, held.labels) if held else None
-    return FinetuningData(source, store, labelled, validation, unlabelled, truth, test, tuple(notes))
+    return FinetuningData(source, store, labeled, validation, unlabeled, truth, test, tuple(notes))
 
 
 def _hold_out(
-    choice: ClassifyConfig, labelled: Labelled, test: Split | None, source: Source, notes: list[str]
-) -> tuple[Labelled, Labelled | None]:
+    choice: ClassifyConfig, labeled: Labeled, test: Split | None, source: Source, notes: list[str]
+) -> tuple[Labeled, Labeled | None]:
     """Settle which labels the run is watched by; without a test split, say that there is no score and why."""
     if choice.validation_labels:
-        return hold_out(labelled, choice.validation_labels, seed=choice.label_seed)
+        return hold_out(labeled, choice.validation_labels, seed=choice.label_seed)
     if test or choice.test_split == "none":
-        return labelled, None
+        return labeled, None
     none = f"{source.name!r} has no test split, so there is no score"
-    name_one = "name test pictures with --test_dataset and --test_split for one"
+    name_one = "name test images with --test_dataset and --test_split for one"
     parts = None
     if choice.validation_labels is None:
-        parts = hold_out_share(labelled, least=LEAST_TO_HOLD_OUT, parts=VALIDATION_PARTS, seed=choice.label_seed)
+        parts = hold_out_share(labeled, least=LEAST_TO_HOLD_OUT, parts=VALIDATION_PARTS, seed=choice.label_seed)
     if parts is None:
         few = f", and none held out, which takes {LEAST_TO_HOLD_OUT} of each class"
         notes.append(f"{none}; all labels are trained on{few if choice.validation_labels is None else ''}; {name_one}")
-        return labelled, None
+        return labeled, None
     notes.append(
-        f"{none}; {len(parts[1].indices)} of {len(labelled.indices)} labels, a fifth of each class, are held out to "
+        f"{none}; {len(parts[1].indices)} of {len(labeled.indices)} labels, a fifth of each class, are held out to "
         f"watch the run by (--validation_labels 0 trains on all); {name_one}"
     )
     return parts
 
 
 def data_facts(data: FinetuningData) -> dict[str, str]:
-    """Return what must be the same when a run is resumed: pictures, and a digest of which of them are labelled how."""
-    digest = hashlib.sha256(data.labelled.indices.tobytes() + data.labelled.labels.tobytes())
+    """Return what must be the same when a run is resumed: images, and a digest of which of them are labeled how."""
+    digest = hashlib.sha256(data.labeled.indices.tobytes() + data.labeled.labels.tobytes())
     return {
         "dataset": data.store.fingerprint,
-        "unlabelled pictures": data.unlabelled.fingerprint,
-        "labels": f"{data.labelled.chosen} ({digest.hexdigest()[:16]})",
+        "unlabeled images": data.unlabeled.fingerprint,
+        "labels": f"{data.labeled.chosen} ({digest.hexdigest()[:16]})",
     }
 
 
-def _known_truth(store: PictureStore, source: Source, labelled: Labelled) -> Tensor | None:
-    """Return the labels of ``store`` if it has any that number the classes as ``labelled`` does."""
-    if store.labels is None or source.class_names not in (None, labelled.class_names):
+def _known_truth(store: ImageCache, source: Source, labeled: Labeled) -> Tensor | None:
+    """Return the labels of ``store`` if it has any that number the classes as ``labeled`` does."""
+    if store.labels is None or source.class_names not in (None, labeled.class_names):
         return None
-    numbers = tuple(str(number) for number in range(len(labelled.class_names)))
-    if source.class_names is None and labelled.class_names[0].isdecimal() and labelled.class_names != numbers:
+    numbers = tuple(str(number) for number in range(len(labeled.class_names)))
+    if source.class_names is None and labeled.class_names[0].isdecimal() and labeled.class_names != numbers:
         return None
-    known = store.labels[store.labels != UNLABELLED]
-    if len(known) == 0 or known.max() >= len(labelled.class_names):
+    known = store.labels[store.labels != UNLABELED]
+    if len(known) == 0 or known.max() >= len(labeled.class_names):
         return None
     return torch.from_numpy(store.labels)
 
@@ -170,7 +170,7 @@ def _open_test(
     accelerator: Accelerator,
     run: RunDir | None,
 ) -> Split | None:
-    """Open the pictures the score is taken on and number their classes as the training labels do.
+    """Open the images the score is taken on and number their classes as the training labels do.
 
     None without a score: declined, or no split was named and the data set has none called ``test``.
     """
@@ -182,21 +182,21 @@ def _open_test(
         if isinstance(error, MissingSplit) and not choice.test_split and not choice.test_dataset:
             return None
         raise InputError(
-            f"the test pictures could not be opened: {error} Name them with --test_dataset and --test_split, or say "
+            f"the test images could not be opened: {error} Name them with --test_dataset and --test_split, or say "
             "--test_split none to go without a score."
         ) from error
     limited = replace(data, limit_images=choice.limit_test_images)
-    store = store_of(source, limited, accelerator, run, part="test", wide_range=wide_range)
-    if store.labels is None or (store.labels == UNLABELLED).any():
+    store = open_image_cache(source, limited, accelerator, run, part="test", wide_range=wide_range)
+    if store.labels is None or (store.labels == UNLABELED).any():
         raise InputError(
-            f"the test pictures ({source.name!r}, split {split!r}) need a label each, and not all have "
+            f"the test images ({source.name!r}, split {split!r}) need a label each, and not all have "
             "one; name others with --test_dataset and --test_split, or say --test_split none."
         )
     return Split(store, np.arange(len(store)), _renumbered(store.labels, source, names), split)
 
 
 def _test_source(choice: ClassifyConfig, data: DataConfig) -> tuple[Source, str]:
-    """Find the test pictures, and the split they are: where none is named, ``test``, or all of one plain folder."""
+    """Find the test images, and the split they are: where none is named, ``test``, or all of one plain folder."""
     columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
     named, split = choice.test_dataset or data.dataset, choice.test_split or "test"
     try:
@@ -212,19 +212,19 @@ def _renumbered(labels: np.ndarray, source: Source, names: tuple[str, ...]) -> n
     own = source.class_names or tuple(str(number) for number in range(int(labels.max()) + 1))
     if strange := [own[number] for number in np.unique(labels).tolist() if own[number] not in names]:
         raise InputError(
-            f"the test pictures have the class {strange[0]!r}, which no label names; the labels name "
+            f"the test images have the class {strange[0]!r}, which no label names; the labels name "
             f"{', '.join(names[:10])}."
         )
-    number_of = np.array([names.index(name) if name in names else UNLABELLED for name in own], dtype=np.int64)
+    number_of = np.array([names.index(name) if name in names else UNLABELED for name in own], dtype=np.int64)
     renumbered: np.ndarray = number_of[labels]
     return renumbered
 
 
 def with_labels(
-    transform: Callable[[Pictures], dict[str, Tensor]], labelled: Labelled, count: int, device: torch.device
-) -> Callable[[Pictures], dict[str, Tensor]]:
-    """Add ``labels`` (B,) int64 to what ``transform`` makes of labelled pictures of a store of ``count``."""
-    table = torch.full((count,), UNLABELLED, dtype=torch.int64)
-    table[torch.from_numpy(labelled.indices)] = torch.from_numpy(labelled.labels)
+    transform: Callable[[ImageBatch], dict[str, Tensor]], labeled: Labeled, count: int, device: torch.device
+) -> Callable[[ImageBatch], dict[str, Tensor]]:
+    """Add ``labels`` (B,) int64 to what ``transform`` makes of labeled images of a store of ``count``."""
+    table = torch.full((count,), UNLABELED, dtype=torch.int64)
+    table[torch.from_numpy(labeled.indices)] = torch.from_numpy(labeled.labels)
     table = table.to(device)
-    return lambda pictures: {**transform(pictures), "labels": table[pictures.index]}
+    return lambda images: {**transform(images), "labels": table[images.index]}

@@ -21,7 +21,7 @@ from tpssl_hf.evaluation.features import extract_features
 from tpssl_hf.methods.base import PseudoLabels, Views
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
-from tpssl_hf.models.backbone import Origin
+from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.classifier import load_classifier
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
@@ -30,13 +30,13 @@ from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.classify.config import ClassifyConfig, FinetuneConfig
 from tpssl_hf.tasks.classify.data import FinetuningData, Split, data_facts, open_data, with_labels
 from tpssl_hf.tasks.published_path import check_classifier, some_of
-from tpssl_hf.training.accelerator import place, share_of_batch, start_tracker
-from tpssl_hf.training.checkpoint_manager import Keeper
+from tpssl_hf.training.accelerator import per_device_batch_size, place, start_tracker
+from tpssl_hf.training.checkpoint_manager import CheckpointManager
 from tpssl_hf.training.loop import LoopSettings, Stream, batches_on_device, train_behind_bar
 from tpssl_hf.training.optim import build_optimizer, cosine_7_16, four_steps
 from tpssl_hf.training.run_dir import RunDir, StopSignals
 
-EPOCH_RATIO = 7  # unlabelled pictures per labelled one by which epochs are counted, the same for every learner
+EPOCH_RATIO = 7  # unlabeled images per labeled one by which epochs are counted, the same for every learner
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine_7_16, "steps": four_steps}
 
 
@@ -47,7 +47,7 @@ class Job:
     settings: dict[str, Any]
     accelerator: Accelerator
     data: FinetuningData
-    origin: Origin
+    origin: WeightsSource
     views: ViewSettings
     streams: Mapping[str, Stream]
     transforms: Views
@@ -58,14 +58,14 @@ class Job:
     rate: Callable[[int], float]
 
     @property
-    def pictures_per_step(self) -> int:
-        """Labelled and unlabelled pictures of one step of all processes."""
+    def images_per_step(self) -> int:
+        """Labeled and unlabeled images of one step of all processes."""
         ratio = self.settings["unlabeled_ratio"] if "unlabeled" in self.transforms else 0
         return int(self.settings["batch_size"] * (1 + ratio))
 
 
 def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerator, run: RunDir | None) -> Job:
-    """Open the pictures, settle the labels, load Φ, put a new classifier on it and the learner around it."""
+    """Open the images, settle the labels, load Φ, put a new classifier on it and the learner around it."""
     data, model, tune = (
         open_data(settings, accelerator, run),
         take(ModelConfig, settings),
@@ -74,26 +74,26 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     spec, seed = CLASSIFY[settings["method"]], settings["seed"]
     set_seed(seed)
     classifier, origin = load_classifier(
-        model.backbone, init=model.init, classes=len(data.labelled.class_names), image_size=settings["image_size"]
+        model.backbone, init=model.init, classes=len(data.labeled.class_names), image_size=settings["image_size"]
     )
     if model.gradient_checkpointing:
         recompute_activations(classifier)
     views = _view_settings(settings, data, classifier)
     heads = list(classifier.get_classifier().parameters())  # type: ignore[operator]
-    method = place(spec.build(classifier, method_config, len(data.unlabelled)), model, accelerator)
+    method = place(spec.build(classifier, method_config, len(data.unlabeled)), model, accelerator)
     transforms = dict(spec.views(views, method_config))
-    transforms["labeled"] = with_labels(transforms["labeled"], data.labelled, len(data.store), accelerator.device)
+    transforms["labeled"] = with_labels(transforms["labeled"], data.labeled, len(data.store), accelerator.device)
     optimizer = build_optimizer(
         tune.optimizer,
         method,
         weight_decay=tune.weight_decay,
         momentum=tune.momentum,
-        decay_vectors=tune.decay_vectors,
+        decay_norm_and_bias=tune.decay_norm_and_bias,
         nesterov=tune.nesterov,
         heads=heads,
-        head_rate_factor=tune.head_rate_factor,
+        head_lr_multiplier=tune.head_lr_multiplier,
     )
-    epoch_steps = max(1, len(data.unlabelled) // (EPOCH_RATIO * tune.batch_size))
+    epoch_steps = max(1, len(data.unlabeled) // (EPOCH_RATIO * tune.batch_size))
     max_steps = tune.max_steps or max(1, round(tune.epochs * epoch_steps))
     shape = SCHEDULES[tune.schedule]
     streams = _open_streams(tune, seed, data, accelerator, needed="unlabeled" in transforms)
@@ -114,12 +114,12 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
 
 
 def _view_settings(settings: dict[str, Any], data: FinetuningData, classifier: nn.Module) -> ViewSettings:
-    """Views at the pictures' own size where they are small, resized and normalised as the weights expect.
+    """Views at the images' own size where they are small, resized and normalized as the weights expect.
 
-    Whole pictures are evaluated, whatever crop the weights came with: whole pictures are what is learnt from.
+    Whole images are evaluated, whatever crop the weights came with: whole images are what is learned from.
     """
     choice, options = take(ClassifyConfig, settings), take(DataConfig, settings)
-    own = int(np.median(data.unlabelled.shorter_sides))
+    own = int(np.median(data.unlabeled.shorter_sides))
     return ViewSettings.of(
         preprocessing_of(classifier),
         settings["seed"],
@@ -134,21 +134,21 @@ def _view_settings(settings: dict[str, Any], data: FinetuningData, classifier: n
 def _open_streams(
     tune: FinetuneConfig, seed: int, data: FinetuningData, accelerator: Accelerator, *, needed: bool
 ) -> dict[str, Stream]:
-    """Open the labelled and, where ``needed``, the unlabelled stream; labelled pictures are also unlabelled ones."""
+    """Open the labeled and, where ``needed``, the unlabeled stream; labeled images are also unlabeled ones."""
     place_in_world = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    share = share_of_batch(tune.batch_size, accelerator.num_processes, 1)
-    labelled = EndlessStream(data.store, batch_size=share, seed=seed, indices=data.labelled.indices, **place_in_world)
+    share = per_device_batch_size(tune.batch_size, accelerator.num_processes, 1)
+    labeled = EndlessStream(data.store, batch_size=share, seed=seed, indices=data.labeled.indices, **place_in_world)
     if not needed:
-        return {"labeled": labelled}
+        return {"labeled": labeled}
     if tune.unlabeled_ratio < 1:
         raise InputError(f"unlabeled_ratio is {tune.unlabeled_ratio}; this learner needs 1 or more (7 is usual).")
-    # Pictures held out for validation stay in: they are seen without their labels, as every training picture is.
-    unlabelled = EndlessStream(data.unlabelled, batch_size=share * tune.unlabeled_ratio, seed=seed, **place_in_world)
-    return {"labeled": labelled, "unlabeled": unlabelled}
+    # Images held out for validation stay in: they are seen without their labels, as every training image is.
+    unlabeled = EndlessStream(data.unlabeled, batch_size=share * tune.unlabeled_ratio, seed=seed, **place_in_world)
+    return {"labeled": labeled, "unlabeled": unlabeled}
 
 
 def probabilities(job: Job, network: nn.Module, split: Split) -> np.ndarray:
-    """Class probabilities (N, K) float64 of undistorted pictures, in evaluation mode."""
+    """Class probabilities (N, K) float64 of undistorted images, in evaluation mode."""
     logits = extract_features(network, split.store, split.indices, job.views, job.accelerator.device)
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     scaled: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
@@ -161,7 +161,7 @@ def scores(job: Job, split: Split) -> dict[str, Any]:
 
 
 def score_test(job: Job) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Score the deployed network on the test pictures, if any; returns scores and probabilities, or {} and None."""
+    """Score the deployed network on the test images, if any; returns scores and probabilities, or {} and None."""
     if job.data.test is None:
         return {}, None
     answers = probabilities(job, cast(nn.Module, job.method.deployed), job.data.test)
@@ -174,29 +174,29 @@ def published_path(job: Job, folder: Path, answers: np.ndarray | None) -> dict[s
     Args:
         job: the finished run.
         folder: what was saved of it.
-        answers: (N, K) probabilities of the test pictures that were scored, which are not looked at again; None
+        answers: (N, K) probabilities of the test images that were scored, which are not looked at again; None
             without a test split.
     """
     data = job.data
     parts = {"test": data.test, "validation": data.validation}
-    parts["training"] = Split(data.store, data.labelled.indices, data.labelled.labels)
+    parts["training"] = Split(data.store, data.labeled.indices, data.labeled.labels)
     of, split = next((name, split) for name, split in parts.items() if split is not None)
     some = some_of(np.arange(len(split.indices)))
     chosen = replace(split, indices=split.indices[some], labels=split.labels[some])
     own = probabilities(job, cast(nn.Module, job.method.deployed), chosen) if answers is None else answers[some]
-    names = list(data.labelled.class_names)
+    names = list(data.labeled.class_names)
     return check_classifier(folder, chosen.store, chosen.indices, own, names, job.accelerator.device, of)
 
 
 def evaluations(job: Job, *, test: bool = True) -> dict[str, float]:
-    """Return ``test_accuracy`` and ``validation_accuracy`` of the deployed network, as far as there are pictures."""
+    """Return ``test_accuracy`` and ``validation_accuracy`` of the deployed network, as far as there are images."""
     parts = {"test_accuracy": job.data.test if test else None, "validation_accuracy": job.data.validation}
     return {name: scores(job, split)["accuracy"] for name, split in parts.items() if split is not None}
 
 
 def make_audit(job: Job) -> PseudoLabelAudit:
     """Make the audit of pseudo-labels; a class may go without any for the first quarter of the run."""
-    return PseudoLabelAudit(job.data.labelled.class_names, job.data.truth, warn_after=max(1, job.max_steps // 4))
+    return PseudoLabelAudit(job.data.labeled.class_names, job.data.truth, warn_after=max(1, job.max_steps // 4))
 
 
 def finetune(
@@ -206,10 +206,10 @@ def finetune(
     options, accelerator = take(RunConfig, job.settings), job.accelerator
     folder, began = Path(options.output_dir), time.perf_counter()
     facts = {**data_facts(job.data), "origin": job.origin.as_dict()}
-    keeper = Keeper(
+    checkpoints = CheckpointManager(
         accelerator, run, folder / "checkpoints", job.method, job.optimizer, facts, options.keep_checkpoints
     )
-    audit, checkpoint = make_audit(job), keeper.restore()
+    audit, checkpoint = make_audit(job), checkpoints.restore()
     start_step, state = 0, {"seconds": 0.0}
     if checkpoint:
         start_step, state["seconds"] = checkpoint.step, checkpoint.state["seconds"]
@@ -237,7 +237,7 @@ def finetune(
     def save(step: int) -> None:
         state["seconds"] = seconds_before + time.perf_counter() - began
         tensors, values = audit.state()
-        keeper.save(step, {**state, "audit": values}, {"audit": tensors})
+        checkpoints.save(step, {**state, "audit": values}, {"audit": tensors})
 
     done = train_behind_bar(
         accelerator,
@@ -245,7 +245,7 @@ def finetune(
         job.optimizer,
         job.rate,
         batches_on_device(job.streams, job.transforms, start_step, accelerator.device),
-        LoopSettings(job.max_steps, job.pictures_per_step, 1, options.log_every, options.save_every, options.seed),
+        LoopSettings(job.max_steps, job.images_per_step, 1, options.log_every, options.save_every, options.seed),
         title=f"{job.settings['method']} on {job.data.source.name}",
         shown=run is not None,
         start_step=start_step,
@@ -257,10 +257,10 @@ def finetune(
 
 
 def draw_first_views(job: Job, path: Path) -> None:
-    """Write the picture of the first eight pictures and their views."""
+    """Write the image of the first eight images and their views."""
     name = "unlabeled" if "unlabeled" in job.transforms else "labeled"
     batches = job.streams[name].batches(0)
-    pictures = next(batches)[:8].to(job.accelerator.device)
+    images = next(batches)[:8].to(job.accelerator.device)
     batches.close()  # type: ignore[attr-defined]
-    made = {key: value for key, value in job.transforms[name](pictures).items() if value.ndim == 4}
-    draw_views(path, pictures, made, mean=job.views.mean, std=job.views.std)
+    made = {key: value for key, value in job.transforms[name](images).items() if value.ndim == 4}
+    draw_views(path, images, made, mean=job.views.mean, std=job.views.std)

@@ -20,7 +20,7 @@ from tpssl_hf.training.loop import LoopSettings, batches_on_device, train
 from tpssl_hf.training.optim import lars_reach
 
 PLANNED_REACH = 0.1  # see lars_reach: how far a planned run must be able to move the weights
-LARGEST_RATE = 4.8  # 0.3 for 256 pictures at BYOL's batch of 4096, the largest that LARS was published with here
+LARGEST_RATE = 4.8  # 0.3 for 256 images at BYOL's batch of 4096, the largest that LARS was published with here
 LEFT_BEHIND = 4.6  # e^-4.6 is 1 %: what a target network may keep of its start
 LEAST_MOMENTUM = 0.9  # of a target network, below which it is hardly an average
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)  # what a time budget chooses from
@@ -30,13 +30,13 @@ def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: A
     """Time this machine on a few steps and choose the batch size and length that fit ``settings["budget"]``.
 
     Raises:
-        InputError: if the budget is no duration or too short, or the number of pictures is unknown.
+        InputError: if the budget is no duration or too short, or the number of images is unknown.
     """
     budget = parse_duration(settings["budget"])
     trial = prepare({**settings, "max_steps": 1}, method_config, accelerator, None)
     if trial.store is None:
-        raise InputError("a budget needs the number of pictures, which a streamed data set does not tell.")
-    run_steps, pictures = step_timer(settings, method_config, accelerator), len(trial.store)
+        raise InputError("a budget needs the number of images, which a streamed data set does not tell.")
+    run_steps, images = step_timer(settings, method_config, accelerator), len(trial.store)
     began = time.perf_counter()
     probed(trial, trial.method.deployed)  # type: ignore[arg-type]
     probe_seconds, began = time.perf_counter() - began, time.perf_counter()
@@ -46,7 +46,7 @@ def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: A
     check_seconds = 2 * (time.perf_counter() - began) if watch else 0.0  # a check looks at two views more
 
     def seconds_per_step(batch_size: int) -> float:
-        steps_between_checks = max(1.0, float(settings["health_every"]) * (pictures // batch_size))
+        steps_between_checks = max(1.0, float(settings["health_every"]) * (images // batch_size))
         seconds: float = measure_seconds_per_step(run_steps, batch_size)
         return seconds + check_seconds / steps_between_checks
 
@@ -54,10 +54,10 @@ def plan_for_budget(settings: dict[str, Any], method_config: Any, accelerator: A
     chosen = plan(
         budget,
         seconds_per_step,
-        pictures=pictures,
+        images=images,
         batch_sizes=[size for size in BATCH_SIZES if size % parts == 0 and size // parts > 1],
         preferred=settings["batch_size"],
-        overhead_seconds=5 * probe_seconds,  # three probes, and as many pictures for BatchNorm's statistics twice
+        overhead_seconds=5 * probe_seconds,  # three probes, and as many images for BatchNorm's statistics twice
         allowed=lambda size: queue is None or queue % size == 0,
     )
     accelerator.free_memory()  # it would hold on to the networks it has timed

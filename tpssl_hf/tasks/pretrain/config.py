@@ -10,7 +10,7 @@ from tpssl_hf.config.parser import key
 class PretrainConfig:
     """Target pretraining."""
 
-    method: str = key("byol", "How to adapt: byol, moco, simclr (whole pictures), pixpro, densecl (feature maps).")
+    method: str = key("byol", "How to adapt: byol, moco, simclr (whole images), pixpro, densecl (feature maps).")
     l2_weight: float | None = key(
         None, "λ of the pull toward Φ_pre (Eq. 3); 1e-2 when not given, 0 from random weights."
     )

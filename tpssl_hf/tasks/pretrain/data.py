@@ -1,17 +1,17 @@
-"""The pictures of target pretraining: stored, or streamed."""
+"""The images of target pretraining: stored, or streamed."""
 
 from accelerate import Accelerator
 
 from tpssl_hf.config.shared import DataConfig
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.sources import Source
-from tpssl_hf.data.streams import PictureStream, StreamingPictures
+from tpssl_hf.data.streams import ImageStream, StreamingImages
 from tpssl_hf.errors import InputError
-from tpssl_hf.training.open_data import store_of
+from tpssl_hf.training.open_data import open_image_cache
 from tpssl_hf.training.run_dir import RunDir
 
 
-def open_pictures(
+def open_images(
     source: Source,
     data: DataConfig,
     share: int,
@@ -19,17 +19,17 @@ def open_pictures(
     accelerator: Accelerator,
     run: RunDir | None,
     crop_scale: tuple[float, float],
-) -> tuple[PictureStore | None, PictureStream | StreamingPictures]:
-    """Scan and store the pictures once, or stream them; the main process says what was found and writes scan.json.
+) -> tuple[ImageCache | None, ImageStream | StreamingImages]:
+    """Scan and store the images once, or stream them; the main process says what was found and writes scan.json.
 
     Args:
         source: what :func:`tpssl_hf.data.sources.load_source` found.
         data: configuration.
-        share: pictures of one batch of this process.
+        share: images of one batch of this process.
         seed: of the order.
         accelerator: which process of how many this is.
         run: the run's folder, on the main process.
-        crop_scale: as for :func:`tpssl_hf.training.open_data.store_of`.
+        crop_scale: as for :func:`tpssl_hf.training.open_data.open_image_cache`.
 
     Returns:
         The store, or None when streaming, and the endless stream over it.
@@ -38,7 +38,7 @@ def open_pictures(
     if data.streaming and data.limit_images:
         raise InputError("limit_images needs the whole data set at hand; with streaming give --max_steps instead.")
     if data.streaming:
-        return None, StreamingPictures(
+        return None, StreamingImages(
             source,
             image_size=data.image_size,
             batch_size=share,
@@ -47,5 +47,5 @@ def open_pictures(
             cache_scale=data.cache_scale,
             **place_in_world,
         )
-    store = store_of(source, data, accelerator, run, crop_scale=crop_scale)
-    return store, PictureStream(store, batch_size=share, seed=seed, **place_in_world)
+    store = open_image_cache(source, data, accelerator, run, crop_scale=crop_scale)
+    return store, ImageStream(store, batch_size=share, seed=seed, **place_in_world)

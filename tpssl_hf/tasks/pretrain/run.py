@@ -16,26 +16,26 @@ from torch import nn
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import take
 from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, RunConfig
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.image_cache import PictureStore
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.sources import Source, load_source
-from tpssl_hf.data.streams import PictureStream
+from tpssl_hf.data.streams import ImageStream
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation.batchnorm import RECALIBRATION_PICTURES, recalibrated, sample_for_statistics
+from tpssl_hf.evaluation.batchnorm import REESTIMATION_IMAGES, sample_for_statistics, with_reestimated_batchnorm
 from tpssl_hf.evaluation.features import extract_features
 from tpssl_hf.evaluation.probes import probe, probe_split
 from tpssl_hf.methods.base import Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
-from tpssl_hf.models.backbone import Origin, load_backbone
+from tpssl_hf.models.backbone import WeightsSource, load_backbone
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
 from tpssl_hf.monitoring.feature_monitor import HealthWatch
 from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.pretrain.config import HealthConfig, PretrainConfig
-from tpssl_hf.tasks.pretrain.data import open_pictures
-from tpssl_hf.training.accelerator import place, share_of_batch, start_tracker
-from tpssl_hf.training.checkpoint_manager import Keeper
+from tpssl_hf.tasks.pretrain.data import open_images
+from tpssl_hf.training.accelerator import per_device_batch_size, place, start_tracker
+from tpssl_hf.training.checkpoint_manager import CheckpointManager
 from tpssl_hf.training.loop import LoopSettings, Stream, batches_on_device, train_behind_bar
 from tpssl_hf.training.optim import build_optimizer, lars_reach, warmup_cosine
 from tpssl_hf.training.run_dir import RunDir, StopSignals
@@ -52,9 +52,9 @@ class Job:
     settings: dict[str, Any]
     accelerator: Accelerator
     source: Source
-    store: PictureStore | None  # None when streaming
+    store: ImageCache | None  # None when streaming
     stream: Stream
-    origin: Origin
+    origin: WeightsSource
     views: ViewSettings
     transforms: Views
     method: nn.Module
@@ -66,7 +66,7 @@ class Job:
 
 
 def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerator, run: RunDir | None) -> Job:
-    """Open the pictures, load Φ_pre, put the method around it, plan the length."""
+    """Open the images, load Φ_pre, put the method around it, plan the length."""
     choice, data, model = take(PretrainConfig, settings), take(DataConfig, settings), take(ModelConfig, settings)
     optim, options = take(OptimConfig, settings), take(RunConfig, settings)
     source = load_source(
@@ -77,10 +77,10 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         label_column=data.label_column,
         streaming=data.streaming,
     )
-    share = share_of_batch(optim.batch_size, accelerator.num_processes, optim.gradient_accumulation_steps)
+    share = per_device_batch_size(optim.batch_size, accelerator.num_processes, optim.gradient_accumulation_steps)
     spec = PRETRAIN[choice.method]
-    store, stream = open_pictures(source, data, share, options.seed, accelerator, run, spec.crop_scale)
-    batches_per_epoch = stream.steps_per_epoch if isinstance(stream, PictureStream) else None
+    store, stream = open_images(source, data, share, options.seed, accelerator, run, spec.crop_scale)
+    batches_per_epoch = stream.steps_per_epoch if isinstance(stream, ImageStream) else None
     epoch_steps = batches_per_epoch and max(1, batches_per_epoch // optim.gradient_accumulation_steps)
     set_seed(options.seed)
     backbone, origin = load_backbone(model.backbone, init=model.init, image_size=data.image_size)
@@ -101,7 +101,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         method,
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
-        decay_vectors=optim.decay_vectors,
+        decay_norm_and_bias=optim.decay_norm_and_bias,
     )
     return Job(
         settings,
@@ -134,7 +134,7 @@ def schedule(optim: OptimConfig, max_steps: int, epoch_steps: int | None) -> Cal
 
 
 def cautions(job: Job) -> list[str]:
-    """Say what a run cannot do: weights that can hardly move, and what is off where pictures are streamed."""
+    """Say what a run cannot do: weights that can hardly move, and what is off where images are streamed."""
     found = []
     reach = lars_reach(job.rate, job.max_steps)
     if job.settings["optimizer"] == "lars" and 0 < reach < LEAST_REACH:
@@ -160,11 +160,11 @@ def pretrain(
     accelerator, parts = job.accelerator, optim.gradient_accumulation_steps
     folder, began = Path(options.output_dir), time.perf_counter()
     facts = {"dataset": job.source.fingerprint, "origin": job.origin.as_dict()}
-    keeper = Keeper(
+    checkpoints = CheckpointManager(
         accelerator, run, folder / "checkpoints", job.method, job.optimizer, facts, options.keep_checkpoints
     )
     watch = make_watch(job) if run else None
-    checkpoint = keeper.restore()
+    checkpoint = checkpoints.restore()
     start_step = checkpoint.step if checkpoint else 0
     if checkpoint:
         state = {name: checkpoint.state[name] for name in ("seconds", "before", "statistics_only", "stop_reason")}
@@ -193,7 +193,7 @@ def pretrain(
     def save(step: int) -> None:
         state["seconds"] = seconds_before + time.perf_counter() - began
         tensors, health = watch.state() if watch else ({}, {})
-        keeper.save(step, {**state, "health": health}, {"health": tensors})
+        checkpoints.save(step, {**state, "health": health}, {"health": tensors})
 
     done = start_step
     if state["stop_reason"] is None:  # else it had stopped for good, and was killed before its results
@@ -216,7 +216,7 @@ def pretrain(
 
 
 def make_watch(job: Job) -> HealthWatch | None:
-    """Make the watch over the features' health; none where it was switched off or pictures are only streamed by."""
+    """Make the watch over the features' health; none where it was switched off or images are only streamed by."""
     health = take(HealthConfig, job.settings)
     if job.store is None or job.epoch_steps is None or health.health_every <= 0:
         return None
@@ -236,26 +236,26 @@ def make_watch(job: Job) -> HealthWatch | None:
 
 
 def draw_first_views(job: Job, path: Path) -> None:
-    """Write the picture of the first eight pictures and their views."""
+    """Write the image of the first eight images and their views."""
     batches = job.stream.batches(0)
-    pictures = next(batches)[:8].to(job.accelerator.device)
+    images = next(batches)[:8].to(job.accelerator.device)
     batches.close()  # type: ignore[attr-defined]
-    views = next(iter(job.transforms.values()))(pictures)
-    draw_views(path, pictures, views, mean=job.views.mean, std=job.views.std)
+    views = next(iter(job.transforms.values()))(images)
+    draw_views(path, images, views, mean=job.views.mean, std=job.views.std)
 
 
 def finished_backbone(job: Job) -> nn.Module:
-    """Copy the backbone as it is now, with the BatchNorm statistics of the pictures as they are, not of their views.
+    """Copy the backbone as it is now, with the BatchNorm statistics of the images as they are, not of their views.
 
     Frozen features are several points better for it (benchmarks/RESULTS.md), and whoever finetunes with frozen
     BatchNorm depends on it.
     """
     if job.store is not None:
-        pictures: Iterable[Pictures] = sample_for_statistics(job.store)
+        images: Iterable[ImageBatch] = sample_for_statistics(job.store)
     else:
-        pictures = islice(job.stream.batches(0), max(1, RECALIBRATION_PICTURES // job.settings["batch_size"]))
+        images = islice(job.stream.batches(0), max(1, REESTIMATION_IMAGES // job.settings["batch_size"]))
     backbone: Any = job.method.deployed
-    return recalibrated(backbone, pictures, job.views, job.accelerator.device)
+    return with_reestimated_batchnorm(backbone, images, job.views, job.accelerator.device)
 
 
 def probed_before(job: Job) -> dict[str, dict[str, list[int]]]:
@@ -267,7 +267,7 @@ def probed_before(job: Job) -> dict[str, dict[str, list[int]]]:
 
 
 def probed(job: Job, backbone: nn.Module) -> dict[str, list[int]]:
-    """Return what :func:`probe` does where the training pictures have labels; labels never reach the training."""
+    """Return what :func:`probe` does where the training images have labels; labels never reach the training."""
     split = probe_split(job.store.labels) if job.store and job.store.labels is not None else None
     if job.store is None or split is None:
         return {}

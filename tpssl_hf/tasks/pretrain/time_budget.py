@@ -27,8 +27,8 @@ class Plan:
 
     Attributes:
         budget_seconds: what was asked for.
-        batch_size: pictures per optimizer step.
-        epochs: passes over the pictures; the last one may be cut short.
+        batch_size: images per optimizer step.
+        epochs: passes over the images; the last one may be cut short.
         max_steps: optimizer steps; every schedule is rescaled to them.
         seconds_per_step: as measured.
         overhead_seconds: for what is not a step: start, timing, probes, checks, checkpoints.
@@ -47,7 +47,7 @@ class Plan:
         """Say in a few lines what will be done and when it will be ready (``now`` is this moment unless given)."""
         ready = (now or datetime.now()) + timedelta(seconds=self.seconds_expected)
         lines = [
-            f"plan for {say_duration(self.budget_seconds)}: {self.max_steps:,} steps of {self.batch_size} pictures "
+            f"plan for {say_duration(self.budget_seconds)}: {self.max_steps:,} steps of {self.batch_size} images "
             f"({self.epochs:.3g} epochs) at {self.seconds_per_step:.3g} s each",
             f"  expected      {say_duration(self.seconds_expected)}, ready about {ready:%H:%M} "
             f"({say_duration(self.overhead_seconds)} of it for start, probes and checkpoints; "
@@ -89,7 +89,7 @@ def measure_seconds_per_step(run_steps: Callable[[int, int], float], batch_size:
 
     Args:
         run_steps: (batch size, number of steps) -> seconds they took, once the device has finished them.
-        batch_size: pictures per step.
+        batch_size: images per step.
         repeats: timed runs, each of 1 to 20 steps.
     """
     run_steps(batch_size, 1)  # memory is allocated, kernels are chosen, threads start
@@ -104,7 +104,7 @@ def plan(
     budget_seconds: float,
     seconds_per_step: Callable[[int], float] | Mapping[int, float],
     *,
-    pictures: int,
+    images: int,
     batch_sizes: Iterable[int],
     preferred: int,
     overhead_seconds: float = 0.0,
@@ -121,7 +121,7 @@ def plan(
     Args:
         budget_seconds: wall-clock time from this call to the end of the run.
         seconds_per_step: batch size -> seconds, measured when asked for; infinite for one that does not fit in memory.
-        pictures: how many there are; larger batches are passed over.
+        images: how many there are; larger batches are passed over.
         batch_sizes: candidates.
         preferred: the method's own batch size, or the one asked for.
         overhead_seconds: everything after this call that is no step: probes, checks, checkpoints.
@@ -133,9 +133,9 @@ def plan(
     """
     began = clock()
     of_size = seconds_per_step.__getitem__ if isinstance(seconds_per_step, Mapping) else seconds_per_step
-    sizes = [size for size in set(batch_sizes) if 2 <= size <= pictures and allowed(size)]
+    sizes = [size for size in set(batch_sizes) if 2 <= size <= images and allowed(size)]
     if not sizes:
-        raise InputError(f"no batch size of {sorted(set(batch_sizes))} suits the method and {pictures} pictures.")
+        raise InputError(f"no batch size of {sorted(set(batch_sizes))} suits the method and {images} images.")
     best = (-1, 0.0, 0)  # steps, −seconds per step, batch size
     least_tried = max(sizes)
     for size in sorted(sizes, key=lambda size: (abs(math.log(size / preferred)), size)):
@@ -154,7 +154,7 @@ def plan(
     if steps < LEAST_STEPS:
         least = (spent + LEAST_STEPS * seconds) / (1 - RESERVE)
         raise InputError(
-            f"budget {say_duration(budget_seconds)} leaves room for {steps} steps of {size} pictures; {LEAST_STEPS} "
+            f"budget {say_duration(budget_seconds)} leaves room for {steps} steps of {size} images; {LEAST_STEPS} "
             f"are the least, for which this machine needs --budget {math.ceil(least)}s."
         )
-    return Plan(budget_seconds, size, steps / (pictures // size), steps, seconds, spent, spent + steps * seconds)
+    return Plan(budget_seconds, size, steps / (images // size), steps, seconds, spent, spent + steps * seconds)

@@ -1,4 +1,4 @@
-"""Configuration of semi-supervised segmentation: pictures and masks, which learner, how it is optimised."""
+"""Configuration of semi-supervised segmentation: images and masks, which learner, how it is optimized."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,29 +8,29 @@ from tpssl_hf.config.parser import key
 
 @dataclass
 class MaskDataConfig:
-    """Pictures and masks."""
+    """Images and masks."""
 
     dataset: str = key(
         "digit_scenes",
         "digit_scenes, a folder (images and masks, Pascal VOC, Cityscapes, ISIC 2017, parquet, saved), or a Hub id.",
     )
-    split: str = key("train", "Split whose pictures are learnt from.")
+    split: str = key("train", "Split whose images are learned from.")
     dataset_config: str | None = key(None, "Configuration name of a Hub data set that has several.")
-    image_column: str | None = key(None, "Column or folder of the pictures; found when not given.")
+    image_column: str | None = key(None, "Column or folder of the images; found when not given.")
     mask_column: str | None = key(None, "Column or folder of the masks; found when not given.")
     mask_threshold: int | None = key(None, "For black and white masks: values from this on are class 1, others 0.")
     mask_orientation: Literal["image", "stored"] | None = key(
         None, "Masks beside images turned by EXIF were drawn on the image as it is shown, or on its stored pixels."
     )
-    limit_images: int | None = key(None, "Use only so many pictures, a fixed random subset.")
+    limit_images: int | None = key(None, "Use only so many images, a fixed random subset.")
     shorter_side: int = key(
-        512, "Pictures and masks are learnt and scored with the shorter side at most so many pixels; none is enlarged."
+        512, "Images and masks are learned and scored with the shorter side at most so many pixels; none is enlarged."
     )
     horizontal_flip: bool | None = key(
         None, "Flip half of the crops; off by default where it changes meaning (digits)."
     )
-    num_workers: int = key(2, "Threads that decode pictures.")
-    cache_budget: float = key(16.0, "Largest decoded cache on disk, in GiB; above it pictures are decoded on demand.")
+    num_workers: int = key(2, "Threads that decode images.")
+    cache_budget: float = key(16.0, "Largest decoded cache on disk, in GiB; above it images are decoded on demand.")
     cache_dir: str | None = key(None, "Folder of the decoded cache; below HF_HOME when not given.")
 
 
@@ -46,16 +46,16 @@ class SegmentConfig:
     label_seeds: list[int] | None = key(
         None, "Several draws, `1,2,3`: one run each, below output_dir, and their spread.", several=True
     )
-    exclude_labelled: bool = key(False, "Take unlabelled pictures from those without a chosen mask only.")
-    test_dataset: str | None = key(None, "Where the test pictures are; in `dataset` when not given.")
+    exclude_labeled: bool = key(False, "Take unlabeled images from those without a chosen mask only.")
+    test_dataset: str | None = key(None, "Where the test images are; in `dataset` when not given.")
     test_split: str = key("test", "Split the score is taken on; `none` for no score.")
-    limit_test_images: int | None = key(None, "Score on so many test pictures only, a fixed random subset.")
+    limit_test_images: int | None = key(None, "Score on so many test images only, a fixed random subset.")
     test_mode: Literal["whole", "resize", "slide"] = key(
-        "whole", "Whole pictures; or resized to the crop size; or windows of the crop size that overlap by half."
+        "whole", "Whole images; or resized to the crop size; or windows of the crop size that overlap by half."
     )
     crop_height: int = key(321, "Height of the crops, in pixels (321 for VOC, 256 for Cityscapes; paper §IV-B).")
     crop_width: int = key(321, "Width of the crops, in pixels (321 for VOC, 512 for Cityscapes; paper §IV-B).")
-    scale_min: float = key(0.5, "Smallest factor by which pictures are scaled before cropping; clmb has its own.")
+    scale_min: float = key(0.5, "Smallest factor by which images are scaled before cropping; clmb has its own.")
     scale_max: float = key(1.5, "Largest such factor.")
     scale_spacing: Literal["tenths", "uniform", "log"] = key(
         "tenths", "Factors are 0.1 apart, or any in the range, or any by their logarithm; unimatch takes any."
@@ -69,16 +69,16 @@ class SegmentConfig:
 
 @dataclass
 class SegmentOptimConfig:
-    """Optimisation."""
+    """Optimization."""
 
-    batch_size: int = key(20, "Labelled pictures per step, over all processes (20 VOC, 8 Cityscapes; paper §IV-B).")
-    unlabeled_ratio: int = key(2, "Unlabelled pictures per labelled one; cutmix mixes each two of them to one.")
+    batch_size: int = key(20, "Labeled images per step, over all processes (20 VOC, 8 Cityscapes; paper §IV-B).")
+    unlabeled_ratio: int = key(2, "Unlabeled images per labeled one; cutmix mixes each two of them to one.")
     max_steps: int = key(40000, "Steps (paper §IV-B); every schedule is scaled to it.")
     optimizer: Literal["sgd", "adamw"] = key("adamw", "Optimizer; adamw with weight_decay 0 is Adam.")
     learning_rate: float = key(1e-5, "Learning rate for the batch as it is (paper §IV-B).")
-    head_rate_factor: float = key(1.0, "The decoder learns so many times as fast as the backbone.")
+    head_lr_multiplier: float = key(1.0, "The decoder learns so many times as fast as the backbone.")
     momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
     nesterov: bool = key(False, "Nesterov's form of momentum.")
     weight_decay: float = key(0.0, "Weight decay of weights with two or more dimensions.")
-    decay_vectors: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
+    decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
     schedule: Literal["constant", "poly"] = key("constant", "constant, or poly: (1 - progress)^0.9, DeepLab's.")

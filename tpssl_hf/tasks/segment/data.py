@@ -1,4 +1,4 @@
-"""The pictures of semi-supervised segmentation: with masks, without, and those the score is taken on."""
+"""The images of semi-supervised segmentation: with masks, without, and those the score is taken on."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,82 +10,82 @@ from accelerate import Accelerator
 from tpssl_hf.config.parser import take
 from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.data.conversion import Range
-from tpssl_hf.data.image_cache import PictureStore
-from tpssl_hf.data.label_splits import refuse_test_pictures
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.label_splits import refuse_test_images
 from tpssl_hf.data.mask_sources import load_mask_source
 from tpssl_hf.data.mask_splits import ChosenMasks, choose_masks, write_masks
-from tpssl_hf.data.masks import Colour
+from tpssl_hf.data.masks import Color
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
 from tpssl_hf.tasks.segment.config import MaskDataConfig, SegmentConfig
-from tpssl_hf.training.open_data import store_of
+from tpssl_hf.training.open_data import open_image_cache
 from tpssl_hf.training.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class ScoredPictures:
-    """Pictures with masks that a network is asked about.
+class EvaluationImages:
+    """Images with masks that a network is asked about.
 
     Attributes:
-        store: the pictures.
+        store: the images.
         indices: (N,) int64, which of them.
     """
 
-    store: PictureStore
+    store: ImageCache
     indices: np.ndarray
 
 
 @dataclass(frozen=True)
 class SegmentingData:
-    """All pictures of a run.
+    """All images of a run.
 
     Attributes:
         source: what ``store`` was read from.
-        store: all pictures to learn from.
+        store: all images to learn from.
         class_names: names in the order of the class numbers.
-        palette: RGB colour in which to show each class.
-        labelled: those learnt from with their masks.
-        unlabelled: (U,) int64, numbers of those learnt from without masks.
-        test: pictures the score is taken on, or None.
+        palette: RGB color in which to show each class.
+        labeled: those learned from with their masks.
+        unlabeled: (U,) int64, numbers of those learned from without masks.
+        test: images the score is taken on, or None.
     """
 
     source: Source
-    store: PictureStore
+    store: ImageCache
     class_names: tuple[str, ...]
-    palette: tuple[Colour, ...]
-    labelled: ChosenMasks
-    unlabelled: np.ndarray
-    test: ScoredPictures | None
+    palette: tuple[Color, ...]
+    labeled: ChosenMasks
+    unlabeled: np.ndarray
+    test: EvaluationImages | None
 
 
 def open_masks(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | None) -> SegmentingData:
-    """Open all pictures, settle whose masks are used and write ``labels.json``.
+    """Open all images, settle whose masks are used and write ``labels.json``.
 
     Raises:
-        InputError: for anything about pictures or masks that does not fit together, before the first step.
+        InputError: for anything about images or masks that does not fit together, before the first step.
     """
     choice, data = take(SegmentConfig, settings), take(MaskDataConfig, settings)
     source = _source_of(data, data.dataset, data.split)
     store = _store_of(source, data, data.limit_images, accelerator, run)
     assert store.class_names is not None and store.palette is not None
-    labelled = choose_masks(str(choice.labels), store, source, seed=choice.label_seed)
-    unlabelled = np.arange(len(store))
-    if choice.exclude_labelled:
-        unlabelled = np.setdiff1d(unlabelled, labelled.indices)
+    labeled = choose_masks(str(choice.labels), store, source, seed=choice.label_seed)
+    unlabeled = np.arange(len(store))
+    if choice.exclude_labeled:
+        unlabeled = np.setdiff1d(unlabeled, labeled.indices)
     test = _open_test(choice, data, store, accelerator, run)
     if test:
-        refuse_test_pictures(store, labelled.indices, test.store)
+        refuse_test_images(store, labeled.indices, test.store)
     if run:
-        write_masks(run.path / "labels.json", labelled, store, source)
-    return SegmentingData(source, store, store.class_names, tuple(store.palette), labelled, unlabelled, test)
+        write_masks(run.path / "labels.json", labeled, store, source)
+    return SegmentingData(source, store, store.class_names, tuple(store.palette), labeled, unlabeled, test)
 
 
 def data_facts(data: SegmentingData) -> dict[str, str]:
-    """Return what must be the same when a run is resumed: the pictures, and a digest of whose masks are used."""
-    digest = hashlib.sha256(data.labelled.indices.tobytes())
+    """Return what must be the same when a run is resumed: the images, and a digest of whose masks are used."""
+    digest = hashlib.sha256(data.labeled.indices.tobytes())
     return {
         "dataset": data.store.fingerprint,
-        "labels": f"{data.labelled.chosen} ({digest.hexdigest()[:16]})",
+        "labels": f"{data.labeled.chosen} ({digest.hexdigest()[:16]})",
     }
 
 
@@ -110,17 +110,19 @@ def _store_of(
     *,
     part: str = "",
     wide_range: Range | None = None,
-) -> PictureStore:
+) -> ImageCache:
     how = DataConfig(
         limit_images=limit, num_workers=data.num_workers, cache_budget=data.cache_budget, cache_dir=data.cache_dir
     )
-    return store_of(source, how, accelerator, run, part=part, shorter_side=data.shorter_side, wide_range=wide_range)
+    return open_image_cache(
+        source, how, accelerator, run, part=part, shorter_side=data.shorter_side, wide_range=wide_range
+    )
 
 
 def _open_test(
-    choice: SegmentConfig, data: MaskDataConfig, training: PictureStore, accelerator: Accelerator, run: RunDir | None
-) -> ScoredPictures | None:
-    """Open the pictures the score is taken on, whose classes must be those of the training masks."""
+    choice: SegmentConfig, data: MaskDataConfig, training: ImageCache, accelerator: Accelerator, run: RunDir | None
+) -> EvaluationImages | None:
+    """Open the images the score is taken on, whose classes must be those of the training masks."""
     names = training.class_names or ()
     if choice.test_split == "none":
         return None
@@ -128,7 +130,7 @@ def _open_test(
         source = _source_of(data, choice.test_dataset or data.dataset, choice.test_split)
     except InputError as error:
         raise InputError(
-            f"the test pictures could not be opened: {error} Name them with --test_dataset and --test_split, or say "
+            f"the test images could not be opened: {error} Name them with --test_dataset and --test_split, or say "
             "--test_split none to go without a score."
         ) from error
     limit, wide_range = choice.limit_test_images, training.wide_range
@@ -141,4 +143,4 @@ def _open_test(
             f"{len(names)} of the training masks; list the same names in the same order in a file classes.txt beside "
             "either."
         )
-    return ScoredPictures(store, np.flatnonzero(store.has_mask))
+    return EvaluationImages(store, np.flatnonzero(store.has_mask))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tpssl_hf.augment.segment_views import SegmentViewSettings
 from tpssl_hf.config.parser import take
 from tpssl_hf.config.shared import ModelConfig, RunConfig
-from tpssl_hf.data.image_batch import Pictures
-from tpssl_hf.data.masks import IGNORED, Colour
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.masks import IGNORED, Color
 from tpssl_hf.data.segmentation_classes import ISIC
 from tpssl_hf.data.streams import EndlessStream, WithoutMasks
 from tpssl_hf.errors import InputError
@@ -25,7 +25,7 @@ from tpssl_hf.methods.base import Views
 from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.metrics.tpssl_segmentation.confusion import ConfusionMatrix
 from tpssl_hf.metrics.tpssl_segmentation.tpssl_segmentation import lesion_scores, segmentation_scores
-from tpssl_hf.models.backbone import Origin
+from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.segmentation_inference import predict_masks
 from tpssl_hf.models.segmenter import build_segmenter
@@ -33,15 +33,15 @@ from tpssl_hf.models.sizes import check_crop
 from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.published_path import check_segmenter, some_of
 from tpssl_hf.tasks.segment.config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
-from tpssl_hf.tasks.segment.data import ScoredPictures, SegmentingData, data_facts, open_masks
-from tpssl_hf.training.accelerator import place, share_of_batch, start_tracker
-from tpssl_hf.training.checkpoint_manager import Keeper
+from tpssl_hf.tasks.segment.data import EvaluationImages, SegmentingData, data_facts, open_masks
+from tpssl_hf.training.accelerator import per_device_batch_size, place, start_tracker
+from tpssl_hf.training.checkpoint_manager import CheckpointManager
 from tpssl_hf.training.loop import LoopSettings, Stream, batches_on_device, train_behind_bar
 from tpssl_hf.training.optim import build_optimizer, poly
 from tpssl_hf.training.run_dir import RunDir, StopSignals
 
 SCHEDULES: dict[str, Callable[[float], float]] = {"constant": lambda progress: 1.0, "poly": poly}
-SCORED_TOGETHER = 8  # pictures of equal size in one pass
+SCORED_TOGETHER = 8  # images of equal size in one pass
 DRAWN = 8
 
 
@@ -52,7 +52,7 @@ class Job:
     settings: dict[str, Any]
     accelerator: Accelerator
     data: SegmentingData
-    origin: Origin
+    origin: WeightsSource
     views: SegmentViewSettings
     statistics_frozen: bool
     streams: Mapping[str, Stream]
@@ -63,8 +63,8 @@ class Job:
     rate: Callable[[int], float]
 
     @property
-    def pictures_per_step(self) -> int:
-        """Labelled and unlabelled pictures of one step of all processes."""
+    def images_per_step(self) -> int:
+        """Labeled and unlabeled images of one step of all processes."""
         ratio = self.settings["unlabeled_ratio"] if "unlabeled" in self.transforms else 0
         return int(self.settings["batch_size"] * (1 + ratio))
 
@@ -75,7 +75,7 @@ class Job:
 
 
 def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerator, run: RunDir | None) -> Job:
-    """Open the pictures, settle the labels, load Φ, put a decoder on it and the learner around both."""
+    """Open the images, settle the labels, load Φ, put a decoder on it and the learner around both."""
     model, tune, choice = (
         take(ModelConfig, settings),
         take(SegmentOptimConfig, settings),
@@ -89,7 +89,7 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
         model.backbone,
         init=model.init,
         class_names=list(data.class_names),
-        palette=[list(colour) for colour in data.palette],
+        palette=[list(color) for color in data.palette],
         output_stride=choice.output_stride,
         decoder_width=choice.decoder_width,
     )
@@ -102,17 +102,17 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     views = _view_settings(settings, data, segmenter.config)
     check_crop(segmenter, model.backbone, views.crop_size)
     heads = list(segmenter.decoder.parameters())
-    method = place(spec.build(segmenter, method_config, len(data.unlabelled)), model, accelerator)
+    method = place(spec.build(segmenter, method_config, len(data.unlabeled)), model, accelerator)
     transforms = spec.views(views, method_config)
     optimizer = build_optimizer(
         tune.optimizer,
         method,
         weight_decay=tune.weight_decay,
         momentum=tune.momentum,
-        decay_vectors=tune.decay_vectors,
+        decay_norm_and_bias=tune.decay_norm_and_bias,
         nesterov=tune.nesterov,
         heads=heads,
-        head_rate_factor=tune.head_rate_factor,
+        head_lr_multiplier=tune.head_lr_multiplier,
     )
     streams = _open_streams(settings, data, accelerator, needed="unlabeled" in transforms)
     shape = SCHEDULES[tune.schedule]
@@ -132,13 +132,13 @@ def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerat
     )
 
 
-def _view_settings(settings: dict[str, Any], data: SegmentingData, normalisation: Any) -> SegmentViewSettings:
-    """Crops of the size asked for, normalised as the weights expect."""
+def _view_settings(settings: dict[str, Any], data: SegmentingData, normalization: Any) -> SegmentViewSettings:
+    """Crops of the size asked for, normalized as the weights expect."""
     choice, flip = take(SegmentConfig, settings), take(MaskDataConfig, settings).horizontal_flip
     return SegmentViewSettings(
         (choice.crop_height, choice.crop_width),
-        tuple(normalisation.image_mean),
-        tuple(normalisation.image_std),
+        tuple(normalization.image_mean),
+        tuple(normalization.image_std),
         settings["seed"],
         data.source.flip_is_safe if flip is None else flip,
         (choice.scale_min, choice.scale_max),
@@ -149,37 +149,37 @@ def _view_settings(settings: dict[str, Any], data: SegmentingData, normalisation
 def _open_streams(
     settings: dict[str, Any], data: SegmentingData, accelerator: Accelerator, *, needed: bool
 ) -> dict[str, Stream]:
-    """Open the labelled and, where ``needed``, the unlabelled stream, which never carries a mask."""
+    """Open the labeled and, where ``needed``, the unlabeled stream, which never carries a mask."""
     tune, seed = take(SegmentOptimConfig, settings), settings["seed"]
     place_in_world = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    share = share_of_batch(tune.batch_size, accelerator.num_processes, 1)
-    labelled = EndlessStream(data.store, batch_size=share, seed=seed, indices=data.labelled.indices, **place_in_world)
+    share = per_device_batch_size(tune.batch_size, accelerator.num_processes, 1)
+    labeled = EndlessStream(data.store, batch_size=share, seed=seed, indices=data.labeled.indices, **place_in_world)
     if not needed:
-        return {"labeled": labelled}
+        return {"labeled": labeled}
     if tune.unlabeled_ratio < 1:
         raise InputError(f"unlabeled_ratio is {tune.unlabeled_ratio}; this learner needs 1 or more (2 for cutmix).")
-    if len(data.unlabelled) == 0:
+    if len(data.unlabeled) == 0:
         raise InputError(
-            f"all {len(data.store):,} pictures are labelled and {settings['method']} learns from the others too; give "
-            "fewer --labels, or --exclude_labelled false."
+            f"all {len(data.store):,} images are labeled and {settings['method']} learns from the others too; give "
+            "fewer --labels, or --exclude_labeled false."
         )
-    unlabelled = EndlessStream(
+    unlabeled = EndlessStream(
         data.store,
         batch_size=share * tune.unlabeled_ratio,
         seed=seed,
-        indices=data.unlabelled,
+        indices=data.unlabeled,
         **place_in_world,
     )
-    return {"labeled": labelled, "unlabeled": WithoutMasks(unlabelled)}
+    return {"labeled": labeled, "unlabeled": WithoutMasks(unlabeled)}
 
 
-def predicted(job: Job, test: ScoredPictures, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield pixels (B, H, W, 3), true and predicted classes (B, H, W) of pictures, batches of one size each."""
+def predicted(job: Job, test: EvaluationImages, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield pixels (B, H, W, 3), true and predicted classes (B, H, W) of images, batches of one size each."""
     choice, network = take(SegmentConfig, job.settings), cast(nn.Module, job.method.deployed)
     mean, std = (torch.tensor(values, device=job.accelerator.device) for values in (job.views.mean, job.views.std))
     for chosen in batches_of(indices, SCORED_TOGETHER):
-        pictures = test.store.gather(chosen, epoch=0).to(job.accelerator.device)
-        for part in _of_equal_size(pictures):
+        batch = test.store.gather(chosen, epoch=0).to(job.accelerator.device)
+        for part in _of_equal_size(batch):
             assert part.masks is not None
             images = ((part.pixels / 255 - mean) / std).permute(0, 3, 1, 2)
             size = job.views.crop_size
@@ -190,12 +190,12 @@ def predicted(job: Job, test: ScoredPictures, indices: np.ndarray) -> Iterator[t
             )
 
 
-def _of_equal_size(pictures: Pictures) -> list[Pictures]:
-    """Return the batch without padding: as it is, or picture by picture."""
-    sizes = pictures.sizes.tolist()
+def _of_equal_size(images: ImageBatch) -> list[ImageBatch]:
+    """Return the batch without padding: as it is, or image by image."""
+    sizes = images.sizes.tolist()
     if all(size == sizes[0] for size in sizes):
-        return [pictures]
-    single = [pictures[row : row + 1] for row in range(len(pictures))]
+        return [images]
+    single = [images[row : row + 1] for row in range(len(images))]
     return [
         replace(one, pixels=one.pixels[:, :height, :width], masks=one.masks[:, :height, :width])
         for one, (height, width) in zip(single, sizes, strict=True)
@@ -203,8 +203,8 @@ def _of_equal_size(pictures: Pictures) -> list[Pictures]:
     ]
 
 
-def evaluate(job: Job, test: ScoredPictures) -> dict[str, Any]:
-    """Score the deployed network on all test pictures together, see :func:`segmentation_scores`."""
+def evaluate(job: Job, test: EvaluationImages) -> dict[str, Any]:
+    """Score the deployed network on all test images together, see :func:`segmentation_scores`."""
     matrix = ConfusionMatrix(len(job.data.class_names), device=job.accelerator.device)
     counts = [matrix.add(found, wanted) for _, wanted, found in predicted(job, test, test.indices)]
     scores = segmentation_scores(matrix.counts.cpu().numpy())
@@ -216,7 +216,7 @@ def evaluate(job: Job, test: ScoredPictures) -> dict[str, Any]:
 def published_path(job: Job, folder: Path) -> dict[str, Any]:
     """Compare the folder that was saved with the deployed network, see :func:`check_segmenter`."""
     data = job.data
-    of, asked = ("test", data.test) if data.test else ("training", ScoredPictures(data.store, data.labelled.indices))
+    of, asked = ("test", data.test) if data.test else ("training", EvaluationImages(data.store, data.labeled.indices))
     chosen = some_of(asked.indices)
     masks = [mask for _, _, found in predicted(job, asked, chosen) for mask in found.cpu().numpy()]
     return check_segmenter(folder, asked.store, chosen, masks, job.accelerator.device, of)
@@ -229,10 +229,10 @@ def segment(
     options, accelerator = take(RunConfig, job.settings), job.accelerator
     folder, began = Path(options.output_dir), time.perf_counter()
     facts = {**data_facts(job.data), "origin": job.origin.as_dict()}
-    keeper = Keeper(
+    checkpoints = CheckpointManager(
         accelerator, run, folder / "checkpoints", job.method, job.optimizer, facts, options.keep_checkpoints
     )
-    checkpoint, start_step, state = keeper.restore(), 0, {"seconds": 0.0}
+    checkpoint, start_step, state = checkpoints.restore(), 0, {"seconds": 0.0}
     if checkpoint:
         start_step, state["seconds"] = checkpoint.step, checkpoint.state["seconds"]
         say(f"resuming after step {start_step} of {job.max_steps}")
@@ -248,7 +248,7 @@ def segment(
 
     def save(step: int) -> None:
         state["seconds"] = seconds_before + time.perf_counter() - began
-        keeper.save(step, state)
+        checkpoints.save(step, state)
 
     done = train_behind_bar(
         accelerator,
@@ -256,7 +256,7 @@ def segment(
         job.optimizer,
         job.rate,
         batches_on_device(job.streams, job.transforms, start_step, accelerator.device),
-        LoopSettings(job.max_steps, job.pictures_per_step, 1, options.log_every, options.save_every, options.seed),
+        LoopSettings(job.max_steps, job.images_per_step, 1, options.log_every, options.save_every, options.seed),
         title=f"{job.settings['method']} on {job.data.source.name}",
         shown=run is not None,
         start_step=start_step,
@@ -268,23 +268,23 @@ def segment(
 
 
 def draw_first_views(job: Job, path: Path) -> None:
-    """Write the picture of eight labelled pictures: crop and mask, and what unlabelled ones are turned into."""
+    """Write the image of eight labeled images: crop and mask, and what unlabeled ones are turned into."""
     batches = job.streams["labeled"].batches(0)
-    pictures = next(batches)[:DRAWN].to(job.accelerator.device)
+    images = next(batches)[:DRAWN].to(job.accelerator.device)
     batches.close()  # type: ignore[attr-defined]
-    labelled = job.transforms["labeled"](pictures)
+    labeled = job.transforms["labeled"](images)
     shown = {
-        "labelled": labelled["images"],
-        "its mask": _in_colour(labelled["masks"], job.data.palette, job.views),
+        "labeled": labeled["images"],
+        "its mask": _in_color(labeled["masks"], job.data.palette, job.views),
     }
     if "unlabeled" in job.transforms:
-        views = job.transforms["unlabeled"](replace(pictures, masks=None))
-        shown |= {f"unlabelled: {name}": value for name, value in views.items() if value.ndim == 4}
-    draw_views(path, pictures, shown, mean=job.views.mean, std=job.views.std)
+        views = job.transforms["unlabeled"](replace(images, masks=None))
+        shown |= {f"unlabeled: {name}": value for name, value in views.items() if value.ndim == 4}
+    draw_views(path, images, shown, mean=job.views.mean, std=job.views.std)
 
 
-def _in_colour(masks: Tensor, palette: tuple[Colour, ...], views: SegmentViewSettings) -> Tensor:
-    """Turn masks (B, H, W) into normalised images (B, 3, H, W) in the palette, white where they are ignored."""
+def _in_color(masks: Tensor, palette: tuple[Color, ...], views: SegmentViewSettings) -> Tensor:
+    """Turn masks (B, H, W) into normalized images (B, 3, H, W) in the palette, white where they are ignored."""
     table = torch.full((IGNORED + 1, 3), 255.0, device=masks.device)
     table[: len(palette)] = torch.tensor(palette, dtype=torch.float32, device=masks.device)
     mean, std = (torch.tensor(values, device=masks.device) for values in (views.mean, views.std))
