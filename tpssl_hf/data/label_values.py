@@ -12,7 +12,7 @@ from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.errors import InputError
 
 # As they stand in tables of all kinds, in any case. A class that a data set itself names like this stays a class.
-NO_LABEL = frozenset({"", "-1", "-1.0", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "unlabeled"})
+NO_LABEL = frozenset({"", "-1", "-1.0", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "unlabeled", "unlabelled"})
 INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
 MOST_CLASSES = 100_000
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")

@@ -17,7 +17,7 @@ REESTIMATION_IMAGES = 4096
 
 
 def sample_for_statistics(store: ImageCache) -> Iterator[ImageBatch]:
-    """Yield up to 4,096 images of ``store`` in batches, always the same, for :func:`reestimated`."""
+    """Yield up to 4,096 images of ``store`` in batches, always the same, for :func:`with_reestimated_batchnorm`."""
     some = np.random.default_rng(0).permutation(len(store))[:REESTIMATION_IMAGES]
     return (store.gather(part, epoch=0) for part in batches_of(some))
 
