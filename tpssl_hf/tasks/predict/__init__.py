@@ -1,0 +1,1 @@
+"""Apply a finished model to many images: predictions, masks or embeddings."""

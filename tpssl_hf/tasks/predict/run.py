@@ -1,0 +1,205 @@
+"""Apply a finished model to any number of images, in parts that survive a kill."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from tpssl_hf.errors import InputError
+from tpssl_hf.tasks.predict.answers import Answers, Classification, Columns, Embedding
+from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
+from tpssl_hf.tasks.predict.model import FinishedModel, load_model
+from tpssl_hf.tasks.predict.read import ImageReader, PreparedImage
+from tpssl_hf.tasks.predict.segment import Segmentation
+from tpssl_hf.tasks.predict.write import IMAGES_KEY, MODEL_KEY, SKIPPED, Parts, open_output, refuse_overlap
+from tpssl_hf.training.run_dir import RESULTS
+
+BATCH_PIXELS = 2**24  # of a batch of images that keep their own sizes: a few photos of full size at a time
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What a finished model made of images.
+
+    Attributes:
+        folder: with ``predictions.parquet`` and ``.csv``, ``masks/`` or ``embeddings.parquet``, and ``skipped.csv``.
+        path: the parquet file.
+        images: how many images have an answer.
+        skipped: how many could not be read.
+    """
+
+    folder: Path
+    path: Path
+    images: int
+    skipped: int
+
+    def table(self) -> datasets.Dataset:
+        """Return the answers, one row per image that could be read, in the order of the data set."""
+        if not self.images:  # the reader of parquet files wants a row
+            return datasets.Dataset(pq.read_table(self.path))
+        return datasets.Dataset.from_parquet(str(self.path))
+
+
+def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, progress: bool = True) -> PredictResult:
+    """Label images with a finished classifier, or write the masks of a finished segmenter.
+
+    Args:
+        config: every key.
+        say: called with each sentence for people.
+        progress: whether to show a bar.
+
+    Raises:
+        InputError: for a model or images that cannot be used, and an output folder of other settings.
+    """
+    _check(config)
+    model = load_model(config.model, config.device)
+    if model.kind == "backbone":
+        raise InputError(
+            f"model {config.model!r} is a backbone and knows no classes; use embed for its features, or finetune a "
+            "classifier on it first."
+        )
+    reader = _open_images(config)
+
+    def answers() -> Answers:
+        if model.kind == "classifier":
+            return Classification(model, config.top_k)
+        folder = Path(config.output_dir).expanduser()
+        return Segmentation(
+            model, folder, reader.names.to_pylist(), overlays=config.overlays, num_workers=config.num_workers
+        )
+
+    return _apply("predict", config, model, reader, answers, say, progress)
+
+
+def embed(config: EmbedConfig, *, say: Callable[[str], Any] = tqdm.write, progress: bool = True) -> PredictResult:
+    """Write the features of images by a finished backbone, or by that of a classifier or segmenter.
+
+    Args:
+        config: every key.
+        say: called with each sentence for people.
+        progress: whether to show a bar.
+
+    Raises:
+        InputError: as :func:`predict` does.
+    """
+    _check(config)
+    model = load_model(config.model, config.device)
+    return _apply("embed", config, model, _open_images(config), lambda: Embedding(model), say, progress)
+
+
+def _check(config: EmbedConfig) -> None:
+    for name in ("batch_size", "num_workers", "save_every", "top_k"):
+        if getattr(config, name, 1) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}; give a number from 1.")
+
+
+def _open_images(config: EmbedConfig) -> ImageReader:
+    reader = ImageReader(config)
+    refuse_overlap(Path(config.output_dir), reader.source.folder)
+    return reader
+
+
+def _apply(
+    task: str,
+    config: EmbedConfig,
+    model: FinishedModel,
+    reader: ImageReader,
+    make_answers: Callable[[], Answers],
+    say: Callable[[str], Any],
+    progress: bool,
+) -> PredictResult:
+    folder = Path(config.output_dir).expanduser()
+    settings = {"task": task, **asdict(config), IMAGES_KEY: reader.source.fingerprint, MODEL_KEY: model.fingerprint}
+    with open_output(folder, settings) as run:
+        answers = make_answers()
+        path = folder / f"{answers.name}.parquet"
+        if run.finished and path.is_file():
+            counts = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+            say(f"{path} is finished already, from the same images and model; delete the folder to make it anew.")
+            return PredictResult(folder, path, counts["images"], counts["skipped"])
+        parts = Parts(folder, len(reader.rows), config.save_every, answers)
+        done = len(reader.rows) - sum(parts.sizes[number] for number in parts.missing)
+        if done:
+            say(f"continuing after {done:,} of {len(reader.rows):,} images")
+        with tqdm(total=len(reader.rows), initial=done, desc=task, unit=" images", disable=not progress) as bar:
+            _write_missing(parts, config, model, reader, answers, bar)
+        answered, skipped = parts.join()
+        run.write_json(RESULTS, {"task": task, "images": answered, "skipped": skipped, "config": settings})
+        parts.remove()
+    say(f"{path}: {answered:,} images" + (f"; {skipped:,} could not be read, see {SKIPPED}" if skipped else ""))
+    return PredictResult(folder, path, answered, skipped)
+
+
+def _write_missing(
+    parts: Parts, config: EmbedConfig, model: FinishedModel, reader: ImageReader, answers: Answers, bar: Any
+) -> None:
+    """Compute the parts that are not there yet; batches never reach over two of them, so each is always the same."""
+    starts = np.concatenate([[0], np.cumsum(parts.sizes)]).astype(int)
+    rows = [reader.rows[starts[number] : starts[number + 1]] for number in parts.missing]
+    if not rows:
+        return
+    chosen, ahead = np.concatenate(rows), 2 * config.batch_size
+    # closed whatever happens: threads that wait for room would never end
+    with closing(reader.read(chosen, model.prepare, ahead=ahead, keep_pixels=answers.keep_pixels)) as images:
+        for number in parts.missing:
+            batches: list[dict[str, Any]] = []
+            skipped: list[PreparedImage] = []
+            for batch in _batches(islice(images, parts.sizes[number]), config.batch_size, model):
+                readable = [image for image in batch if image.inputs is not None]
+                skipped += [image for image in batch if image.inputs is None]
+                for part, columns in _answered(answers, readable) if readable else ():
+                    if columns is None:
+                        skipped += part
+                    else:
+                        names = {"row": [image.row for image in part], "file": [image.file for image in part]}
+                        batches.append(names | columns)
+                bar.update(len(batch))
+            parts.write(number, batches, [_reason(image) for image in skipped])
+
+
+def _batches(images: Iterator[PreparedImage], size: int, model: FinishedModel) -> Iterator[list[PreparedImage]]:
+    """Gather consecutive images of one size, unreadable ones among them, to at most ``size`` readable ones."""
+    batch: list[PreparedImage] = []
+    readable: list[PreparedImage] = []
+    for image in images:
+        if image.inputs is not None:
+            pixels = image.inputs.shape[1] * image.inputs.shape[2]
+            if readable and (
+                len(readable) == size
+                or (readable[0].inputs is not None and readable[0].inputs.shape != image.inputs.shape)
+                or (model.input_size_varies and pixels * (len(readable) + 1) > BATCH_PIXELS)
+            ):
+                yield batch
+                batch, readable = [], []
+            readable.append(image)
+        batch.append(image)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _answered(
+    answers: Answers, images: Sequence[PreparedImage]
+) -> list[tuple[Sequence[PreparedImage], Columns | None]]:
+    """Return parts of a batch with their columns: halves where it does not fit the device, None where one does not."""
+    try:
+        return [(images, answers.answer(images))]
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            return [(images, None)]
+    half = len(images) // 2  # outside of the handler, which would keep the tensors alive
+    return [*_answered(answers, images[:half]), *_answered(answers, images[half:])]
+
+
+def _reason(image: PreparedImage) -> dict[str, Any]:
+    reason = image.reason or "does not fit the device's memory"
+    return {"row": image.row, "file": image.file, "reason": reason}
