@@ -37,8 +37,7 @@ def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]
     """Where a run can be hit: name -> owner, attribute, and whether before or after the call."""
     from tpssl_hf.methods.pretrain.anchor import _SquaredDistance
     from tpssl_hf.methods.pretrain.byol import BYOL
-    from tpssl_hf.training import accelerator as launch
-    from tpssl_hf.training import checkpoint
+    from tpssl_hf.training import checkpoint, checkpoint_manager
     from tpssl_hf.training.optim import LARS
     from tpssl_hf.training.run_dir import RunDir
 
@@ -51,7 +50,7 @@ def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]
         "write": (checkpoint, "_write", "before"),
         "rename": (checkpoint, "_move_into_place", "before"),
         "replace": (os, "replace", "after"),
-        "saved": (launch, "save_checkpoint", "after"),
+        "saved": (checkpoint_manager, "save_checkpoint", "after"),
         "curves": (recipe, "draw_curves", "before"),
         "results": (RunDir, "write_json", "before"),
     }

@@ -77,13 +77,13 @@ def test_an_input_error_is_one_sentence_and_exit_code_2(capsys: pytest.CaptureFi
 def test_our_own_warnings_are_one_sentence_and_those_of_others_say_where_they_come_from() -> None:
     """In a process of its own, for pytest catches warnings before they are written."""
     code = (
-        "import warnings; from tpssl_hf import runtime\n"
+        "import warnings; from tpssl_hf import process\n"
         "class Ours(UserWarning): __module__ = 'tpssl_hf.monitoring.collapse'\n"
         "def main():\n"
         "    warnings.warn('ours', Ours)\n"
         "    warnings.warn('theirs')\n"
         "    return 0\n"
-        "runtime.leave(main)\n"
+        "process.run_cli(main)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stderr.startswith("\nwarning: ours\n<string>:5: UserWarning: theirs\n")

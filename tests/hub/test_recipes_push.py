@@ -48,8 +48,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
         recipe = load_script(f"recipes/{name}.py")
         for function in ("draw_curves", "draw_pseudo_labels"):
             monkeypatch.setattr(recipe, function, draw, raising=False)
-        for module in ("pretraining", "finetuning"):
-            monkeypatch.setattr(f"tpssl_hf.{module}.draw_views", draw)
+        for task in ("pretrain", "classify"):
+            monkeypatch.setattr(f"tpssl_hf.tasks.{task}.run.draw_views", draw)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *(f"--{key}={value}" for key, value in settings.items())])
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -14,7 +14,7 @@ from tpssl_hf.paper.cells import Cell, Stage
 from tpssl_hf.paper.config import ReproduceConfig
 from tpssl_hf.paper.grid import FIGURES, TABLES, Plan, figure_of, make_plan
 
-CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 FILES = sorted(path.stem for path in (CONFIGS / "tables").glob("*.yaml") if path.stem != "common")
 
 

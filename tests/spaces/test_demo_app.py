@@ -158,7 +158,10 @@ def test_the_launch_is_safe(demo_config: DemoConfig) -> None:
     [
         ("title: a\nsentence: b\nmodels: []", "unknown key 'models'; the keys are title, sentence, classifiers"),
         ("title: a", "key 'sentence' is missing"),
-        ("title: a\nsentence: b\nclassifiers: [{name: c, base: d, adapted: e, neighbors: f}]", "key 'neighbors'"),
+        (
+            "title: a\nsentence: b\nclassifiers: [{name: c, base: d, adapted: e, nearest_ones: f}]",
+            "key 'nearest_ones'",
+        ),
         ("title: a\nsentence: b\nclassifiers: [{name: c, base: d}]", "key 'adapted' is missing"),
         ("title: a\nsentence: b\nsegmenters: [{name: 3, model: d}]", "key 'name' is 3; give a text"),
         ("title: a\nsentence: b\nsegmenters: [{name: c, model: d, shorter_side: 0}]", "give a whole number from 1"),

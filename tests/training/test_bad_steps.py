@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from test_engine import Toy, batches
+from test_loop import Toy, batches
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
