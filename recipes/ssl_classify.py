@@ -29,8 +29,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tpssl_hf.config.parser import config_files, parse_with_method, take
-from tpssl_hf.config.shared import DataConfig, ModelConfig, RunConfig
-from tpssl_hf.hub.config import PushConfig
+from tpssl_hf.config.shared import DataConfig, ModelConfig, PushConfig, RunConfig
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.models.timm_export import save_timm_folder

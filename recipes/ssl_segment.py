@@ -28,8 +28,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from tpssl_hf.config.parser import config_files, parse_with_method, take
-from tpssl_hf.config.shared import ModelConfig, RunConfig
-from tpssl_hf.hub.config import PushConfig
+from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation, save_segmenter

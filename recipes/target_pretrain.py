@@ -24,8 +24,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from tpssl_hf.config.parser import config_files, method_named, parse_with_method, read_config_file, take
-from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, RunConfig
-from tpssl_hf.hub.config import PushConfig
+from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.timm_export import save_timm_folder
@@ -62,7 +61,7 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], Any]:
     """Resolve every key; the embedded digits are the default where neither a data set nor a file is given."""
     given = [argument.partition("=")[0] for argument in arguments]
     if not config_files(arguments) and "--dataset" not in given:
-        digits = CONFIGS / f"digits_{method_named(arguments)}.yaml"
+        digits = CONFIGS / f"digits_{method_named(arguments, "byol")}.yaml"
         arguments = ["--config", str(digits), *arguments] if digits.exists() else arguments
     methods = {name: (spec.config, spec.defaults) for name, spec in PRETRAIN.items()}
     settings, method_config = parse_with_method(arguments, GROUPS, methods, description=__doc__ or "")

@@ -6,9 +6,16 @@ import pytest
 
 from tpssl_hf.analysis.config import AnalyzeConfig
 from tpssl_hf.config.parser import key, parse_config, parse_with_method, take
-from tpssl_hf.config.shared import CARRY_OUT_KEYS, HUB_KEYS, DataConfig, ModelConfig, OptimConfig, RunConfig
+from tpssl_hf.config.shared import (
+    CARRY_OUT_KEYS,
+    HUB_KEYS,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    PushConfig,
+    RunConfig,
+)
 from tpssl_hf.errors import InputError
-from tpssl_hf.hub.config import PushConfig
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.tasks.classify.config import ClassifyConfig
 from tpssl_hf.tasks.pretrain.config import HealthConfig, PretrainConfig

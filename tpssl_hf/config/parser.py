@@ -1,31 +1,145 @@
-"""Flat keys from the command line and YAML: defaults < YAML file < command line."""
+"""Flat keys from the command line, YAML or keywords to typed arguments: defaults < YAML file < given keys.
+
+The arguments of a task are one frozen dataclass whose fields are frozen dataclasses of keys: ``args.data.image_size``.
+Keys are flat only at the edge: on the command line, in YAML, in ``config.yaml`` and as keywords of the public
+functions. Where a task has methods, its arguments have a field ``method`` that holds the method's own keys.
+"""
 
 import difflib
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import (  # type: ignore[attr-defined]
     ActionConfigFile,
     ArgumentParser,
     DefaultHelpFormatter,
-    Namespace,
 )
 
 from tpssl_hf.config.lists import WRITTEN, settle_lists
 from tpssl_hf.errors import InputError
 from tpssl_hf.process import values_of
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def key(default: Any, help_text: str, *, several: bool = False) -> Any:
-    """Declare one configuration key: its default, the sentence ``--help`` shows for it, whether it may be a list."""
-    return field(default=default, metadata={"help": help_text, "several": several})
+ArgsType = TypeVar("ArgsType")
+METHOD = "method"
 
 
-ConfigType = TypeVar("ConfigType")
+def key(default: Any, help_text: str, *, several: bool = False, carry_out: bool = False) -> Any:
+    """Declare one key.
+
+    Args:
+        default: its value where none is given.
+        help_text: the sentence ``--help`` shows for it.
+        several: whether it may be a list.
+        carry_out: whether it changes only how a run is carried out and not what comes out of it, so that a resumed
+            run may have another value.
+    """
+    return field(default=default, metadata={"help": help_text, "several": several, "carry_out": carry_out})
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods of a task, as the parser needs them.
+
+    Attributes:
+        specs: name -> (dataclass of the method's own keys, its values for shared keys).
+        default: the method where none is named.
+    """
+
+    specs: Mapping[str, tuple[type, Mapping[str, Any]]]
+    default: str
+
+    def get(self, name: str) -> tuple[type, Mapping[str, Any]]:
+        """Return dataclass and defaults of a method.
+
+        Raises:
+            InputError: for an unknown method.
+        """
+        if name not in self.specs:
+            raise InputError(f"method {name!r} is not one of {', '.join(sorted(self.specs))}.")
+        return self.specs[name]
+
+
+def parse_args(
+    args_type: type[ArgsType],
+    arguments: Sequence[str] | Mapping[str, Any],
+    *,
+    description: str = "",
+    methods: Methods | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> ArgsType:
+    """Parse every key of ``args_type``: defaults < ``--config`` file < what is given.
+
+    Args:
+        args_type: dataclass of dataclasses of keys.
+        arguments: a command line without the program's name, or keywords, of which ``config`` names a YAML file.
+        description: text above ``--help``.
+        methods: of the task, if it has any.
+        defaults: values that replace the defaults of dataclasses and method.
+
+    Raises:
+        InputError: for an unknown key (naming the nearest known one), a wrong type, or a file that cannot be read.
+    """
+    given = as_command_line(arguments)
+    groups, replaced, method_type = list(_groups(args_type).values()), dict(defaults or {}), None
+    if methods is not None:
+        name = method_named(given, methods.default)
+        method_type, of_method = methods.get(name)
+        groups.append(method_type)
+        replaced = {METHOD: name, **of_method, **replaced}
+    values = _parse(groups, given, description, replaced)
+    return from_flat(args_type, values, method_type)
+
+
+def from_flat(args_type: type[ArgsType], values: Mapping[str, Any], method_type: type | None = None) -> ArgsType:
+    """Build arguments from flat keys; ``method_type`` is the dataclass of the method's own."""
+    groups = dict(_groups(args_type))
+    if method_type is not None:
+        groups[METHOD] = method_type
+    built = {name: group(**{item.name: values[item.name] for item in fields(group)}) for name, group in groups.items()}
+    return args_type(**built)
+
+
+def flat(args: "DataclassInstance") -> dict[str, Any]:
+    """Return the keys of ``args`` with their values, as ``config.yaml`` and ``results.json`` hold them."""
+    parts = [getattr(args, item.name) for item in fields(args)]
+    return {name: value for part in parts for name, value in asdict(part).items()}
+
+
+def carry_out_keys(args_type: type) -> frozenset[str]:
+    """Return the keys that change how a run is carried out and not what comes out of it."""
+    return frozenset(
+        item.name for group in _groups(args_type).values() for item in fields(group) if item.metadata.get("carry_out")
+    )
+
+
+def _groups(args_type: type) -> dict[str, Any]:
+    """Field name -> dataclass of its keys, in order; without that of a method, which is found by name."""
+    assert is_dataclass(args_type)
+    hints = get_type_hints(args_type)
+    return {item.name: hints[item.name] for item in fields(args_type) if is_dataclass(hints[item.name])}
+
+
+def as_command_line(arguments: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Write keywords as the command line that means the same; None stands for the default."""
+    if not isinstance(arguments, Mapping):
+        return list(arguments)
+    config = arguments.get("config")
+    first = [] if config is None else ["--config", str(config)]
+    given = {name: value for name, value in arguments.items() if name != "config" and value is not None}
+    return first + [f"--{name}={_as_text(value)}" for name, value in given.items()]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 class _PlainDescription(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -62,32 +176,15 @@ def build_parser(groups: Sequence[type], description: str, defaults: Mapping[str
     return parser
 
 
-def parse_config(
-    groups: Sequence[type],
-    arguments: Sequence[str],
-    *,
-    description: str,
-    defaults: Mapping[str, Any] | None = None,
+def _parse(
+    groups: Sequence[Any], arguments: Sequence[str], description: str, defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Resolve all keys of ``groups`` from ``arguments``: defaults < ``--config`` file < command line.
-
-    Args:
-        groups: dataclasses whose fields are the keys.
-        arguments: the command line without the program's name.
-        description: text above ``--help``.
-        defaults: values that replace the dataclasses' defaults (a method's preset, say).
-
-    Returns:
-        Key to value, in the order of the dataclasses.
-
-    Raises:
-        InputError: for an unknown key (naming the nearest known one), a wrong type, or a file that cannot be read.
-    """
-    parser = build_parser(groups, description, defaults or {})
+    """Return key -> value, in the order of the dataclasses."""
+    parser = build_parser(groups, description, defaults)
     known = [item.name for group in groups for item in fields(group)]
     _refuse_unknown(_given_keys(arguments), known)
     try:
-        namespace: Namespace = parser.parse_args(list(arguments))
+        namespace = parser.parse_args(list(arguments))
     except Exception as error:  # jsonargparse raises several kinds; every one is about what the user gave
         raise InputError(_first_sentence(str(error))) from error
     return settle_lists(groups, {name: getattr(namespace, name) for name in known})
@@ -120,7 +217,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise InputError(f"--config {path} must hold `key: value` lines, one per setting.")
+        raise InputError(f"--config {path} must hold `key: value` lines, one per key.")
     return content
 
 
@@ -129,33 +226,47 @@ def _refuse_unknown(given: Sequence[str], known: Sequence[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"the nearest known one is {near[0]!r}" if near else "--help lists the known ones"
-            raise InputError(f"unknown setting {name!r}; {hint}.")
+            raise InputError(f"unknown key {name!r}; {hint}.")
 
 
 def _first_sentence(text: str) -> str:
-    return " ".join(text.split()).removeprefix("error: ") + " (--help lists every setting)"
+    return " ".join(text.split()).removeprefix("error: ") + " (--help lists every key)"
 
 
-def take(config_type: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
+def method_named(arguments: Sequence[str], default: str) -> str:
+    """Return the method that a command line asks for, itself or in its ``--config`` files, else ``default``."""
+    name = default
+    for path in config_files(arguments):
+        name = str(read_config_file(path).get(METHOD, name))
+    return ([name] + values_of(f"--{METHOD}", arguments))[-1]
+
+
+# Until every room is converted.
+
+
+def parse_config(
+    groups: Sequence[type],
+    arguments: Sequence[str],
+    *,
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return key -> value of the dataclasses."""
+    return _parse(groups, arguments, description, defaults or {})
+
+
+def take(config_type: type[ArgsType], values: Mapping[str, Any]) -> ArgsType:
     """Build one dataclass from the resolved values it declares."""
     assert is_dataclass(config_type)
     return config_type(**{item.name: values[item.name] for item in fields(config_type)})
 
 
 def as_plain(*configs: Any) -> dict[str, Any]:
-    """Merge dataclasses into one flat dictionary, for ``config.yaml`` and ``results.json``."""
+    """Merge dataclasses into one flat dictionary."""
     merged: dict[str, Any] = {}
     for config in configs:
         merged.update(asdict(config))
     return merged
-
-
-def method_named(arguments: Sequence[str], default: str = "byol") -> str:
-    """Return the method that a command line asks for, itself or in its ``--config`` files, else ``default``."""
-    name = default
-    for path in config_files(arguments):
-        name = str(read_config_file(path).get("method", name))
-    return ([name] + values_of("--method", arguments))[-1]
 
 
 def parse_with_method(
@@ -166,24 +277,8 @@ def parse_with_method(
     description: str,
     default: str = "byol",
 ) -> tuple[dict[str, Any], Any]:
-    """Resolve all keys of a recipe whose ``method`` brings keys and defaults of its own.
-
-    Args:
-        arguments: the command line without the program's name.
-        groups: dataclasses shared by all methods; one of them declares ``method``.
-        methods: method name -> (dataclass of its keys, its values for shared keys).
-        description: text above ``--help``.
-        default: method where none is named.
-
-    Returns:
-        Every key with its value, and the method's own dataclass.
-
-    Raises:
-        InputError: for an unknown method, and as :func:`parse_config` does.
-    """
+    """Return every key with its value, and the method's own dataclass."""
     name = method_named(arguments, default)
-    if name not in methods:
-        raise InputError(f"method {name!r} is not one of {', '.join(sorted(methods))}.")
-    config_type, defaults = methods[name]
+    config_type, defaults = Methods(methods, default).get(name)
     values = parse_config([*groups, config_type], arguments, description=description, defaults=defaults)
     return values, take(config_type, values)

@@ -6,7 +6,7 @@ from typing import Literal
 from tpssl_hf.config.parser import key
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataConfig:
     """Images."""
 
@@ -21,15 +21,17 @@ class DataConfig:
     horizontal_flip: bool | None = key(
         None, "Flip half of the views; off by default where it changes meaning (digits)."
     )
-    num_workers: int = key(2, "Threads that decode images.")
-    cache_budget: float = key(16.0, "Largest decoded cache on disk, in GiB; above it images are decoded on demand.")
+    num_workers: int = key(2, "Threads that decode images.", carry_out=True)
+    cache_budget: float = key(
+        16.0, "Largest decoded cache on disk, in GiB; above it images are decoded on demand.", carry_out=True
+    )
     cache_scale: float = key(
         2.5, "Images are stored with the shorter side at most so many times image_size: what small crops are cut from."
     )
-    cache_dir: str | None = key(None, "Folder of the decoded cache; below HF_HOME when not given.")
+    cache_dir: str | None = key(None, "Folder of the decoded cache; below HF_HOME when not given.", carry_out=True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelConfig:
     """Backbone."""
 
@@ -42,7 +44,7 @@ class ModelConfig:
     sync_batchnorm: bool = key(True, "With several processes: BatchNorm statistics over all of them.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimization."""
 
@@ -58,19 +60,56 @@ class OptimConfig:
     gradient_accumulation_steps: int = key(1, "Parts a batch is computed in; each part sees only itself in BatchNorm.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunConfig:
     """Run."""
 
-    output_dir: str = key("outputs/target_pretrain", "Folder of the run; an unfinished run in it is resumed.")
+    output_dir: str = key(
+        "outputs/target_pretrain", "Folder of the run; an unfinished run in it is resumed.", carry_out=True
+    )
     seed: int = key(0, "Seed of weights, order and augmentation.")
-    resume: bool = key(True, "Continue an unfinished run of the same configuration; false refuses instead.")
-    save_every: int = key(500, "Steps between checkpoints.")
-    keep_checkpoints: int = key(2, "Checkpoints kept.")
+    resume: bool = key(
+        True, "Continue an unfinished run of the same configuration; false refuses instead.", carry_out=True
+    )
+    save_every: int = key(500, "Steps between checkpoints.", carry_out=True)
+    keep_checkpoints: int = key(2, "Checkpoints kept.", carry_out=True)
     log_every: int = key(10, "Steps between lines of metrics.jsonl.")
-    log_with: Literal["none", "tensorboard", "trackio", "wandb"] = key("none", "Tracker beside metrics.jsonl.")
+    log_with: Literal["none", "tensorboard", "trackio", "wandb"] = key(
+        "none", "Tracker beside metrics.jsonl.", carry_out=True
+    )
     precision: Literal["auto", "fp32", "bf16"] = key("auto", "auto: bfloat16 where the hardware multiplies it.")
     cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """Publishing when done."""
+
+    push_to_hub: bool = key(
+        False,
+        "Publish the finished run as recipes/publish.py does; of several draws of labels, the first one given.",
+        carry_out=True,
+    )
+    hub_model_id: str | None = key(None, "Repository on the Hub, `owner/name`.", carry_out=True)
+    hub_private_repo: bool = key(False, "Only you, or the organization's members, see the repository.", carry_out=True)
+    hub_revision: str | None = key(
+        None, "Branch to push to, made if it is missing; `main` when not given.", carry_out=True
+    )
+    hub_license: str | None = key(
+        None,
+        "License of the weights as the Hub spells it (apache-2.0); that of the base weights when not given.",
+        carry_out=True,
+    )
+    hub_base_model: str | None = key(
+        None,
+        "Published weights that init goes back to, a Hub id, or `none` for random ones; found when not given.",
+        carry_out=True,
+    )
+    hub_base_note: str | None = key(
+        None,
+        "What the weights that init goes back to are, in a few words, where they are published nowhere.",
+        carry_out=True,
+    )
 
 
 HUB_KEYS = frozenset({"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}) | frozenset(

@@ -5,28 +5,7 @@ from dataclasses import dataclass
 from tpssl_hf.config.parser import key
 
 
-@dataclass
-class PushConfig:
-    """Publishing when done."""
-
-    push_to_hub: bool = key(
-        False, "Publish the finished run as recipes/publish.py does; of several draws of labels, the first one given."
-    )
-    hub_model_id: str | None = key(None, "Repository on the Hub, `owner/name`.")
-    hub_private_repo: bool = key(False, "Only you, or the organization's members, see the repository.")
-    hub_revision: str | None = key(None, "Branch to push to, made if it is missing; `main` when not given.")
-    hub_license: str | None = key(
-        None, "License of the weights as the Hub spells it (apache-2.0); that of the base weights when not given."
-    )
-    hub_base_model: str | None = key(
-        None, "Published weights that init goes back to, a Hub id, or `none` for random ones; found when not given."
-    )
-    hub_base_note: str | None = key(
-        None, "What the weights that init goes back to are, in a few words, where they are published nowhere."
-    )
-
-
-@dataclass
+@dataclass(frozen=True)
 class PublishRunConfig:
     """What goes where."""
 
@@ -37,7 +16,7 @@ class PublishRunConfig:
     repo: str = key("", "Repository on the Hub, `owner/name`; the owner is you or an organization you may write to.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class PublishConfig:
     """Publishing."""
 

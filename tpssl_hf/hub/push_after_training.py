@@ -13,9 +13,10 @@ from huggingface_hub import HfApi, is_offline_mode
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
 from tpssl_hf.config.parser import take
+from tpssl_hf.config.shared import PushConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import PushError, already_public, check_target, discreet, known_secrets
-from tpssl_hf.hub.config import PublishConfig, PushConfig
+from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.publish import how_to_push_again, publish_run
 from tpssl_hf.hub.redaction import without_secrets
 from tpssl_hf.hub.retry import Retry, limited, reason_of
