@@ -1,9 +1,10 @@
 """Configuration shared by the tasks: images, backbone, optimization, run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tpssl_hf.config.parser import key
+from tpssl_hf.models.own_size import own_image_size
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class DataConfig:
     label_column: str | None = key(None, "Column that holds labels; found when not given. `folder`: sub-folder names.")
     streaming: bool = key(False, "Read a Hub or parquet data set in shards, never holding it whole.")
     limit_images: int | None = key(None, "Use only so many images, a fixed random subset.")
-    image_size: int = key(224, "Side of the square views, in pixels.")
+    image_size: int = key(
+        0, "Side of the square views, in pixels; 0: the size the weights were trained at, 224 for random ones."
+    )
     horizontal_flip: bool | None = key(
         None, "Flip half of the views; off by default where it changes meaning (digits)."
     )
@@ -110,6 +113,11 @@ class PushConfig:
         "What the weights that init goes back to are, in a few words, where they are published nowhere.",
         carry_out=True,
     )
+
+
+def with_image_size(data: DataConfig, model: ModelConfig) -> DataConfig:
+    """Return ``data`` with the size its images are shown at, that of the weights where none was given."""
+    return data if data.image_size else replace(data, image_size=own_image_size(model.backbone, model.init))
 
 
 HUB_KEYS = frozenset({"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}) | frozenset(

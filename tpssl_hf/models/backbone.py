@@ -225,20 +225,29 @@ def _from_file(
     return model, replace(origin, license=facts.get("license"), sha256=digest, image_size=own_size)
 
 
-def _from_hub(repository: str, architecture: str, image_size: int | None) -> tuple[nn.Module, WeightsSource]:
+def hub_folder(repository: str) -> Path:
+    """Download weights and their config from a Hub id with an optional ``@revision``; returns the folder, a commit's.
+
+    Raises:
+        InputError: if the Hub does not deliver them.
+    """
     from huggingface_hub import snapshot_download
 
     repo_id, _, revision = repository.partition("@")
     try:
-        folder = Path(
-            snapshot_download(repo_id, revision=revision or None, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE])
-        )
+        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
     except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
             f"init {repository!r}: no such folder here, and the Hub did not deliver it ({reason})."
         ) from error
-    return _from_folder(folder, WeightsSource("hub", repo_id, folder.name), architecture, image_size)
+
+
+def _from_hub(repository: str, architecture: str, image_size: int | None) -> tuple[nn.Module, WeightsSource]:
+    folder = hub_folder(repository)
+    return _from_folder(
+        folder, WeightsSource("hub", repository.partition("@")[0], folder.name), architecture, image_size
+    )
 
 
 def _public_name(folder: Path) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -171,7 +172,7 @@ class StopSignals:
     """Turn the first SIGTERM or Ctrl-C into a wish to stop, so that a checkpoint can be written before the exit.
 
     ``requested`` is the number of that signal, or None. A second signal ends the process at once. The former handlers
-    come back at the end of the ``with`` block. Enter it in the main thread only; elsewhere Python raises ValueError.
+    come back at the end of the ``with`` block. In a thread that is not the main one it does nothing.
     A launcher may pass on a Ctrl-C that the terminal has sent already; such an echo within half a second is the same.
     """
 
@@ -186,7 +187,8 @@ class StopSignals:
         return 0 if self.requested is None else 128 + self.requested
 
     def __enter__(self) -> Self:
-        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,7 +18,7 @@ from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class FixMatchConfig:
     """FixMatch; defaults are the original's (Sohn et al., 2020, Table 4)."""
 

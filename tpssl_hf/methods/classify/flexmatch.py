@@ -20,7 +20,7 @@ from tpssl_hf.models.ema import EMATeacher
 from tpssl_hf.models.queue import gather_rows
 
 
-@dataclass
+@dataclass(frozen=True)
 class FlexMatchConfig:
     """FlexMatch; defaults are the original's (Zhang et al., 2021)."""
 

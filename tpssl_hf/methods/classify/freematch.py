@@ -21,7 +21,7 @@ from tpssl_hf.models.ema import EMATeacher, average_into
 from tpssl_hf.models.queue import gather_rows
 
 
-@dataclass
+@dataclass(frozen=True)
 class FreeMatchConfig:
     """FreeMatch; defaults are the original's (Wang et al., 2023)."""
 

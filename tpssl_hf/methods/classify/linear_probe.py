@@ -24,7 +24,7 @@ from tpssl_hf.methods.classify.streams import labeled_weak
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class LinearProbeConfig:
     """A classifier on frozen features (He et al., 2020); the average is that of FixMatch's code."""
 

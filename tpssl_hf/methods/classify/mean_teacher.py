@@ -21,7 +21,7 @@ from tpssl_hf.models.batchnorm import keep_statistics
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class MeanTeacherConfig:
     """Mean Teacher; defaults are those of FixMatch's code (Sohn et al., 2020)."""
 

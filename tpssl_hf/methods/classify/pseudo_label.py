@@ -28,7 +28,7 @@ from tpssl_hf.models.batchnorm import keep_statistics
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class PseudoLabelConfig:
     """Pseudo-Label; defaults are those of FixMatch's code (Sohn et al., 2020)."""
 

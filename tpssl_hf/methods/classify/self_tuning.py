@@ -23,7 +23,7 @@ from tpssl_hf.models.ema import EMATeacher
 from tpssl_hf.models.queue import gather_rows
 
 
-@dataclass
+@dataclass(frozen=True)
 class SelfTuningConfig:
     """Self-Tuning; defaults are those of its code's run scripts (Wang et al., 2021)."""
 

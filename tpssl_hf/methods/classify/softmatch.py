@@ -21,7 +21,7 @@ from tpssl_hf.models.ema import EMATeacher, average_into
 from tpssl_hf.models.queue import gather_rows
 
 
-@dataclass
+@dataclass(frozen=True)
 class SoftMatchConfig:
     """SoftMatch; defaults are the original's (Chen et al., 2023)."""
 

@@ -16,7 +16,7 @@ from tpssl_hf.methods.classify.streams import labeled_weak
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class SupervisedConfig:
     """Finetuning on labels alone; the average is that of FixMatch's code (Sohn et al., 2020)."""
 

@@ -18,7 +18,7 @@ from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class UDAConfig:
     """UDA; defaults are those of its scripts for few labels (Xie et al., 2020), the average is FixMatch's."""
 

@@ -22,7 +22,7 @@ from tpssl_hf.models.batchnorm import keep_statistics
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class VATConfig:
     """VAT; defaults are those of FixMatch's code (Sohn et al., 2020), the radius carried over to larger images."""
 

@@ -19,7 +19,7 @@ from tpssl_hf.models.heads import mlp_head
 from tpssl_hf.models.sizes import feature_width
 
 
-@dataclass
+@dataclass(frozen=True)
 class BYOLConfig:
     """BYOL; defaults are its official 300-epoch preset (Grill et al., 2020, App. J)."""
 

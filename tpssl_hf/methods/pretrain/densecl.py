@@ -21,7 +21,7 @@ from tpssl_hf.models.heads import moco_head
 from tpssl_hf.models.queue import KeyQueue, check_queue
 
 
-@dataclass
+@dataclass(frozen=True)
 class DenseCLConfig:
     """DenseCL; defaults are the official ones (Wang et al., 2021, §4.1), the queues' length is ours."""
 

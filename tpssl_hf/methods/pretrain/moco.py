@@ -20,7 +20,7 @@ from tpssl_hf.models.queue import KeyQueue, check_queue
 from tpssl_hf.models.sizes import feature_width
 
 
-@dataclass
+@dataclass(frozen=True)
 class MoCoConfig:
     """MoCo v2; defaults are those of its ImageNet runs (Chen et al., 2020), the queue's length is ours."""
 

@@ -29,7 +29,7 @@ from tpssl_hf.models.heads import PixelPropagation, pixpro_head
 SMALLEST_WEIGHT = 0.5  # of a cell: one of which less is left says more about its surroundings
 
 
-@dataclass
+@dataclass(frozen=True)
 class PixProConfig:
     """PixPro; defaults are the official ones (Xie et al., 2021, §4.1), the affine ones the paper's (§III-C)."""
 

@@ -18,7 +18,7 @@ from tpssl_hf.models.queue import gather_rows, own_rows
 from tpssl_hf.models.sizes import feature_width
 
 
-@dataclass
+@dataclass(frozen=True)
 class SimCLRConfig:
     """SimCLR; defaults follow Chen et al. (2020) at CIFAR scale."""
 

@@ -23,7 +23,7 @@ STUDENT_COLORS = ColorPolicy(
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ClassMixConfig:
     """ClassMix; defaults are those of its authors' code (Olsson et al., 2021)."""
 

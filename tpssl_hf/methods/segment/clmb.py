@@ -52,7 +52,7 @@ STRONG_MIX, WEAK_MIX, STRONG_ZOOM, WEAK_ZOOM = 0.75, 0.2, 0.8, 0.5
 ZOOM_RANGE = (0.75, 1.75)
 
 
-@dataclass
+@dataclass(frozen=True)
 class CLMBConfig:
     """CLMB; defaults are those of its authors' code for VOC (Alonso et al., 2021)."""
 

@@ -25,7 +25,7 @@ from tpssl_hf.models.ema import EMATeacher
 STUDENT_COLORS = ColorPolicy()  # French et al., 2020, official code
 
 
-@dataclass
+@dataclass(frozen=True)
 class CutMixConfig:
     """CutMix; defaults are those of its authors' code (French et al., 2020)."""
 

@@ -15,7 +15,7 @@ from tpssl_hf.methods.segment import cutmix
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of
 
 
-@dataclass
+@dataclass(frozen=True)
 class SupervisedConfig:
     """Finetuning on labels alone, with the optimizer of the CutMix learner (French et al., 2020); nothing to set."""
 

@@ -25,7 +25,7 @@ from tpssl_hf.models.segmenter import LOW_STRIDE
 STRONG = ColorPolicy(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, blur=0.5)  # ibid., official code
 
 
-@dataclass
+@dataclass(frozen=True)
 class UniMatchConfig:
     """UniMatch; defaults are those of its authors' code (Yang et al., 2023)."""
 
