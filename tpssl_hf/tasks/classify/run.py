@@ -261,6 +261,6 @@ def draw_first_views(job: Job, path: Path) -> None:
     name = "unlabeled" if "unlabeled" in job.transforms else "labeled"
     batches = job.streams[name].batches(0)
     images = next(batches)[:8].to(job.accelerator.device)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     made = {key: value for key, value in job.transforms[name](images).items() if value.ndim == 4}
     draw_views(path, images, made, mean=job.views.mean, std=job.views.std)

@@ -239,7 +239,7 @@ def draw_first_views(job: Job, path: Path) -> None:
     """Write the image of the first eight images and their views."""
     batches = job.stream.batches(0)
     images = next(batches)[:8].to(job.accelerator.device)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     views = next(iter(job.transforms.values()))(images)
     draw_views(path, images, views, mean=job.views.mean, std=job.views.std)
 

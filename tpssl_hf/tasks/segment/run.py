@@ -271,7 +271,7 @@ def draw_first_views(job: Job, path: Path) -> None:
     """Write the image of eight labeled images: crop and mask, and what unlabeled ones are turned into."""
     batches = job.streams["labeled"].batches(0)
     images = next(batches)[:DRAWN].to(job.accelerator.device)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     labeled = job.transforms["labeled"](images)
     shown = {
         "labeled": labeled["images"],
