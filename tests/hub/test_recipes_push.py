@@ -46,10 +46,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
 
     def start(name: str, settings: dict[str, Any]) -> int:
         recipe = load_script(f"recipes/{name}.py")
-        for function in ("draw_curves", "draw_pseudo_labels"):
-            monkeypatch.setattr(recipe, function, draw, raising=False)
+        monkeypatch.setattr("tpssl_hf.tasks.classify.report.draw_pseudo_labels", draw)
         for task in ("pretrain", "classify"):
             monkeypatch.setattr(f"tpssl_hf.tasks.{task}.run.draw_views", draw)
+            monkeypatch.setattr(f"tpssl_hf.tasks.{task}.report.draw_curves", draw)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *(f"--{key}={value}" for key, value in settings.items())])
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -11,7 +11,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models import is_model
 from torch import Tensor, nn
 
@@ -32,7 +31,9 @@ from tpssl_hf.convert.proof import prove
 from tpssl_hf.convert.read import WeightFile, read_weights
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, stored_config
+from tpssl_hf.models.tensors import resampled_positions
 from tpssl_hf.models.timm_export import save_timm_folder
+from tpssl_hf.models.timm_network import timm_network
 from tpssl_hf.training.provenance import run_facts
 
 RECIPE = "convert"
@@ -186,7 +187,7 @@ def _filled(
     arguments: dict[str, Any] = {"img_size": image_size} if image_size else {}
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=rows, **arguments)
     own, remarks, kinds = model.state_dict(), [], Counter[str]()
-    head = model.pretrained_cfg["classifier"] if classifier else ""  # type: ignore[index]
+    head = timm_network(model).pretrained_cfg["classifier"] if classifier else ""
     if not isinstance(head, str):
         raise InputError(f"keep_classifier: {name} has several classifiers ({', '.join(head)}); leave it out.")
     sources = {**match.sources, **{f"{head}.{leaf}": (source,) for leaf, source in classifier.items()}}
@@ -221,9 +222,7 @@ def _resampled(value: Tensor, model: nn.Module, name: str) -> Tensor:
             f"{name} has {value.shape[1]} positions, which are not {extra} tokens and a square of patches; the "
             "network was made for other images than square ones, or has other tokens, and is not this --backbone."
         )
-    grid: list[int] = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
-    resampled: Tensor = resample_abs_pos_embed(value, grid, num_prefix_tokens=extra)
-    return resampled
+    return resampled_positions(model, value, extra)
 
 
 def _left_out(file: WeightFile, match: Match, kept: dict[str, str]) -> tuple[tuple[str, int], ...]:

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, WeightsSource, load_backbone
+from tpssl_hf.models.batchnorm import batchnorm_layers
 from tpssl_hf.models.deeplabv3plus import RATES, DeepLabDecoder
 from tpssl_hf.models.segmentation_inference import slide
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
@@ -67,8 +68,8 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         """Initialize what is ours; timm's initialization and everything loaded from a file must stay."""
         if any(module is layer for layer in self.decoder.modules()):
             self.decoder.reset_layer(module)
-        elif hasattr(module, "init_non_persistent_buffers"):  # timm's blur filters are in no file
-            module.init_non_persistent_buffers()  # type: ignore[operator]
+        elif callable(initialize := getattr(module, "init_non_persistent_buffers", None)):
+            initialize()  # timm's blur filters are in no file
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
@@ -95,9 +96,8 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         """Set training or evaluation mode; frozen BatchNorm layers stay in evaluation mode."""
         super().train(mode)
         if self.backbone_statistics_frozen:
-            for layer in self.backbone.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+            for layer in batchnorm_layers(self.backbone):
+                layer.eval()
         return self
 
     def decode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:

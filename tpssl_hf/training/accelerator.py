@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -14,6 +14,8 @@ from tpssl_hf.config.shared import ModelConfig, RunConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.batchnorm import synchronize_batchnorm
 from tpssl_hf.process import cpu_has_bf16, threads_in_use
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -86,7 +88,7 @@ def per_device_batch_size(batch_size: int, processes: int, accumulation_steps: i
     return batch_size // parts
 
 
-def place(method: nn.Module, model: ModelConfig, accelerator: Accelerator) -> nn.Module:
+def place(method: Network, model: ModelConfig, accelerator: Accelerator) -> Network:
     """Bring the method to the device in the form it is trained in."""
     if model.sync_batchnorm and accelerator.num_processes > 1:
         method = synchronize_batchnorm(method, accelerator.device)

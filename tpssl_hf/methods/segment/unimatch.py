@@ -17,7 +17,7 @@ from tpssl_hf.augment.mixing import UNIMATCH_BOX_DRAWS, box_masks, mix, unimatch
 from tpssl_hf.augment.segment_views import IGNORED, ColorPolicy, SegmentViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.segmentation import pixel_cross_entropy, weighted_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, next_one, predictions, unlabeled_crops
 from tpssl_hf.models.ema import EMATeacher, mean_share
 from tpssl_hf.models.segmenter import LOW_STRIDE
@@ -37,10 +37,8 @@ class UniMatchConfig:
     ema_momentum: float = key(0.996, "EMA momentum of that average in the long run (Yang et al., 2024, code).")
 
 
-class UniMatch(nn.Module):
+class UniMatch(Method):
     """Confident predictions on weak views are the labels of two strong views and of perturbed features."""
-
-    scored = "student"
 
     def __init__(self, segmenter: nn.Module, config: UniMatchConfig, unlabeled_count: int) -> None:
         super().__init__()

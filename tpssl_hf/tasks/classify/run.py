@@ -17,6 +17,7 @@ from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classific
 from tpssl_hf.models.classifier import load_classifier
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
+from tpssl_hf.models.timm_network import timm_network
 from tpssl_hf.monitoring.pseudo_labels import PseudoLabelAudit
 from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.classify.config import ClassifyArgs
@@ -66,7 +67,7 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
         name = "unlabeled" if "unlabeled" in self.transforms else "labeled"
         batches = self.streams[name].batches(0)
         images = next(batches)[:8].to(self.accelerator.device)
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
         made = {key: value for key, value in self.transforms[name](images).items() if value.ndim == 4}
         draw_views(path, images, made, mean=self.views.mean, std=self.views.std)
 
@@ -101,7 +102,7 @@ def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None
     if model.gradient_checkpointing:
         recompute_activations(classifier)
     views = _view_settings(args, data, classifier)
-    heads = list(classifier.get_classifier().parameters())
+    heads = list(timm_network(classifier).get_classifier().parameters())
     method = place(spec.build(classifier, args.method, len(data.unlabeled)), model, accelerator)
     transforms = dict(spec.views(views, args.method))
     transforms["labeled"] = with_labels(transforms["labeled"], data.labeled, len(data.store), accelerator.device)

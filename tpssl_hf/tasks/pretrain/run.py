@@ -143,7 +143,7 @@ def draw_first_views(run: PretrainRun, path: Path) -> None:
     """Write the image of the first eight images and their views."""
     batches = run.stream.batches(0)
     images = next(batches)[:8].to(run.accelerator.device)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     views = next(iter(run.transforms.values()))(images)
     draw_views(path, images, views, mean=run.views.mean, std=run.views.std)
 

@@ -68,7 +68,7 @@ class SegmentRun(FinetuningRun[SegmentArgs]):
         """Write the image of eight labeled images: crop and mask, and what unlabeled ones are turned into."""
         batches = self.streams["labeled"].batches(0)
         images = next(batches)[:DRAWN].to(self.accelerator.device)
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
         labeled = self.transforms["labeled"](images)
         shown = {
             "labeled": labeled["images"],
