@@ -49,7 +49,7 @@ from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.tasks.segment.config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
 from tpssl_hf.tasks.segment.run import Job, prepare
 from tpssl_hf.training.accelerator import make_accelerator
-from tpssl_hf.training.loop import LoopSettings, batches_on_device, train
+from tpssl_hf.training.loop import LoopSettings, batches_on_device, training_steps
 
 HEIGHT, WIDTH = 120, 160  # of the images made and of the crops
 COUNT, CLASSES, LABELS = 64, 6, 16
@@ -128,23 +128,14 @@ class Steps:
 
     def whole(self, steps: int) -> None:
         """Make so many steps, at the end of a run as far as schedules go, and wait for them."""
-        job, losses = self.job, [math.nan]
-        end = self.done + steps
-        train(
-            job.accelerator,
-            self.prepared,
-            job.optimizer,
-            job.rate,
-            self.batches,
-            LoopSettings(end, job.images_per_step, log_every=10**9, save_every=10**9),
-            start_step=self.done,
-            log=lambda step, values: losses.append(values["loss"]),
-            save=lambda step: None,
-            stop=lambda: False,
-        )
-        self.done = end
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"the loss is {losses[-1]}")
+        job, loss = self.job, math.nan
+        loop = LoopSettings(self.done + steps, job.images_per_step, log_every=10**9, save_every=10**9)
+        for step in training_steps(
+            job.accelerator, self.prepared, job.optimizer, job.rate, self.batches, loop, start_step=self.done
+        ):
+            self.done, loss = step.done, step.losses["loss"] if step.losses else loss
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss}")
 
     def data(self, steps: int) -> None:
         """Make the batches of so many steps only."""

@@ -7,7 +7,6 @@ student, as in UniMatch V2 (Yang et al., 2024, arXiv 2410.10777), with the losse
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from tpssl_hf.losses.segmentation import pixel_cross_entropy, weighted_cross_ent
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, next_one, predictions, unlabeled_crops
 from tpssl_hf.models.ema import EMATeacher, mean_share
-from tpssl_hf.models.segmenter import LOW_STRIDE
+from tpssl_hf.models.segmenter import LOW_STRIDE, TpsslForSemanticSegmentation
 
 STRONG = ColorPolicy(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, blur=0.5)  # ibid., official code
 
@@ -40,7 +39,7 @@ class UniMatchConfig:
 class UniMatch(Method):
     """Confident predictions on weak views are the labels of two strong views and of perturbed features."""
 
-    def __init__(self, segmenter: nn.Module, config: UniMatchConfig, unlabeled_count: int) -> None:
+    def __init__(self, segmenter: TpsslForSemanticSegmentation, config: UniMatchConfig, unlabeled_count: int) -> None:
         super().__init__()
         self.config = config
         self.student = segmenter
@@ -113,11 +112,13 @@ class UniMatch(Method):
         return self.student
 
 
-def perturbed_logits(segmenter: Any, images: Tensor, start: int, dropout: float) -> tuple[Tensor, Tensor]:
+def perturbed_logits(
+    segmenter: TpsslForSemanticSegmentation, images: Tensor, start: int, dropout: float
+) -> tuple[Tensor, Tensor]:
     """Return the logits of all ``images``, and of those from ``start`` on with channels of their features left out.
 
     Args:
-        segmenter: a :class:`tpssl_hf.models.segmenter.TpsslForSemanticSegmentation`.
+        segmenter: the network.
         images: (B, 3, H, W).
         start: number of images without a second result.
         dropout: share of channels, drawn for each image and map, that the decoder gets as 0.
