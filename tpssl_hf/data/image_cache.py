@@ -81,7 +81,8 @@ class ImageCache:
         self.source_name = source.name
         self.is_cached = is_cached
         if is_cached:
-            self._file = os.open(folder / "pixels.bin", os.O_RDONLY)
+            self._path = folder / "pixels.bin"
+            self._file = os.open(self._path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)
         else:
             self._encoded = EncodedImages(source)
@@ -135,10 +136,18 @@ class ImageCache:
         for target, offset, (height, width) in zip(targets, offsets.tolist(), sizes.tolist(), strict=True):
             # rows of a narrower image do not lie one behind the other in the padded batch
             part = target if (height, width) == whole else np.empty((height, width, *depth), dtype=np.uint8)
-            if os.preadv(self._file, [part.data], offset) != part.nbytes:
+            if self._read_at(offset, part) != part.nbytes:
                 raise InputError(f"The image cache {self.fingerprint} of {self.source_name!r} is damaged: remove it.")
             if part is not target:
                 target[:height, :width] = part
+
+    def _read_at(self, offset: int, target: np.ndarray) -> int:
+        """Fill ``target`` with the bytes from ``offset`` on, in any thread, and return how many there were."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file, [target.data], offset)
+        with self._path.open("rb", buffering=0) as file:  # Windows
+            file.seek(offset)
+            return file.readinto(target.data)
 
     def _decode(self, indices: np.ndarray, sizes: np.ndarray, pixels: np.ndarray, masks: np.ndarray | None) -> None:
         for start in range(0, len(indices), CHUNK):
