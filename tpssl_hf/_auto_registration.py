@@ -1,7 +1,7 @@
 """Make our segmenter known to the Auto classes and pipelines of transformers.
 
-Recipes set the process up before torch is loaded, so the package cannot load transformers itself: importing this module
-registers the segmenter as soon as transformers loads its Auto classes, or at once where they are loaded already.
+Recipes set the process up before torch is loaded, so the package cannot load transformers itself. Importing this
+module registers the segmenter as soon as transformers loads its Auto classes, or at once where they are loaded.
 """
 
 import importlib
