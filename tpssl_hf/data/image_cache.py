@@ -218,10 +218,7 @@ def load_image_cache(
     if isinstance(source.dataset, datasets.IterableDataset):
         raise InputError(f"{source.name!r} is streamed and cannot be stored: turn streaming off.")
     rows = choose_rows(len(source.dataset), limit_images, source.name)
-    if shorter_side is None:
-        shorter_side = stored_side(image_size, cache_scale)
-    elif shorter_side < 1:
-        raise InputError(f"`shorter_side` is {shorter_side}: give a number of pixels from 1.")
+    shorter_side = stored_side(image_size, cache_scale) if shorter_side is None else _checked_side(shorter_side)
     root = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "images"
     folder = root / key_of(source, shorter_side, wide_range, len(rows) if len(rows) < len(source.dataset) else None)
     with locked(folder):
@@ -236,23 +233,42 @@ def load_image_cache(
                 num_workers=num_workers,
                 progress=progress,
             )
-        meta = read_meta(folder)
-        is_cached = meta["has_pixels"] and meta["pixel_bytes"] <= cache_budget
-        report = replace(
-            report_of(meta["report"]), cached=is_cached, left_out=list(source.left_out), notes=list(source.notes)
-        )
-        store = ImageCache(
-            folder,
-            source,
-            shorter_side=shorter_side,
-            wide_range=report.wide_range,
-            is_cached=is_cached,
-            num_workers=num_workers,
-        )
-    if store.labels is not None and not allow_unlabeled and (store.labels == UNLABELED).any():
-        count = int((store.labels == UNLABELED).sum())
-        raise InputError(f"{count:,} of {len(store):,} images of {source.name!r} have no label, and each needs one.")
-    return store, report
+        cache, report = _open(folder, source, shorter_side, cache_budget, num_workers)
+    if not allow_unlabeled:
+        _refuse_unlabeled(cache)
+    return cache, report
+
+
+def _open(
+    folder: Path, source: Source, shorter_side: int, cache_budget: int, num_workers: int
+) -> tuple[ImageCache, ScanReport]:
+    """Open a cache that was written, and its report with what is true of this use of it."""
+    meta = read_meta(folder)
+    is_cached = meta["has_pixels"] and meta["pixel_bytes"] <= cache_budget
+    report = replace(
+        report_of(meta["report"]), cached=is_cached, left_out=list(source.left_out), notes=list(source.notes)
+    )
+    cache = ImageCache(
+        folder,
+        source,
+        shorter_side=shorter_side,
+        wide_range=report.wide_range,
+        is_cached=is_cached,
+        num_workers=num_workers,
+    )
+    return cache, report
+
+
+def _refuse_unlabeled(cache: ImageCache) -> None:
+    count = 0 if cache.labels is None else int((cache.labels == UNLABELED).sum())
+    if count:
+        raise InputError(f"{count:,} of {len(cache):,} images of {cache.source_name!r} have no label; each needs one.")
+
+
+def _checked_side(shorter_side: int) -> int:
+    if shorter_side < 1:
+        raise InputError(f"`shorter_side` is {shorter_side}: give a number of pixels from 1.")
+    return shorter_side
 
 
 def stored_side(image_size: int, cache_scale: float) -> int:
