@@ -49,7 +49,7 @@ def points() -> dict[str, tuple[Any, str, Literal["before", "after"]]]:
         "teacher": (BYOL, "after_step", "after"),
         "log": (RunDir, "append", "before"),
         "write": (checkpoint, "_write", "before"),
-        "rename": (checkpoint, "_move_into_place", "before"),
+        "rename": (checkpoint, "swap_folder", "before"),
         "replace": (os, "replace", "after"),
         "saved": (checkpoint_manager, "save_checkpoint", "after"),
         "curves": (report, "draw_curves", "before"),

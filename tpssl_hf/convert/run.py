@@ -1,9 +1,6 @@
 """Turn weights from elsewhere into a folder that timm, transformers and ``--init`` load, and prove it."""
 
 import math
-import os
-import shutil
-import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +27,7 @@ from tpssl_hf.convert.match import (
 from tpssl_hf.convert.proof import prove
 from tpssl_hf.convert.read import WeightFile, read_weights
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.atomic import replacing_folder
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, stored_config
 from tpssl_hf.models.tensors import resampled_positions
 from tpssl_hf.models.timm_export import save_timm_folder
@@ -84,21 +82,18 @@ def convert(options: ConvertConfig) -> Converted:
     family = family_of(file.tensors, file.keys)
     source = {"file": file.name, "sha256": file.sha256, "family": family, "names": match.naming}
     provenance = run_facts(recipe=RECIPE, source={**source, "prefix": match.prefix}, license=options.license)
-    staged = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        save_timm_folder(network, staged, preprocessing=preprocessing, provenance=provenance, license=options.license)
-        difference, compared_with = prove(
-            staged, name, network, match, file, preprocessing.image_size, classifier=bool(kept)
-        )
-        _refuse_others(folder)  # again: it may have been filled meanwhile
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(staged, folder)
+        with replacing_folder(folder) as staged:
+            save_timm_folder(
+                network, staged, preprocessing=preprocessing, provenance=provenance, license=options.license
+            )
+            difference, compared_with = prove(
+                staged, name, network, match, file, preprocessing.image_size, classifier=bool(kept)
+            )
+            _refuse_others(folder)  # again: it may have been filled meanwhile
     except OSError as error:
         raise InputError(f"output_dir {folder} cannot be written ({error.strerror}); choose another.") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     lines = (
         f"  read       {file.name}, SHA-256 {file.sha256}" + (f", {family}" if family else ""),
         f"  matched    all tensors of {name}, {len(match.used)} of {_count(file)} in the file"

@@ -1,9 +1,6 @@
 """The segmenter: DeepLabv3+ over a timm backbone, as a transformers model."""
 
 import copy
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.atomic import replacing_folder
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, WeightsSource, load_backbone
 from tpssl_hf.models.batchnorm import batchnorm_layers
 from tpssl_hf.models.deeplabv3plus import RATES, DeepLabDecoder
@@ -286,16 +284,10 @@ def save_segmenter(
     model.config.provenance = {**model.config.provenance, **(provenance or {})}
     model.config.window = window
     processor = processor_of(model.config, shorter_side, image_size)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
+    with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)  # its owner alone could read it
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
