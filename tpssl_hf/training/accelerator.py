@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from tpssl_hf.config.shared import ModelConfig, RunConfig
@@ -39,10 +40,13 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         warnings.filterwarnings("ignore", message)
     if config.cpu_threads and threads_in_use() is None:  # torch was there first, so OpenMP's settings are read already
         torch.set_num_threads(config.cpu_threads)
+    precision = _mixed_precision(config.precision)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # that of an earlier run in this process, which is over
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
         cpu=several and not torch.accelerator.is_available(),  # untold, accelerate would start them all as single ones
-        mixed_precision=_mixed_precision(config.precision),
+        mixed_precision=precision,
         log_with=None if config.log_with == "none" else config.log_with,
         project_dir=config.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
