@@ -59,4 +59,5 @@ def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> s
 
 def _rendered(kind: str, **values: str | int) -> str:
     text = TEMPLATES.joinpath(f"usage_{kind}.md").read_text(encoding="utf-8")
-    return Template(text, undefined=StrictUndefined).render(values).strip()
+    rendered: str = Template(text, undefined=StrictUndefined).render(values)
+    return rendered.strip()

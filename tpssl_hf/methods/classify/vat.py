@@ -1,4 +1,4 @@
-"""Virtual adversarial training with entropy minimisation (Miyato et al., 2018, arXiv 1704.03976).
+"""Virtual adversarial training with entropy minimization (Miyato et al., 2018, arXiv 1704.03976).
 
 Deviations, both because an image of 224 pixels is not one of 32: the radius is given per pixel, so that it means the
 same at every size, and the probe of the power iteration is a hundredth of the radius, because the usual 1e-6 is lost

@@ -215,7 +215,7 @@ def cell_labels(labels: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def views(settings: SegmentViewSettings, config: CLMBConfig) -> Views:
-    """Crops as they are, in one or two colourings, and how they are zoomed and mirrored after they are mixed."""
+    """Crops as they are, in one or two colorings, and how they are zoomed and mirrored after they are mixed."""
     plain = replace(settings, scale=(1.0, 1.0), horizontal_flip=False)
 
     def labeled(images: ImageBatch) -> dict[str, Tensor]:
