@@ -115,7 +115,7 @@ def test_a_failed_push_says_how_to_push_again(
     hub.fail("POST /api/spaces/me/x/commit", "500")
     with pytest.raises(PushError, match="status 500") as caught:
         publish_space(DEMO, path, "me/x", api=api, say=str)
-    assert f"python recipes/publish.py --space {DEMO} --demo_config {path} --repo me/x" in str(caught.value)
+    assert f"tpssl-hf publish --space {DEMO} --demo_config {path} --repo me/x" in str(caught.value)
     hub.fail("POST /api/repos/create", "403")
     with pytest.raises(PushError, match="publish.py --metric .*/tpssl_segmentation --repo me/tpssl_segmentation"):
         publish_metric(METRICS / "tpssl_segmentation", "me/tpssl_segmentation", api=api, say=str)

@@ -30,7 +30,7 @@ class Base:
         license: of the weights, as far as their source states it.
         steps: what was done between them and this run, first thing first.
         note: what they are, in its maker's words, where they are published nowhere.
-        converted: the note is what recipes/convert.py recorded of a file from elsewhere instead.
+        converted: the note is what ``tpssl-hf convert`` recorded of a file from elsewhere instead.
     """
 
     hub_id: str | None
@@ -270,7 +270,7 @@ def _verdict(folder: Path, given: str | None) -> dict[str, Any] | None:
     place = verdict_folder(folder, given)
     if place is None:
         if given and given != "none":
-            raise InputError(f"verdict {given!r} holds no {VERDICT}; give the folder that recipes/verdict.py made.")
+            raise InputError(f"verdict {given!r} holds no {VERDICT}; give the folder that `tpssl-hf verdict` made.")
         return None
     file = place / VERDICT
     verdict = _json(file)

@@ -151,7 +151,7 @@ def _models(content: dict[str, Any], demo_config: Path) -> Iterator[str]:
                 if local or not PUBLISHED_MODEL.fullmatch(place):
                     raise InputError(
                         f"{demo_config.name}, {group}, {entry['name']!r}: {key} {place} is a path, which a Space does "
-                        "not have; publish the model first, `python recipes/publish.py RUN --repo owner/name`, and "
+                        "not have; publish the model first, `tpssl-hf publish RUN --repo owner/name`, and "
                         "give `owner/name`."
                     )
                 yield place
@@ -204,7 +204,7 @@ def _verdict(folder: Path, what: str, known: list[str]) -> Package:
     """Return what a Space shows of a verdict, without tokens and paths."""
     missing = [name for name in VERDICT_FILES if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{what} {folder} holds no {missing[0]}; give the folder of recipes/verdict.py.")
+        raise InputError(f"{what} {folder} holds no {missing[0]}; give the folder of `tpssl-hf verdict`.")
     numbers, report, image = (folder / name for name in VERDICT_FILES)
     try:
         results = publishable(json.loads(numbers.read_text(encoding="utf-8")), known)
