@@ -15,7 +15,7 @@ from scipy import stats
 from tpssl_hf.config.parser import read_config_file
 from tpssl_hf.training.run_dir import RESULTS
 
-LEVEL = 0.95  # of the intervals over draws
+LEVEL = 0.95  # of the intervals over label seeds
 RUNS = "{runs}"  # stands for the folder of all runs, so that a run's name does not depend on where it is
 
 
