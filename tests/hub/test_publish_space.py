@@ -115,9 +115,9 @@ def test_a_failed_push_says_how_to_push_again(
     hub.fail("POST /api/spaces/me/x/commit", "500")
     with pytest.raises(PushError, match="status 500") as caught:
         publish_space(DEMO, path, "me/x", api=api, say=str)
-    assert f"python recipes/publish.py --space {DEMO} --demo_config {path} --repo me/x" in str(caught.value)
+    assert f"tpssl-hf publish --space {DEMO} --demo_config {path} --repo me/x" in str(caught.value)
     hub.fail("POST /api/repos/create", "403")
-    with pytest.raises(PushError, match="publish.py --metric .*/tpssl_segmentation --repo me/tpssl_segmentation"):
+    with pytest.raises(PushError, match="tpssl-hf publish --metric .*/tpssl_segmentation --repo me/tpssl_segmentation"):
         publish_metric(METRICS / "tpssl_segmentation", "me/tpssl_segmentation", api=api, say=str)
     assert hub.repositories["spaces/me/x"].messages == ["initial commit"]
 
@@ -190,7 +190,7 @@ def test_a_space_that_could_not_run_is_refused(content: dict[str, Any], api: HfA
             "'x': base out/base/model is a",
         ),
         ({"segmenters": [{"name": "y", "model": "verdict"}]}, "model verdict is a path.*publish the model first"),
-        ({"segmenters": [{"name": "y", "model": "me/x", "tsne": "a.png"}]}, "unknown key 'tsne'"),
+        ({"segmenters": [{"name": "y", "model": "me/x", "tsne": "a.png"}]}, "Option 'tsne' is not accepted"),
         ({"classifiers": [{"name": "x", "base": "me/a", "adapted": "me/a", "neighbors": "no.npz"}]}, "no.npz is not"),
         ({"changes": [{"name": "z", "verdict": "."}]}, "holds no results.json"),
         ({"changes": [{"name": "z", "drift": "verdict"}]}, "drift verdict is no file"),

@@ -104,7 +104,7 @@ def test_a_failed_push_keeps_the_run_and_the_same_command_pushes_it_without_trai
     hub.fail("commit", "403")  # this server sends back what it was sent
     with pytest.raises(PushError, match="not published: your token may not write to me/x") as caught:
         run("target_pretrain", settings)
-    assert f"python recipes/publish.py {tmp_path / 'mine'} --repo me/x --private --revision first" in str(caught.value)
+    assert f"tpssl-hf publish {tmp_path / 'mine'} --repo me/x --private --revision first" in str(caught.value)
     assert (tmp_path / "mine" / "results.json").is_file() and hub.head("me/x").keys() == {".gitattributes"}
     trained = (tmp_path / "mine" / "metrics.jsonl").stat().st_mtime_ns
     hub.faults.clear()

@@ -6,6 +6,7 @@ functions. Where a task has methods, its arguments have a field ``method`` that 
 """
 
 import difflib
+import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -230,7 +231,9 @@ def _refuse_unknown(given: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _first_sentence(text: str) -> str:
-    return " ".join(text.split()).removeprefix("error: ") + " (--help lists every key)"
+    plain = re.sub(r"Problem with given class_path '[^']*': ", "", " ".join(text.split()))
+    plain = re.sub(r"<class '([^']*)'>", r"\1", plain)
+    return plain.removeprefix("error: ") + " (--help lists every key)"
 
 
 def method_named(arguments: Sequence[str], default: str) -> str:

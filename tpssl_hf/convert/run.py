@@ -112,7 +112,7 @@ def convert(options: ConvertConfig) -> Converted:
 
 def _checked(options: ConvertConfig) -> tuple[str, Path]:
     if not options.weights:
-        raise InputError("no weights are given; name the file, python recipes/convert.py FILE.")
+        raise InputError("no weights are given; name the file, `tpssl-hf convert FILE`.")
     name = options.backbone.partition(".")[0]
     if not is_model(name):
         near = timm.list_models(f"*{name}*")[:3] if name else ["resnet50", "vit_small_patch16_224"]

@@ -109,8 +109,8 @@ def _load(architecture: str, init: str, image_size: int | None) -> tuple[nn.Modu
     if path.is_file():
         if path.suffix != ".safetensors":
             raise InputError(
-                f"init {init!r} is not a .safetensors file, and pickled weights are not read here; `python "
-                f"recipes/convert.py {init} --backbone {name} --output_dir FOLDER` makes a folder of it."
+                f"init {init!r} is not a .safetensors file, and pickled weights are not read here; "
+                f"`tpssl-hf convert {init} --backbone {name} --output_dir FOLDER` makes a folder of it."
             )
         facts = _read_config(path.with_name(CONFIG_FILE), name)
         return _from_file(path, WeightsSource("file", path.name), architecture, image_size, facts)

@@ -79,7 +79,7 @@ def _prefix_hint(own: dict[str, Tensor], keys: Iterable[str], path: Path, name: 
     if 2 * count < len(own):
         return ""
     return (
-        f"{count} of its {len(own)} keys are there behind the prefix {prefix!r}: `python recipes/convert.py {path} "
+        f"{count} of its {len(own)} keys are there behind the prefix {prefix!r}: `tpssl-hf convert {path} "
         f"--backbone {name} --output_dir FOLDER` makes a folder to give as --init."
     )
 
