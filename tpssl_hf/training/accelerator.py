@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from tpssl_hf.config.shared import ModelConfig, RunConfig
@@ -36,9 +37,12 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     ):
         warnings.filterwarnings("ignore", message)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    precision, former = _mixed_precision(config.precision), AcceleratorState._shared_state
+    if former and former.get("_mixed_precision") != precision:  # of an earlier run of this process, which is over
+        AcceleratorState._reset_state()
     return Accelerator(
         cpu=several and not torch.accelerator.is_available(),  # untold, accelerate would start them all as single ones
-        mixed_precision=_mixed_precision(config.precision),
+        mixed_precision=precision,
         log_with=None if config.log_with == "none" else config.log_with,
         project_dir=config.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
