@@ -1,7 +1,7 @@
-"""Differences of two scores on the same questions: how large, how sure, and how much more data would settle them.
+"""Differences of two scores on the same questions: how large, how certain, and what sample size would settle them.
 
-Two sets of weights answer the same questions after the same draws of labels. What varies is which labels were drawn
-and which questions were asked, so both are resampled (the pigeonhole bootstrap; Owen, 2007).
+Two sets of weights label the same images, the questions, after the same draws of labels. What varies is which labels
+were drawn and which questions were taken, so both are resampled (the pigeonhole bootstrap; Owen, 2007).
 """
 
 import math
@@ -18,20 +18,20 @@ _CHUNK = 250  # resamples whose weights are in memory together
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of one score minus another with an interval; all in shares of right answers, −1 to 1.
+    """Mean of one score minus another with an interval; all in fractions of right predictions, −1 to 1.
 
     Attributes:
         mean: over draws and questions.
         low: lower end of the interval.
         high: upper end.
-        level: share of such intervals that hold the truth.
+        level: fraction of such intervals that hold the truth.
         standard_error: of the mean.
         draws: mean difference of each draw.
-        questions: images asked about.
+        questions: number of images predicted.
         overlap: how far draws depend on each other, see :func:`paired_difference`.
         draw_variance: of one draw's true difference; for draws that share their questions, else None.
         question_variance: of one question's true difference; likewise.
-        residual_variance: of a single answer beyond the two; likewise.
+        residual_variance: of a single prediction beyond the two; likewise.
     """
 
     mean: float
@@ -57,12 +57,12 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Settlement:
-    """What it would take for the interval to leave 0, if the true difference is the one that was seen.
+class SampleSize:
+    """The sample size at which the interval leaves 0, if the true difference is the one that was measured.
 
     Attributes:
         draws: of labels.
-        questions: labeled images to ask about; where every draw has its own questions, labeled images in all.
+        questions: labeled images to predict; where every draw has its own questions, labeled images in all.
     """
 
     draws: int
@@ -72,7 +72,7 @@ class Settlement:
 def paired_difference(
     one: np.ndarray, other: np.ndarray, *, overlap: float = 0.0, level: float = 0.95, seed: int = 0
 ) -> Difference:
-    """Compare the answers of two sets of weights to the same questions after the same draws of labels.
+    """Compare the predictions of two sets of weights on the same questions after the same draws of labels.
 
     The shape of the interval is that of the bootstrap over draws and questions. Its width is set right for three known
     faults of it: it counts what is left beyond both factors three times (Owen, 2007), takes a few draws for
@@ -81,7 +81,7 @@ def paired_difference(
     Satterthwaite's degrees of freedom over the normal one.
 
     Args:
-        one: (S, Q), 1 for a right answer, 0 for a wrong one, NaN where a draw did not ask; S draws, at least 2, of Q
+        one: (S, Q), 1 for a right prediction, 0 for a wrong one, NaN where there is none; S draws, at least 2, of Q
             questions, at least 2.
         other: (S, Q) of the other weights, NaN at the same places.
         overlap: what the variance over draws must be multiplied by beyond 1 / S because draws have images in common.
@@ -94,7 +94,7 @@ def paired_difference(
         ValueError: if the matrices do not fit each other.
     """
     if one.shape != other.shape or min(one.shape) < 2 or (np.isnan(one) != np.isnan(other)).any():
-        raise ValueError(f"answers {one.shape} and {other.shape} are not to the same questions, at least 2 by 2.")
+        raise ValueError(f"predictions {one.shape} and {other.shape} are not of the same questions, at least 2 by 2.")
     differences = one.astype(np.float64) - other
     asked = ~np.isnan(differences)
     by_draw = np.nanmean(differences, axis=1)
@@ -169,8 +169,8 @@ def _counts(random: np.random.Generator, number: int) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=_CHUNK * number).reshape(_CHUNK, number).astype(np.float64)
 
 
-def required_sample_size(difference: Difference) -> Settlement | None:
-    """Say how many draws, or questions, would bring the half-width of the interval below the difference itself.
+def required_sample_size(difference: Difference) -> SampleSize | None:
+    """Return how many draws, or questions, would bring the half-width of the interval below the difference itself.
 
     More draws cost computing only, so they are tried first, up to 100; then more questions, up to 100,000.
 
@@ -189,16 +189,16 @@ def required_sample_size(difference: Difference) -> Settlement | None:
     )
     if of_draws is None or of_questions is None or left is None:  # the error falls with the root of all labels
         wanted = math.ceil(questions * max(1.0, difference.standard_error**2 / allowed))
-        return Settlement(draws, wanted) if wanted <= MOST_QUESTIONS else None
+        return SampleSize(draws, wanted) if wanted <= MOST_QUESTIONS else None
     room = allowed - of_questions / questions - of_draws * difference.overlap
     if room > 0:
         wanted = math.ceil((of_draws + left / questions) / room)
         if wanted <= MOST_DRAWS:
-            return Settlement(max(draws, wanted), questions)
+            return SampleSize(max(draws, wanted), questions)
     for tried in dict.fromkeys((draws, max(draws, MOST_DRAWS))):
         room = allowed - of_draws * (1 / tried + difference.overlap)
         if room > 0:
             wanted = math.ceil((of_questions + left / tried) / room)
             if wanted <= MOST_QUESTIONS:
-                return Settlement(tried, max(questions, wanted))
+                return SampleSize(tried, max(questions, wanted))
     return None

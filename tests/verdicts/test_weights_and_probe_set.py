@@ -11,8 +11,9 @@ import timm
 from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
-from tpssl_hf.verdict.config import VerdictConfig
-from tpssl_hf.verdict.inputs import choose_probe_set, find_weights
+from tpssl_hf.verdicts.config import VerdictConfig
+from tpssl_hf.verdicts.probe_set import choose_probe_set
+from tpssl_hf.verdicts.weights import find_weights
 
 
 def weights(folder: Path, architecture: str) -> Path:
