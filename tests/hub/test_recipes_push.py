@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from loopback import TOKEN, LoopbackHub, Repository
 from scripts import load_script
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-from tpssl_hf.config.shared import HUB_KEYS
+from tpssl_hf.config.shared import PushConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import PushError
 
@@ -31,6 +32,7 @@ LOADERS = {
 TINY = {"backbone": "test_resnet", "max_steps": 2, "precision": "fp32", "log_every": 1, "dataset": "digits"}
 TINY |= {"image_size": 32, "limit_images": 160, "batch_size": 8}
 PUSH = {"push_to_hub": True, "hub_model_id": "me/x", "hub_license": "mit"}
+HUB_KEYS = {item.name for item in fields(PushConfig)}
 Recipe = Callable[..., int]
 
 

@@ -24,4 +24,4 @@ def open_device(command: str, output_dir: str, cpu_threads: int | None) -> Accel
 
 def describe_device(accelerator: Accelerator) -> str:
     """Say in one line where this process computes."""
-    return describe(accelerator, f"CPU, threads: {torch.get_num_threads()}")
+    return describe(accelerator)

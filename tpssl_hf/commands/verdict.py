@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from tpssl_hf.analysis.common import open_split
 from tpssl_hf.commands.one_process import describe_device, open_device
 from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
+from tpssl_hf.config.shared import with_image_size
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
@@ -107,6 +108,7 @@ def compare(args: VerdictArgs) -> Verdict:
     """Score all weights on the same images, judge, write the report; a finished verdict is read instead."""
     accelerator = open_device("verdict", args.run.output_dir, args.run.cpu_threads)
     base, adapted = find_weights(args.task)
+    args = replace(args, data=with_image_size(args.data, adapted[0].architecture, adapted[0].init))
     began = time.perf_counter()
     with RunDir(Path(args.run.output_dir), flat(args), ignore=carry_out_keys(VerdictArgs)) as run:
         if run.finished and not outdated(run.path, [base, *adapted]):

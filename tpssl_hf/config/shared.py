@@ -115,27 +115,6 @@ class PushConfig:
     )
 
 
-def with_image_size(data: DataConfig, model: ModelConfig) -> DataConfig:
+def with_image_size(data: DataConfig, backbone: str, init: str) -> DataConfig:
     """Return ``data`` with the size its images are shown at, that of the weights where none was given."""
-    return data if data.image_size else replace(data, image_size=own_image_size(model.backbone, model.init))
-
-
-HUB_KEYS = frozenset({"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}) | frozenset(
-    {"hub_license", "hub_base_model", "hub_base_note"}
-)
-
-
-# Keys that change how a run is carried out but not what comes out of it; a resumed run may change them.
-CARRY_OUT_KEYS = HUB_KEYS | frozenset(
-    {
-        "output_dir",
-        "resume",
-        "save_every",
-        "keep_checkpoints",
-        "log_with",
-        "num_workers",
-        "cache_dir",
-        "cache_budget",
-        "plan",
-    }
-)
+    return data if data.image_size else replace(data, image_size=own_image_size(backbone, init))

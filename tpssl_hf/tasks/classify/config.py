@@ -111,4 +111,4 @@ def parse_classify(arguments: Sequence[str] | Mapping[str, Any], description: st
 
 def resolve(args: ClassifyArgs) -> ClassifyArgs:
     """Return ``args`` with everything put in that depends on other keys: the size of the images."""
-    return replace(args, data=with_image_size(args.data, args.model))
+    return replace(args, data=with_image_size(args.data, args.model.backbone, args.model.init))
