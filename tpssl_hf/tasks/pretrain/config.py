@@ -72,8 +72,5 @@ def resolve(args: PretrainArgs) -> PretrainArgs:
     weight = args.task.l2_weight
     if weight is None:  # METHODS: a pull toward random weights means nothing
         weight = 0.0 if args.model.init == "random" else L2_WEIGHT
-    return replace(
-        args,
-        task=replace(args.task, l2_weight=weight),
-        data=with_image_size(args.data, args.model.backbone, args.model.init),
-    )
+    data = with_image_size(args.data, args.model.backbone, args.model.init)
+    return replace(args, task=replace(args.task, l2_weight=weight), data=data)
