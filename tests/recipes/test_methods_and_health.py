@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tpssl_hf.commands import pretrain as command
 from tpssl_hf.config.shared import OptimConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
@@ -155,12 +156,12 @@ def test_a_settled_run_stops_says_at_which_step_and_is_finished(
 
 
 def test_a_run_killed_between_settling_and_its_results_does_not_train_on(
-    adapt: Adapt, images: ImageBatch, tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+    adapt: Adapt, images: ImageBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "learning_rate": 1e-9}
     folder = images()
     with monkeypatch.context() as patched:
-        patched.setattr(recipe, "save_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(command, "save_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             adapt(dataset=folder, **settings)
     lines = log(tmp_path)
@@ -188,10 +189,10 @@ def test_a_budget_chooses_batch_size_and_length_and_a_plan_only_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(budget, "TIMING_SECONDS", 0.2)
-    settings = {"dataset": images(70), "budget": "20s", "max_steps": None}
+    settings = {"dataset": images(70), "budget": "5m", "max_steps": None}
     assert adapt(**settings, plan="true") == 0
     said = capsys.readouterr().out
-    assert "plan for 20 s" in said and "ready about" in said
+    assert "plan for 5 min" in said and "ready about" in said
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

@@ -90,7 +90,7 @@ class PushConfig:
 
     push_to_hub: bool = key(
         False,
-        "Publish the finished run as recipes/publish.py does; of several draws of labels, the first one given.",
+        "Publish the finished run as `tpssl-hf publish` does; of several label seeds, the first one given.",
         carry_out=True,
     )
     hub_model_id: str | None = key(None, "Repository on the Hub, `owner/name`.", carry_out=True)
