@@ -95,7 +95,7 @@ def per_device_batch_size(batch_size: int, processes: int, accumulation_steps: i
     return batch_size // parts
 
 
-def place(method: Network, model: ModelConfig, accelerator: Accelerator) -> Network:
+def prepare_method(method: Network, model: ModelConfig, accelerator: Accelerator) -> Network:
     """Bring the method to the device in the form it is trained in."""
     if model.sync_batchnorm and accelerator.num_processes > 1:
         method = synchronize_batchnorm(method, accelerator.device)
