@@ -82,7 +82,8 @@ def decode_row(
         mask = np.array(Image.fromarray(mask).transpose(TURNS[image.orientation]))
     if mask.shape != (image.height, image.width):
         raise InputError(
-            f"Mask {where} is {mask.shape[1]} x {mask.shape[0]} pixels and its image {describe_location(source, row, value)} "
+            f"Mask {where} is {mask.shape[1]} x {mask.shape[0]} pixels and its image "
+            f"{describe_location(source, row, value)} "
             f"{image.width} x {image.height}; both must be of the same size: resize the mask by nearest neighbor, or "
             "pair the files rightly."
         )

@@ -169,7 +169,8 @@ class ImageCache:
                     or (image.mask is not None) != self.has_mask[indices[position]]
                 ):
                     raise InputError(
-                        f"{describe_location(self._source, row, value)} of {self.source_name!r} has changed since it was scanned: "
+                        f"{describe_location(self._source, row, value)} of {self.source_name!r} has changed "
+                        "since it was scanned: "
                         "leave the files alone while training, or start again."
                     )
                 pixels[position, :height, :width] = image.image.pixels

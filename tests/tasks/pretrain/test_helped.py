@@ -42,7 +42,7 @@ def test_a_fall_of_six_points_is_said_first_and_what_made_it() -> None:
     assert (found["verdict"], found["statistics_only"]["verdict"]) == ("worse", "worse")
     said = sentence(found)
     assert said.startswith("The saved backbone is WORSE than the weights it started from: linear probe −6.0 points")
-    assert "New BatchNorm statistics alone make it worse." in said
+    assert "Re-estimated BatchNorm statistics alone make it worse." in said
     assert "alone" not in sentence(judged(922, 922, 862))
 
 

@@ -117,7 +117,8 @@ def fit_to_length(args: PretrainArgs, chosen: Plan) -> tuple[PretrainArgs, list[
             f"{max(optim.base_learning_rate, min(optim.base_learning_rate * PLANNED_REACH / reach, most)):.2g}"
         )
         lines.append(
-            f"  base_learning_rate {optim.base_learning_rate:g} -> {rate:g}: LARS would move the weights by {reach:.1%} of "
+            f"  base_learning_rate {optim.base_learning_rate:g} -> {rate:g}: LARS would move the weights by "
+            f"{reach:.1%} of "
             f"their length in all, now {reach * rate / optim.base_learning_rate:.1%}"
         )
         args = replace(args, optim=replace(optim, base_learning_rate=rate))
