@@ -89,7 +89,7 @@ def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> VerdictArgs:
     given = as_command_line(arguments)
     digits = not config_files(given) and not values_of("--dataset", given)
     args = parse_args(VerdictArgs, given, description=__doc__ or "", defaults=DIGITS if digits else {})
-    if digits and not args.task.adapted:
+    if digits and not values_of("--adapted", given):
         if not ADAPTED_DIGITS.is_dir():
             raise InputError(
                 f"{ADAPTED_DIGITS} is not there, and no --adapted is given; make it in a few minutes with "
