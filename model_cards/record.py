@@ -4,7 +4,7 @@
     python model_cards/record.py --again          # render every card anew from its record, after a change of the card
 
 Beside this script stand then NAME.json, the run's facts as the card needs them, and NAME.md, the card as it would be
-published with that repository's name; no weights, no images. Takes the settings of recipes/publish.py.
+published with that repository's name; no weights, no images. Takes the keys of `tpssl-hf publish`.
 """
 
 import json
@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tpssl_hf.config.parser import parse_config, take
+from tpssl_hf.config.parser import parse_args
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.card import render_card
-from tpssl_hf.hub.config import PublishConfig, PublishRunConfig
+from tpssl_hf.hub.config import PublishArgs
 from tpssl_hf.hub.redaction import publishable, secrets, without_paths, without_secrets
 from tpssl_hf.hub.run_record import Base, Evidence, gather
 from tpssl_hf.process import run_cli
@@ -30,12 +30,11 @@ def main() -> int:
         for record in sorted(HERE.glob("*.json")):
             write_card(record)
         return 0
-    arguments = ["--run", *sys.argv[1:]]
-    settings = parse_config([PublishRunConfig, PublishConfig], arguments, description=__doc__ or "")
-    target = take(PublishRunConfig, settings)
+    args = parse_args(PublishArgs, ["--run", *sys.argv[1:]], description=__doc__ or "")
+    target = args.target
     if "/" not in target.repo:
         raise InputError(f"repo {target.repo!r} is no `owner/name`; give the one the card is to name.")
-    facts = asdict(gather(Path(target.run), take(PublishConfig, settings))) | {"folder": Path(target.run).name}
+    facts = asdict(gather(Path(target.run), args.publish)) | {"folder": Path(target.run).name}
     record = HERE / f"{target.repo.partition('/')[2]}.json"
     content = publishable({"repo": target.repo, "evidence": facts}, secrets())
     record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,9 @@
 """A web demo of classification, segmentation and of what target pretraining has changed; also a Hugging Face Space.
 
-    python spaces/demo/app.py --build       # first makes the small models of demo.yaml: a quarter of an hour, once
-    python spaces/demo/app.py               # with models that are there
-    python spaces/demo/app.py --config my_demo.yaml --port 7861
+    tpssl-hf demo --build                   # first makes the small models of demo.yaml: a quarter of an hour, once
+    tpssl-hf demo                           # with models that are there
+    tpssl-hf demo --config my_demo.yaml --port 7861
+    python spaces/demo/app.py               # the same without installing
 
 Visitors choose from what the YAML file names, and nothing else is loaded for them.
 """
@@ -14,14 +15,14 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is i
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  # of a Space with a shared GPU; wants to be there before torch
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from demo_build import FOLDER, build
-from demo_config import DemoConfig, read_demo_config
+from demo_config import DemoConfig, parse_demo
 from demo_looks import CSS, theme
 from demo_tabs import changes_tab, classification_tab, segmentation_tab
 from uploads import MAX_BYTES
@@ -92,19 +93,13 @@ def launch_options(*, host: str | None = None, port: int | None = None) -> dict[
     }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, build the models if asked to, serve until stopped; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="YAML file of what the demo shows")
-    parser.add_argument("--build", action="store_true", help=f"first make the small models, in {FOLDER}")
-    parser.add_argument("--steps", type=int, help="with --build: length of every training run, to try things out")
-    parser.add_argument("--host", help="address to listen on; 0.0.0.0 for all, this machine only when not given")
-    parser.add_argument("--port", type=int, help="port to listen on; the first free one from 7860 when not given")
-    options = parser.parse_args(sys.argv[1:])
-    config = read_demo_config(options.config)
-    if options.build:
-        build(FOLDER, options.steps)
-    build_demo(config).launch(**launch_options(host=options.host, port=options.port))
+    given = sys.argv[1:] if arguments is None else arguments
+    config, server = parse_demo(given, CONFIG, __doc__ or "")
+    if server.build:
+        build(FOLDER, server.steps)
+    build_demo(config).launch(**launch_options(host=server.host, port=server.port))
     return 0
 
 

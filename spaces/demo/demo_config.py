@@ -1,13 +1,11 @@
-"""What the demo may show: titles, models and images, read strictly from one YAML file."""
+"""What the demo may show: titles, models and images, from one YAML file; and how it is served."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-import yaml
-
+from tpssl_hf.config.parser import config_files, key, parse_args
 from tpssl_hf.errors import InputError
 
 
@@ -49,7 +47,7 @@ class SegmenterChoice:
 
 @dataclass(frozen=True)
 class Changes:
-    """What target pretraining has changed, as recipes/analyze.py and recipes/verdict.py have drawn it.
+    """What target pretraining has changed, as ``tpssl-hf analyze`` and ``tpssl-hf verdict`` have drawn it.
 
     Attributes:
         name: what visitors choose.
@@ -73,25 +71,50 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class DemoConfig:
-    """Everything the demo shows; a visitor can choose nothing else.
+class ShownConfig:
+    """What the demo shows, from demo.yaml; a visitor can choose nothing else."""
+
+    title: str = key("", "Title of the page.")
+    sentence: str = key("", "Sentence below the title.")
+    classifiers: list[ClassifierPair] = key((), "First tab: pairs of classifiers, a list of mappings.")
+    segmenters: list[SegmenterChoice] = key((), "Second tab: segmenters, likewise.")
+    changes: list[Changes] = key((), "Third tab: what target pretraining has changed, likewise.")
+    examples: Examples = key(Examples(), "Images to click on.")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Server."""
+
+    build: bool = key(False, "First make the small models of the shipped demo.yaml, in outputs/demo.")
+    steps: int | None = key(None, "With build: length of every training run, to try things out.")
+    host: str | None = key(None, "Address to listen on; 0.0.0.0 for all, this machine only when not given.")
+    port: int | None = key(None, "Port to listen on; the first free one from 7860 when not given.")
+
+
+@dataclass(frozen=True)
+class ShownArgs:
+    """Every key that demo.yaml of a Space may have."""
+
+    shown: ShownConfig
+
+
+@dataclass(frozen=True)
+class DemoArgs:
+    """Every key of the demo."""
+
+    shown: ShownConfig
+    server: ServerConfig
+
+
+@dataclass(frozen=True)
+class DemoConfig(ShownConfig):
+    """What the demo shows, checked.
 
     Attributes:
-        title: of the page.
-        sentence: below it.
-        classifiers: of the first tab.
-        segmenters: of the second.
-        changes: of the third.
-        examples: images to click on.
-        folder: where paths start that are not found from the working directory; that of the file.
+        folder: where paths start that are not found from the working directory; that of demo.yaml.
     """
 
-    title: str
-    sentence: str
-    classifiers: list[ClassifierPair] = field(default_factory=list)
-    segmenters: list[SegmenterChoice] = field(default_factory=list)
-    changes: list[Changes] = field(default_factory=list)
-    examples: Examples = field(default_factory=Examples)
     folder: Path = Path()
 
     def find(self, place: str) -> Path:
@@ -105,51 +128,63 @@ def read_demo_config(path: Path) -> DemoConfig:
     """Read the file that says what the demo shows.
 
     Raises:
-        InputError: for a file that cannot be read, and unknown, missing or wrong keys, each by name.
+        InputError: for a file that cannot be read, and unknown, missing or wrong keys.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path} cannot be read ({error.strerror}); give a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    values = _checked(content, DemoConfig, path.name, leave_out=("folder",))
-    values["examples"] = Examples(**_checked(values.get("examples", {}), Examples, f"{path.name}, examples"))
-    for name, kind in (("classifiers", ClassifierPair), ("segmenters", SegmenterChoice), ("changes", Changes)):
-        entries = values.get(name, [])
-        values[name] = [kind(**_checked(entry, kind, f"{path.name}, {name}")) for entry in entries]
-        names = [entry.name for entry in values[name]]
-        if repeated := sorted({one for one in names if names.count(one) > 1}):
-            raise InputError(f"{path.name}, {name}: {repeated[0]!r} stands there twice; give each a name of its own.")
-    return DemoConfig(**values, folder=path.resolve().parent)
+    return _checked(parse_args(ShownArgs, ["--config", str(path)]).shown, path)
 
 
-def _checked(content: Any, kind: Any, where: str, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a mapping whose keys are those of a dataclass, with values of the right kind."""
-    if not isinstance(content, Mapping):
-        raise InputError(f"{where} holds {content!r}; it must hold `key: value` lines.")
-    known = {item.name: item for item in fields(kind) if item.name not in leave_out}
-    if unknown := [key for key in content if key not in known]:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(known)}.")
-    values = dict(content)
-    for name, hint in get_type_hints(kind).items():
-        if name not in known:
-            continue
-        if name in values:
-            _check_kind(values[name], hint, f"{where}: key {name!r}")
-        elif hint is str and name != "about":
-            raise InputError(f"{where}: key {name!r} is missing; it is a text.")
-    return values
+def parse_demo(arguments: Sequence[str], default: Path, description: str) -> tuple[DemoConfig, ServerConfig]:
+    """Parse a command line.
+
+    Args:
+        arguments: without the program's name.
+        default: the demo.yaml that is read where ``--config`` names none.
+        description: text above ``--help``.
+
+    Raises:
+        InputError: as :func:`read_demo_config` does.
+    """
+    given = list(arguments) if config_files(arguments) else ["--config", str(default), *arguments]
+    args = parse_args(DemoArgs, given, description=description)
+    return _checked(args.shown, config_files(given)[-1]), args.server
 
 
-def _check_kind(value: Any, hint: Any, where: str) -> None:
-    """Refuse a value of another kind than text, number, text or nothing, list of texts, or list of entries."""
-    allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if hint is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{where} is {value!r}; give a whole number from 1.")
-    if str in allowed and not (isinstance(value, str) or (value is None and type(None) in allowed)):
-        raise InputError(f"{where} is {value!r}; give a text, in quotes if need be.")
-    if str(hint).startswith("list") and (
-        not isinstance(value, list) or (hint == list[str] and not all(isinstance(part, str) for part in value))
-    ):
-        raise InputError(f"{where} is {value!r}; give a list, each entry after a dash.")
+def _checked(shown: ShownConfig, path: Path) -> DemoConfig:
+    """Give every entry its type, and refuse what the parser does not know to be wrong."""
+    for name in ("title", "sentence"):
+        if not getattr(shown, name):
+            raise InputError(f"{path.name}: key {name!r} is missing; it is a text.")
+    if not hasattr(shown.examples, "classification"):
+        raise InputError(
+            f"{path.name}: examples is {shown.examples!r}; give lists of images under classification and segmentation."
+        )
+    config = DemoConfig(
+        title=shown.title,
+        sentence=shown.sentence,
+        classifiers=_entries("classifiers", shown.classifiers, ClassifierPair, path),
+        segmenters=_entries("segmenters", shown.segmenters, SegmenterChoice, path),
+        changes=_entries("changes", shown.changes, Changes, path),
+        examples=_built(Examples, shown.examples),
+        folder=path.resolve().parent,
+    )
+    for entry in config.segmenters:
+        if entry.shorter_side < 1:
+            raise InputError(
+                f"{path.name}, segmenters, {entry.name!r}: shorter_side is {entry.shorter_side}; give a whole number "
+                "from 1."
+            )
+    return config
+
+
+def _entries(group: str, found: Sequence[Any] | None, kind: Any, path: Path) -> list[Any]:
+    """Return the entries of a list of demo.yaml, whose names must differ."""
+    entries = [_built(kind, entry) for entry in found or ()]
+    names = [entry.name for entry in entries]
+    if repeated := sorted({one for one in names if names.count(one) > 1}):
+        raise InputError(f"{path.name}, {group}: {repeated[0]!r} stands there twice; give each a name of its own.")
+    return entries
+
+
+def _built(kind: Any, content: Any) -> Any:
+    """Return a dataclass from what the parser has made of its mapping, attributes of the same names."""
+    return kind(**{item.name: getattr(content, item.name) for item in fields(kind)})

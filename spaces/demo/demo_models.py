@@ -122,7 +122,7 @@ def load_classifier(place: str) -> Classifier:
     """
     model, processor = _loaded(place, AutoModelForImageClassification)
     if not hasattr(model, "timm_model"):
-        raise InputError(f"{place} is no timm model; give one that recipes/ssl_classify.py has left.")
+        raise InputError(f"{place} is no timm model; give one that `tpssl-hf classify` has left.")
     return Classifier(model, processor, _class_names(model))
 
 

@@ -80,6 +80,5 @@ def check_demo(demo: dict[str, Any], folder: Path) -> None:
     imports = [node for tree in trees for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", None) or node.names[0].name for node in imports}
     tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"tpssl_hf"}
-    assert (
-        tops >= {"torch", "timm"} and {{"PIL": "pillow"}.get(top, top.replace("_", "-")) for top in tops} <= required
-    )
+    distributions = {"PIL": "pillow", "yaml": "pyyaml"}
+    assert tops >= {"torch", "timm"} and {distributions.get(top, top.replace("_", "-")) for top in tops} <= required

@@ -67,7 +67,7 @@ def test_a_space_arrives_in_one_commit_without_tokens_and_paths(
     repository, files = hub.repositories["spaces/me/x"], hub.head("spaces/me/x")
     assert repository.messages == ["initial commit", "Publish a demo of tpssl_hf"]
     assert repository.sdk == "gradio" and repository.private
-    assert {"app.py", "uploads.py", "requirements.txt", "tpssl_hf/hub/card_template.md"} <= files.keys()
+    assert {"app.py", "uploads.py", "requirements.txt", "tpssl_hf/hub/templates/card.md"} <= files.keys()
     assert (
         files["tpssl_hf/models/segmentation_inference.py"]
         == (ROOT / "tpssl_hf/models/segmentation_inference.py").read_bytes()
@@ -115,9 +115,11 @@ def test_a_failed_push_says_how_to_push_again(
     hub.fail("POST /api/spaces/me/x/commit", "500")
     with pytest.raises(PushError, match="status 500") as caught:
         publish_space(DEMO, path, "me/x", api=api, say=str)
-    assert f"python recipes/publish.py --space {DEMO} --demo_config {path} --repo me/x" in str(caught.value)
+    assert f"tpssl-hf publish --space {DEMO} --demo_config {path} --repo me/x" in str(caught.value)
     hub.fail("POST /api/repos/create", "403")
-    with pytest.raises(PushError, match="publish.py --metric .*/tpssl_segmentation --repo me/tpssl_segmentation"):
+    with pytest.raises(
+        PushError, match="tpssl-hf publish --metric .*/tpssl_segmentation --repo me/tpssl_segmentation"
+    ):
         publish_metric(METRICS / "tpssl_segmentation", "me/tpssl_segmentation", api=api, say=str)
     assert hub.repositories["spaces/me/x"].messages == ["initial commit"]
 
@@ -190,7 +192,7 @@ def test_a_space_that_could_not_run_is_refused(content: dict[str, Any], api: HfA
             "'x': base out/base/model is a",
         ),
         ({"segmenters": [{"name": "y", "model": "verdict"}]}, "model verdict is a path.*publish the model first"),
-        ({"segmenters": [{"name": "y", "model": "me/x", "tsne": "a.png"}]}, "unknown key 'tsne'"),
+        ({"segmenters": [{"name": "y", "model": "me/x", "tsne": "a.png"}]}, "Option 'tsne' is not accepted"),
         ({"classifiers": [{"name": "x", "base": "me/a", "adapted": "me/a", "neighbors": "no.npz"}]}, "no.npz is not"),
         ({"changes": [{"name": "z", "verdict": "."}]}, "holds no results.json"),
         ({"changes": [{"name": "z", "drift": "verdict"}]}, "drift verdict is no file"),

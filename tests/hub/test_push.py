@@ -134,7 +134,7 @@ def test_a_failed_push_leaves_the_old_model_and_says_how_to_push_again(
     hub.fail(request_line, what)
     with pytest.raises(PushError, match=reason) as caught:
         push("classifier", timeout=0.2 if what == "hang" else 20)
-    assert f"python recipes/publish.py {runs['classifier']} --repo me/x --license mit" in str(caught.value)
+    assert f"tpssl-hf publish {runs['classifier']} --repo me/x --license mit" in str(caught.value)
     assert hub.head("me/x") == before and sorted(runs["classifier"].rglob("*")) == kept
     lines = "".join(traceback.format_exception(caught.value))
     assert TOKEN not in lines and "Bearer" not in lines

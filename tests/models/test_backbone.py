@@ -131,7 +131,7 @@ def test_a_prefix_is_named_with_the_command_that_takes_it_off(folder: Path, pref
     save_file({**tensors, "queue": torch.zeros(3)}, file)
     with pytest.raises(InputError) as refused:
         load_backbone("test_resnet", init=str(file))
-    command = f"recipes/convert.py {file} --backbone test_resnet --output_dir"
+    command = f"tpssl-hf convert {file} --backbone test_resnet --output_dir"
     assert f"behind the prefix {prefix!r}" in str(refused.value) and command in str(refused.value)
 
 

@@ -13,8 +13,9 @@ from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.paper.cells import Cell, Stage
 from tpssl_hf.paper.config import ReproduceConfig
 from tpssl_hf.paper.grid import FIGURES, TABLES, Plan, figure_of, make_plan
+from tpssl_hf.paper.launch import presets
 
-CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+CONFIGS = presets()
 FILES = sorted(path.stem for path in (CONFIGS / "tables").glob("*.yaml") if path.stem != "common")
 
 
@@ -110,7 +111,7 @@ def test_equal_settings_have_one_name_whether_a_preset_says_them_or_not() -> Non
 def test_the_budget_of_images_is_the_same_for_every_learner_at_small_scale() -> None:
     budgets: set[tuple[Any, ...]] = set()
     for name, cell in cells(table="V", scale="small").items():
-        settings = cell.stages[-1].settings
+        settings = cell.stages[-1].overrides
         budgets.add((settings["max_steps"], settings["batch_size"], settings["learning_rate"]))
         wanted = 3 if name.partition("/")[2] in ("fixmatch", "uda", "pseudo_label") else None  # else the learner's own
         assert settings.get("unlabeled_ratio") == wanted and settings["label_seeds"] == "1,2,3"
@@ -119,15 +120,15 @@ def test_the_budget_of_images_is_the_same_for_every_learner_at_small_scale() -> 
 
 def test_random_weights_are_not_pulled_back() -> None:
     adapted = cells(table="I", scale="paper")["random_byol_fixmatch/svhn_40"].stages[0]
-    assert (adapted.settings["init"], adapted.settings["l2_weight"]) == ("random", 0)
+    assert (adapted.overrides["init"], adapted.overrides["l2_weight"]) == ("random", 0)
 
 
 def test_figure_3_finetunes_from_snapshots_of_one_run() -> None:
     found = cells(figure="3", scale="paper")
     assert len(found["labels_250/epoch_0"].stages) == 1
     adapted, snapshots, tuned = found["labels_4000/epoch_150"].stages
-    assert tuned.settings["init"].endswith("/snapshots/step_29250") and tuned.settings["labels"] == "4000"
-    assert snapshots.settings["run"] == f"{{runs}}/{adapted.name}"
+    assert tuned.overrides["init"].endswith("/snapshots/step_29250") and tuned.overrides["labels"] == "4000"
+    assert snapshots.overrides["run"] == f"{{runs}}/{adapted.name}"
     assert len({cell.stages[0].name for cell in found.values() if len(cell.stages) > 1}) == 1
 
 
@@ -135,7 +136,7 @@ def test_smoke_needs_neither_data_nor_weights() -> None:
     for name in TABLES:
         made = plan(table=name, scale="smoke")
         assert not made.downloads and not any(cell.missing for cell in made.cells)
-        starts = {stage.settings["init"] for cell in made.cells for stage in cell.stages if "init" in stage.settings}
+        starts = {stage.overrides["init"] for cell in made.cells for stage in cell.stages if "init" in stage.overrides}
         assert all(start == "random" or start.startswith("{runs}") for start in starts)
 
 
@@ -147,7 +148,7 @@ def test_missing_data_are_named_by_cell_and_can_be_given(tmp_path: Path) -> None
     assert all(name in made.sources for names in found.values() for name in names)
     given = cells(table="II", init_pixpro="p.safetensors", dataset_paths=f"VOCdevkit={tmp_path}")
     cell = given["in_pixpro_none_cutmix/voc_1pct"]
-    assert not cell.missing and cell.stages[0].settings["dataset"] == str(tmp_path)
+    assert not cell.missing and cell.stages[0].overrides["dataset"] == str(tmp_path)
     assert plan(table="V").downloads == ("cifar10",) and not plan(table="V", dataset=str(tmp_path)).downloads
 
 
@@ -212,7 +213,7 @@ def test_the_figure_is_drawn_of_what_is_finished(tmp_path: Path) -> None:
     for name in ("labels_250/epoch_0", "labels_250/epoch_50"):
         write(tmp_path, found[name][-1], {})
     stage = figure_of(made, tmp_path)
-    assert stage is not None and stage.settings["runs"] == f"{{runs}}/{found['labels_250/epoch_50'][-1].name}"
+    assert stage is not None and stage.overrides["runs"] == f"{{runs}}/{found['labels_250/epoch_50'][-1].name}"
 
 
 @pytest.mark.parametrize("scale", ["paper", "small", "smoke"])
@@ -229,22 +230,22 @@ def test_a_control_row_has_the_statistics_of_adapted_rows_and_the_weights_of_the
 ) -> None:
     found = cells(table=table, scale=scale, init_pixpro="p.safetensors")
     (untouched, tuned), (start,) = found[name].stages, found[plain].stages
-    assert (untouched.recipe, untouched.settings["learning_rate"], untouched.settings["max_steps"]) == (
+    assert (untouched.recipe, untouched.overrides["learning_rate"], untouched.overrides["max_steps"]) == (
         "target_pretrain",
         0.0,
         1,
     )
-    assert untouched.settings["init"] == start.settings["init"] and untouched.name.startswith("bn_only_")
-    assert {**tuned.settings, "init": None} == {**start.settings, "init": None}
+    assert untouched.overrides["init"] == start.overrides["init"] and untouched.name.startswith("bn_only_")
+    assert {**tuned.overrides, "init": None} == {**start.overrides, "init": None}
 
 
 def test_the_learners_of_table_2_have_their_own_codes_numbers() -> None:
     found = cells(table="II", scale="paper")
     for column, labels, classes in (("voc_2pct", 212, 21), ("voc_5pct", 529, 21), ("cityscapes_100", 100, 0)):
-        settings = found[f"in_sup_none_clmb/{column}"].stages[-1].settings
+        settings = found[f"in_sup_none_clmb/{column}"].stages[-1].overrides
         rule = max(1, int(classes / 3 * round(256 / labels)) if classes else round(256 / labels))
         assert settings["bank_rows_per_image"] == str(rule)
         assert (settings["mix_background"], settings["batch_size"]) == (("False", "20") if classes else ("True", "7"))
-    assert found["in_sup_none_clmb/cityscapes_372"].stages[-1].settings["bank_rows_per_image"] == "1"
-    assert found["in_sup_none_classmix/voc_1pct"].stages[-1].settings["batch_size"] == 10
+    assert found["in_sup_none_clmb/cityscapes_372"].stages[-1].overrides["bank_rows_per_image"] == "1"
+    assert found["in_sup_none_classmix/voc_1pct"].stages[-1].overrides["batch_size"] == 10
     assert SEGMENT["classmix"].defaults["unlabeled_ratio"] == 1

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tpssl_hf.config.parser import take
+from tpssl_hf.config.parser import parse_args
 from tpssl_hf.errors import InputError
+from tpssl_hf.paper import launch
 from tpssl_hf.paper.cells import Stage
-from tpssl_hf.paper.config import ReproduceConfig
+from tpssl_hf.paper.config import ReproduceArgs, ReproduceConfig
 from tpssl_hf.paper.grid import FIGURES, TABLES, make_plan
 
-CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+CONFIGS = launch.presets()
 GRIDS = [*({"table": name} for name in TABLES), *({"figure": name} for name in FIGURES)]
 Reproduce = Callable[..., int]
 
@@ -45,7 +46,7 @@ def recipe(load_recipe: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture
-def behavior(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def behavior(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Replace the recipes by a script; what it does for runs whose name begins so."""
     does: dict[str, str] = {}
 
@@ -53,7 +54,7 @@ def behavior(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         action = next((action for title, action in does.items() if stage.name.startswith(title)), "finish")
         return [sys.executable, "-c", SCRIPT, str(folder / "runs" / stage.name), action]
 
-    monkeypatch.setattr(recipe, "command_of", command_of)
+    monkeypatch.setattr(launch, "command_of", command_of)
     return does
 
 
@@ -86,13 +87,13 @@ def test_every_command_is_understood_by_its_recipe(
         for cell in make_plan(ReproduceConfig(**grid, scale=scale, init_pixpro="x.safetensors"), CONFIGS).cells:
             for stage in cell.stages:
                 of_run = {"init", "adapted", "run", "dataset"}
-                kind = {name: value for name, value in stage.settings.items() if name not in of_run}
+                kind = {name: value for name, value in stage.overrides.items() if name not in of_run}
                 understood.setdefault(f"{stage.recipe} {kind}", stage)
     modules = {stage.recipe: load_recipe(stage.recipe) for stage in understood.values()}
     for stage in understood.values():
         read = modules[stage.recipe].read_settings(stage.arguments(tmp_path))
         settings = read if isinstance(read, dict) else read[0]
-        for name, value in stage.settings.items():
+        for name, value in stage.overrides.items():
             given = str(value).replace("{runs}", str(tmp_path))
             assert str(settings[name]) == given or settings[name] in (
                 yaml.safe_load(given),
@@ -135,7 +136,7 @@ def test_a_table_is_made_once_and_shared_commands_run_once(
     assert content["seconds"] == 8.0 and content["versions"]["torch"] and content["note"]
     text = (tmp_path / "out" / "tables" / "table5_smoke.md").read_text()
     assert "| none/uda | 62.5 ± 158.8 | 2 | 62.94 | -0.4 | 2 | done |" in text
-    assert "the numbers mean nothing" in text and "python recipes/reproduce.py --table=V" in text
+    assert "the numbers mean nothing" in text and "tpssl-hf reproduce --table=V" in text
     assert "62.5 ± 158.8 / 62.94" in capsys.readouterr().out
     assert reproduce(table="V", cells="none/uda,byol/u*,byol/fixmatch") == 0
     assert times_run(tmp_path) == ran
@@ -193,7 +194,7 @@ def test_smoke_runs_a_cell_from_end_to_end(
     ("settings", "sentence"),
     [
         ({"table": "V", "scale": "smal"}, "Got value: smal"),
-        ({"tabel": "V"}, "unknown setting 'tabel'; the nearest known one is 'table'"),
+        ({"tabel": "V"}, "unknown key 'tabel'; the nearest known one is 'table'"),
         ({}, "neither of --table and --figure"),
     ],
 )
@@ -202,6 +203,26 @@ def test_bad_input_is_one_sentence(settings: dict[str, Any], sentence: str, repr
         reproduce(**settings)
 
 
-def test_settings_are_the_config_and_nothing_else(recipe: Any) -> None:
-    assert take(ReproduceConfig, recipe.read_settings(["--table", "I"])).table == "I"
-    assert recipe.read_settings(["--figure", "1", "--list"])["figure"] == "1"
+def test_keys_are_those_of_the_config_and_nothing_else() -> None:
+    assert parse_args(ReproduceArgs, ["--table", "I"]).reproduce.table == "I"
+    assert parse_args(ReproduceArgs, ["--figure", "1", "--list"]).reproduce == ReproduceConfig(figure="1", list=True)
+
+
+def test_without_recipes_the_installed_command_makes_the_cells(
+    reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "RECIPES", tmp_path)
+    monkeypatch.setattr(launch, "presets", lambda: CONFIGS)
+    assert reproduce(table="V", list="true", cells="byol/uda") == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("    python ")]
+    assert [command[:4] for command in commands] == [
+        ["python", "-m", "tpssl_hf.cli", name] for name in ("pretrain", "classify")
+    ]
+
+
+def test_a_wheel_brings_its_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch.presets() == launch.RECIPES / "configs"
+    (tmp_path / "presets").mkdir()
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "launch.py"))
+    assert launch.presets() == tmp_path / "presets"

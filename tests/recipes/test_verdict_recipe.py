@@ -309,7 +309,7 @@ def test_the_digits_are_the_default_and_what_is_missing_is_named_with_its_comman
     assert (args.task.base, args.data.image_size, args.data.dataset) == ("random", 32, "digits")
     assert command.read_args(["--adapted", "x", "--base", "timm"]).task.base == "timm"
     other = command.read_args(["--dataset", "cifar10"])
-    assert (other.task.adapted, other.task.base, other.data.image_size) == ("", "timm", 224)
+    assert (other.task.adapted, other.task.base, other.data.image_size) == ("", "timm", 0)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from gradio_client.exceptions import AppError
 from tiny_demo import CLASSES, DEMO, GRADIO_NOISE, image_of, launched, no_leaked_loops
 from transformers import pipeline
 
+from tpssl_hf.commands import demo
 from tpssl_hf.errors import InputError
 
 pytestmark = GRADIO_NOISE
@@ -156,17 +157,25 @@ def test_the_launch_is_safe(demo_config: DemoConfig) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("title: a\nsentence: b\nmodels: []", "unknown key 'models'; the keys are title, sentence, classifiers"),
+        ("title: a\nsentence: b\nmodels: []", "unknown key 'models'"),
+        ("title: a\nsentenc: b", "unknown key 'sentenc'; the nearest known one is 'sentence'"),
         ("title: a", "key 'sentence' is missing"),
         (
             "title: a\nsentence: b\nclassifiers: [{name: c, base: d, adapted: e, nearest_ones: f}]",
-            "key 'nearest_ones'",
+            "\"classifiers\": Option 'nearest_ones' is not accepted",
         ),
-        ("title: a\nsentence: b\nclassifiers: [{name: c, base: d}]", "key 'adapted' is missing"),
-        ("title: a\nsentence: b\nsegmenters: [{name: 3, model: d}]", "key 'name' is 3; give a text"),
+        (
+            "title: a\nsentence: b\nclassifiers: [{name: c, base: d}]",
+            '"classifiers": the following arguments are required: adapted',
+        ),
+        ("title: a\nsentence: b\nsegmenters: [{name: 3, model: d}]", 'key "name": Expected a str. Got value: 3'),
         ("title: a\nsentence: b\nsegmenters: [{name: c, model: d, shorter_side: 0}]", "give a whole number from 1"),
-        ("title: a\nsentence: b\nsegmenters: c", "key 'segmenters' is 'c'; give a list"),
-        ("title: a\nsentence: b\nexamples: {classification: [1]}", "key 'classification' is"),
+        ("title: a\nsentence: b\nsegmenters: c", 'key "segmenters": Expected a list. Got value: c'),
+        (
+            "title: a\nsentence: b\nexamples: {classification: [1]}",
+            'key "examples.classification": Expected a str. Got value: 1',
+        ),
+        ("title: a\nsentence: b\nexamples: 3", "examples is 3; give lists of images under classification"),
         ("title: a\nsentence: b\nchanges: [{name: c}, {name: c}]", "'c' stands there twice"),
         ("title: a\nsentence: b\nfolder: /", "unknown key 'folder'"),
         ("just a text", "must hold `key: value` lines"),
@@ -178,6 +187,29 @@ def test_a_wrong_configuration_is_refused_in_a_sentence(tmp_path: Path, text: st
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(message)):
         read_demo_config(path)
+
+
+def test_the_command_line_beats_the_file_and_the_command_starts_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("title: a\nsentence: b\nport: 1\n", encoding="utf-8")
+    launched_with: dict[str, Any] = {}
+    shown: list[DemoConfig] = []
+
+    class Page:
+        def launch(self, **options: Any) -> None:
+            launched_with.update(options)
+
+    monkeypatch.setattr(app, "build_demo", lambda config: shown.append(config) or Page())
+    assert demo.main(["--config", str(tmp_path / "mine.yaml"), "--port", "2", "--title=c"]) == 0
+    assert launched_with["server_port"] == 2 and launched_with["share"] is False
+    assert (shown[0].title, shown[0].sentence, shown[0].folder) == ("c", "b", tmp_path)
+    assert demo.main([]) == 0 and shown[1] == read_demo_config(app.CONFIG)
+    with pytest.raises(InputError, match="unknown key 'prot'; the nearest known one is 'port'"):
+        demo.main(["--prot=3"])
+    monkeypatch.setattr(demo, "DEMO", tmp_path)
+    with pytest.raises(InputError, match="clone this package's repository"):
+        demo.main([])
 
 
 def test_the_shipped_configuration_is_right_and_its_examples_are_test_images() -> None:

@@ -1,1 +1,1 @@
-"""The commands of ``tpssl-hf``, and the public functions of the same keys."""
+"""What people start: each command and its public function, which take the same keys."""

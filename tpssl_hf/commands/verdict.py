@@ -26,8 +26,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from tpssl_hf.analysis.common import open_split
-from tpssl_hf.commands.one_process import describe_device, open_device
+from tpssl_hf.commands.one_process import open_device
 from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
+from tpssl_hf.config.shared import with_image_size
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
@@ -35,6 +36,7 @@ from tpssl_hf.evaluation.feature_cache import features_of, open_backbone
 from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.process import values_of
+from tpssl_hf.training.accelerator import describe
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 from tpssl_hf.verdicts.config import VerdictArgs
@@ -107,13 +109,14 @@ def compare(args: VerdictArgs) -> Verdict:
     """Score all weights on the same images, judge, write the report; a finished verdict is read instead."""
     accelerator = open_device("verdict", args.run.output_dir, args.run.cpu_threads)
     base, adapted = find_weights(args.task)
+    args = replace(args, data=with_image_size(args.data, adapted[0].architecture, adapted[0].init))
     began = time.perf_counter()
     with RunDir(Path(args.run.output_dir), flat(args), ignore=carry_out_keys(VerdictArgs)) as run:
         if run.finished and not outdated(run.path, [base, *adapted]):
             found = Verdict.read(run.path)
             print(f"{run.path} holds the verdict of these settings:\n\n{found.sentence}\n\n  in {run.path / REPORT}")
             return found
-        print(describe_device(accelerator))
+        print(describe(accelerator))
         source, store = open_split(args.data, accelerator, run)
         probe_set = choose_probe_set(args.task, store, source, seed=args.run.seed)
         print(f"{len(probe_set.indices):,} of {len(store):,} images; {probe_set.chosen}")

@@ -6,6 +6,7 @@ functions. Where a task has methods, its arguments have a field ``method`` that 
 """
 
 import difflib
+import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -230,7 +231,9 @@ def _refuse_unknown(given: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _first_sentence(text: str) -> str:
-    return " ".join(text.split()).removeprefix("error: ") + " (--help lists every key)"
+    plain = re.sub(r"Problem with given class_path '[^']*': ", "", " ".join(text.split()))
+    plain = re.sub(r"<class '([^']*)'>", r"\1", plain)
+    return plain.removeprefix("error: ") + " (--help lists every key)"
 
 
 def method_named(arguments: Sequence[str], default: str) -> str:
@@ -239,46 +242,3 @@ def method_named(arguments: Sequence[str], default: str) -> str:
     for path in config_files(arguments):
         name = str(read_config_file(path).get(METHOD, name))
     return ([name] + values_of(f"--{METHOD}", arguments))[-1]
-
-
-# Until every room is converted.
-
-
-def parse_config(
-    groups: Sequence[type],
-    arguments: Sequence[str],
-    *,
-    description: str,
-    defaults: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return key -> value of the dataclasses."""
-    return _parse(groups, arguments, description, defaults or {})
-
-
-def take(config_type: type[ArgsType], values: Mapping[str, Any]) -> ArgsType:
-    """Build one dataclass from the resolved values it declares."""
-    assert is_dataclass(config_type)
-    return config_type(**{item.name: values[item.name] for item in fields(config_type)})
-
-
-def as_plain(*configs: Any) -> dict[str, Any]:
-    """Merge dataclasses into one flat dictionary."""
-    merged: dict[str, Any] = {}
-    for config in configs:
-        merged.update(asdict(config))
-    return merged
-
-
-def parse_with_method(
-    arguments: Sequence[str],
-    groups: Sequence[type],
-    methods: Mapping[str, tuple[type, Mapping[str, Any]]],
-    *,
-    description: str,
-    default: str = "byol",
-) -> tuple[dict[str, Any], Any]:
-    """Return every key with its value, and the method's own dataclass."""
-    name = method_named(arguments, default)
-    config_type, defaults = Methods(methods, default).get(name)
-    values = parse_config([*groups, config_type], arguments, description=description, defaults=defaults)
-    return values, take(config_type, values)

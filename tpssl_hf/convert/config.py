@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tpssl_hf.config.parser import key
 
 
-@dataclass
+@dataclass(frozen=True)
 class ConvertConfig:
     """Weights from elsewhere."""
 
@@ -23,3 +23,10 @@ class ConvertConfig:
     )
     std: float | list[float] | str | None = key(None, "Standard deviation, likewise.")
     license: str | None = key(None, "License of the weights as the Hub spells it (apache-2.0).")
+
+
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Every key of convert."""
+
+    convert: ConvertConfig

@@ -81,7 +81,8 @@ class ImageCache:
         self.source_name = source.name
         self.is_cached = is_cached
         if is_cached:
-            self._file = os.open(folder / "pixels.bin", os.O_RDONLY)
+            self._path = folder / "pixels.bin"
+            self._file = os.open(self._path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)
         else:
             self._encoded = EncodedImages(source)
@@ -135,10 +136,18 @@ class ImageCache:
         for target, offset, (height, width) in zip(targets, offsets.tolist(), sizes.tolist(), strict=True):
             # rows of a narrower image do not lie one behind the other in the padded batch
             part = target if (height, width) == whole else np.empty((height, width, *depth), dtype=np.uint8)
-            if os.preadv(self._file, [part.data], offset) != part.nbytes:
+            if self._read_at(offset, part) != part.nbytes:
                 raise InputError(f"The image cache {self.fingerprint} of {self.source_name!r} is damaged: remove it.")
             if part is not target:
                 target[:height, :width] = part
+
+    def _read_at(self, offset: int, target: np.ndarray) -> int:
+        """Fill ``target`` with the bytes from ``offset`` on, in any thread, and return how many there were."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file, [target.data], offset)
+        with self._path.open("rb", buffering=0) as file:  # Windows
+            file.seek(offset)
+            return file.readinto(target.data)
 
     def _decode(self, indices: np.ndarray, sizes: np.ndarray, pixels: np.ndarray, masks: np.ndarray | None) -> None:
         for start in range(0, len(indices), CHUNK):
@@ -209,10 +218,7 @@ def load_image_cache(
     if isinstance(source.dataset, datasets.IterableDataset):
         raise InputError(f"{source.name!r} is streamed and cannot be stored: turn streaming off.")
     rows = choose_rows(len(source.dataset), limit_images, source.name)
-    if shorter_side is None:
-        shorter_side = stored_side(image_size, cache_scale)
-    elif shorter_side < 1:
-        raise InputError(f"`shorter_side` is {shorter_side}: give a number of pixels from 1.")
+    shorter_side = stored_side(image_size, cache_scale) if shorter_side is None else _checked_side(shorter_side)
     root = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "images"
     folder = root / key_of(source, shorter_side, wide_range, len(rows) if len(rows) < len(source.dataset) else None)
     with locked(folder):
@@ -227,23 +233,42 @@ def load_image_cache(
                 num_workers=num_workers,
                 progress=progress,
             )
-        meta = read_meta(folder)
-        is_cached = meta["has_pixels"] and meta["pixel_bytes"] <= cache_budget
-        report = replace(
-            report_of(meta["report"]), cached=is_cached, left_out=list(source.left_out), notes=list(source.notes)
-        )
-        store = ImageCache(
-            folder,
-            source,
-            shorter_side=shorter_side,
-            wide_range=report.wide_range,
-            is_cached=is_cached,
-            num_workers=num_workers,
-        )
-    if store.labels is not None and not allow_unlabeled and (store.labels == UNLABELED).any():
-        count = int((store.labels == UNLABELED).sum())
-        raise InputError(f"{count:,} of {len(store):,} images of {source.name!r} have no label, and each needs one.")
-    return store, report
+        cache, report = _open(folder, source, shorter_side, cache_budget, num_workers)
+    if not allow_unlabeled:
+        _refuse_unlabeled(cache)
+    return cache, report
+
+
+def _open(
+    folder: Path, source: Source, shorter_side: int, cache_budget: int, num_workers: int
+) -> tuple[ImageCache, ScanReport]:
+    """Open a cache that was written, and its report with what is true of this use of it."""
+    meta = read_meta(folder)
+    is_cached = meta["has_pixels"] and meta["pixel_bytes"] <= cache_budget
+    report = replace(
+        report_of(meta["report"]), cached=is_cached, left_out=list(source.left_out), notes=list(source.notes)
+    )
+    cache = ImageCache(
+        folder,
+        source,
+        shorter_side=shorter_side,
+        wide_range=report.wide_range,
+        is_cached=is_cached,
+        num_workers=num_workers,
+    )
+    return cache, report
+
+
+def _refuse_unlabeled(cache: ImageCache) -> None:
+    count = 0 if cache.labels is None else int((cache.labels == UNLABELED).sum())
+    if count:
+        raise InputError(f"{count:,} of {len(cache):,} images of {cache.source_name!r} have no label; each needs one.")
+
+
+def _checked_side(shorter_side: int) -> int:
+    if shorter_side < 1:
+        raise InputError(f"`shorter_side` is {shorter_side}: give a number of pixels from 1.")
+    return shorter_side
 
 
 def stored_side(image_size: int, cache_scale: float) -> int:

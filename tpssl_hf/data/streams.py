@@ -5,12 +5,12 @@ is opened again at the step that comes next.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from itertools import count, islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -79,7 +79,7 @@ class ImageStream:
         start = position * self._global_batch_size
         return self._store.gather(self.order(epoch)[start : start + self._global_batch_size][self._own_rows], epoch)
 
-    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+    def batches(self, start_step: int) -> Generator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         steps = count(start_step)
         return _prefetched(lambda: self.batch(next(steps)))
@@ -125,7 +125,7 @@ class EndlessStream:
     def _order(self, epoch: int) -> np.ndarray:
         return _shuffled(self._indices, self._seed, epoch)
 
-    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+    def batches(self, start_step: int) -> Generator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         steps = count(start_step)
         return _prefetched(lambda: self.batch(next(steps)))
@@ -137,9 +137,9 @@ class WithoutMasks:
     def __init__(self, stream: EndlessStream) -> None:
         self._stream = stream
 
-    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+    def batches(self, start_step: int) -> Generator[ImageBatch]:
         """Yield the batches from ``start_step`` on, without masks."""
-        with closing(cast(Any, self._stream.batches(start_step))) as batches:
+        with closing(self._stream.batches(start_step)) as batches:
             for images in batches:
                 yield replace(images, masks=None)
 
@@ -191,7 +191,7 @@ class StreamingImages:
         self.seen = 0
         self.bad: list[dict[str, str]] = []
 
-    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+    def batches(self, start_step: int) -> Generator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         self.seen = 0
         self.bad = []
@@ -250,7 +250,7 @@ class StreamingImages:
                 )
 
 
-def _prefetched(produce: Callable[[], T]) -> Iterator[T]:
+def _prefetched(produce: Callable[[], T]) -> Generator[T]:
     """Yield what ``produce`` returns, over and over, called a little ahead in one thread.
 
     An exception in the thread is raised here. When this generator is closed or forgotten, the thread ends.

@@ -44,4 +44,12 @@ class PublishConfig:
     onnx: bool = key(False, "Add the network as ONNX, for onnxruntime and browsers; needs the extra `onnx`.")
 
 
+@dataclass(frozen=True)
+class PublishArgs:
+    """Every key of publish."""
+
+    target: PublishRunConfig
+    publish: PublishConfig
+
+
 ONLY_OF_RUNS = ("license", "base_model", "base_note", "dataset_id", "dataset_license", "verdict", "onnx")

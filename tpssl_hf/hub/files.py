@@ -58,8 +58,8 @@ def package(
     for name in PROCESSOR_FILES:
         if (model / name).is_file():
             files[name] = _json(json.loads((model / name).read_text(encoding="utf-8")), known)
-    settings = {name: value for name, value in evidence.results["config"].items() if name not in PRIVATE_KEYS}
-    shown = yaml.safe_dump(publishable(settings, known), sort_keys=False, allow_unicode=True)
+    config = {name: value for name, value in evidence.results["config"].items() if name not in PRIVATE_KEYS}
+    shown = yaml.safe_dump(publishable(config, known), sort_keys=False, allow_unicode=True)
     files[RUN_CONFIG] = shown.encode()
     if (folder / CURVES).is_file():
         files[CURVES] = folder / CURVES

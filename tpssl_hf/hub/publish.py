@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from tpssl_hf.config.shared import HUB_KEYS
+from tpssl_hf.config.shared import PushConfig
 from tpssl_hf.hub.commit import Delivery, check_target, deliver, discreet, known_secrets
 from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.files import OWN_FILES, Package, package
@@ -59,7 +59,7 @@ def how_to_push_again(run_dir: Path, repo: str, choices: PublishConfig) -> str:
 
 def push_command(what: list[str], repo: str, choices: PublishConfig) -> str:
     """Return the command line that publishes something, named by its arguments, with these choices."""
-    words = ["python", "recipes/publish.py", *what, "--repo", repo]
+    words = ["tpssl-hf", "publish", *what, "--repo", repo]
     for item in fields(choices):
         value = getattr(choices, item.name)
         if value != item.default:
@@ -71,7 +71,7 @@ def _prepared(run_dir: Path, repo: str, choices: PublishConfig, known: list[str]
     """Check everything that can be checked without the Hub, and collect the files."""
     check_target(repo, choices)
     evidence = gather(run_dir, choices)
-    for name in HUB_KEYS:  # whoever makes this run again pushes it nowhere
-        evidence.results["config"].pop(name, None)
+    for item in fields(PushConfig):  # whoever makes this run again pushes it nowhere
+        evidence.results["config"].pop(item.name, None)
     place = verdict_folder(run_dir, choices.verdict)
     return package(evidence, repo, verdict_folder=place, known_secrets=known, onnx=choices.onnx)

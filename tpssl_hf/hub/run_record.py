@@ -30,7 +30,7 @@ class Base:
         license: of the weights, as far as their source states it.
         steps: what was done between them and this run, first thing first.
         note: what they are, in its maker's words, where they are published nowhere.
-        converted: the note is what recipes/convert.py recorded of a file from elsewhere instead.
+        converted: the note is what ``tpssl-hf convert`` recorded of a file from elsewhere instead.
     """
 
     hub_id: str | None
@@ -53,7 +53,7 @@ class Evidence:
         dataset_id: Hub id of the data set, if it has one.
         dataset_license: terms of the images in words, if known.
         dataset_citation: where the data set was published, if known.
-        spread: results.json over all draws of labels, if the run is one of several.
+        spread: results.json over all label seeds, if the run is one of several.
         verdict: verdict.json, if there is one.
         health: last values of the run's measures of drift and health, by name.
     """
@@ -250,7 +250,7 @@ def _same(weights: Path, digest: str | None) -> bool:
 
 
 def _spread(folder: Path) -> dict[str, Any] | None:
-    """Return results over all draws of labels where the run is one of them."""
+    """Return the results over all label seeds where the run is one of them."""
     whole = folder.parent / RESULTS
     if not folder.name.startswith("label_seed_") or not whole.is_file():
         return None
@@ -270,7 +270,7 @@ def _verdict(folder: Path, given: str | None) -> dict[str, Any] | None:
     place = verdict_folder(folder, given)
     if place is None:
         if given and given != "none":
-            raise InputError(f"verdict {given!r} holds no {VERDICT}; give the folder that recipes/verdict.py made.")
+            raise InputError(f"verdict {given!r} holds no {VERDICT}; give the folder that `tpssl-hf verdict` made.")
         return None
     file = place / VERDICT
     verdict = _json(file)

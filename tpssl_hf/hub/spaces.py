@@ -1,8 +1,9 @@
 """Publish the demo as a Space: its files, this package's sources beside them, and a demo.yaml of published models."""
 
+import importlib.util
 import json
 import re
-import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def _prepared(folder: Path, demo_config: Path, known: list[str]) -> Package:
     card = space_card(folder / CARD)
     if card.data.get("sdk") != "gradio":
         raise InputError(f"{folder / CARD} names the sdk {card.data.get('sdk')!r}; the demo runs on gradio.")
-    runpy.run_path(str(folder / READER))["read_demo_config"](demo_config)  # as strict as it will be there
+    _check_config(folder / READER, demo_config)
     content: dict[str, Any] = yaml.safe_load(demo_config.read_text(encoding="utf-8"))
     models = sorted({model.partition("@")[0] for model in _models(content, demo_config)})
     files: Package = dict(_files_of(folder, LEFT_OUT))
@@ -130,6 +131,21 @@ def _prepared(folder: Path, demo_config: Path, known: list[str]) -> Package:
     refuse_secrets(files, known)
     shown = yaml.safe_dump(publishable(content, known), sort_keys=False, allow_unicode=True)
     return files | carried | {DEMO_YAML: shown.encode()}
+
+
+def _check_config(reader: Path, demo_config: Path) -> None:
+    """Read demo.yaml by the demo's own reader: as strict as it will be there."""
+    spec = importlib.util.spec_from_file_location(reader.stem, reader)
+    assert spec is not None and spec.loader is not None
+    module, known = importlib.util.module_from_spec(spec), sys.modules.get(reader.stem)
+    sys.modules[reader.stem] = module  # the parser looks for its classes there
+    try:
+        spec.loader.exec_module(module)
+        module.read_demo_config(demo_config)
+    finally:
+        del sys.modules[reader.stem]
+        if known is not None:
+            sys.modules[reader.stem] = known
 
 
 def _files_of(folder: Path, left_out: tuple[str, ...] = ()) -> Iterator[tuple[str, Path]]:
@@ -151,7 +167,7 @@ def _models(content: dict[str, Any], demo_config: Path) -> Iterator[str]:
                 if local or not PUBLISHED_MODEL.fullmatch(place):
                     raise InputError(
                         f"{demo_config.name}, {group}, {entry['name']!r}: {key} {place} is a path, which a Space does "
-                        "not have; publish the model first, `python recipes/publish.py RUN --repo owner/name`, and "
+                        "not have; publish the model first, `tpssl-hf publish RUN --repo owner/name`, and "
                         "give `owner/name`."
                     )
                 yield place
@@ -204,7 +220,7 @@ def _verdict(folder: Path, what: str, known: list[str]) -> Package:
     """Return what a Space shows of a verdict, without tokens and paths."""
     missing = [name for name in VERDICT_FILES if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{what} {folder} holds no {missing[0]}; give the folder of recipes/verdict.py.")
+        raise InputError(f"{what} {folder} holds no {missing[0]}; give the folder of `tpssl-hf verdict`.")
     numbers, report, image = (folder / name for name in VERDICT_FILES)
     try:
         results = publishable(json.loads(numbers.read_text(encoding="utf-8")), known)

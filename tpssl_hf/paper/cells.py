@@ -15,30 +15,30 @@ from scipy import stats
 from tpssl_hf.config.parser import read_config_file
 from tpssl_hf.training.run_dir import RESULTS
 
-LEVEL = 0.95  # of the intervals over draws
+LEVEL = 0.95  # of the intervals over label seeds
 RUNS = "{runs}"  # stands for the folder of all runs, so that a run's name does not depend on where it is
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command: a recipe with a preset and settings over it.
+    """One command: a recipe with a preset and keys that replace those of the preset.
 
     Attributes:
         recipe: name of the script.
-        preset: file of settings below the recipe's configs, or None.
-        settings: what goes over them.
+        preset: YAML file of keys, or None.
+        overrides: keys that replace those of the preset.
         title: beginning of its folder's name.
     """
 
     recipe: str
     preset: Path | None
-    settings: Mapping[str, Any]
+    overrides: Mapping[str, Any]
     title: str
 
     @cached_property
     def name(self) -> str:
-        """Name of its folder: equal settings have equal names, so cells and tables share their runs."""
-        resolved = (read_config_file(self.preset) if self.preset else {}) | dict(self.settings) | {"output_dir": None}
+        """Name of its folder: equal keys have equal names, so cells and tables share their runs."""
+        resolved = (read_config_file(self.preset) if self.preset else {}) | dict(self.overrides) | {"output_dir": None}
         content = [self.recipe, {name: str(value) for name, value in resolved.items()}]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.title}-{digest[:8]}"
@@ -46,13 +46,13 @@ class Stage:
     @property
     def produces(self) -> str:
         """The file that is there once it is finished."""
-        return f"{self.settings['analysis']}.json" if self.recipe == "analyze" else RESULTS
+        return f"{self.overrides['analysis']}.json" if self.recipe == "analyze" else RESULTS
 
     def arguments(self, runs: Path) -> list[str]:
         """Return the command line after the script."""
         preset = [f"--config={self.preset}"] if self.preset else []
-        settings = [f"--{name}={value}".replace(RUNS, str(runs)) for name, value in self.settings.items()]
-        return [*preset, *settings, f"--output_dir={runs / self.name}"]
+        overrides = [f"--{name}={value}".replace(RUNS, str(runs)) for name, value in self.overrides.items()]
+        return [*preset, *overrides, f"--output_dir={runs / self.name}"]
 
     def results(self, runs: Path) -> dict[str, Any] | None:
         """Return what it has left, or None where it is not finished."""

@@ -6,7 +6,7 @@ from typing import Literal
 from tpssl_hf.config.parser import key
 
 
-@dataclass
+@dataclass(frozen=True)
 class ReproduceConfig:
     """Tables and figures of the paper."""
 
@@ -21,7 +21,7 @@ class ReproduceConfig:
     )
     list: bool = key(False, "Print the cells, their state, their commands and what is missing; run nothing.")
     init: str = key(
-        "timm", "ImageNet-supervised weights: timm's from the Hub, or what else --init of the recipes takes."
+        "timm", "ImageNet-supervised weights: timm's from the Hub, or what else --init of a training takes."
     )
     init_pixpro: str | None = key(None, "PixPro's ImageNet weights (Tables II and IV), likewise; there is no default.")
     dataset: str | None = key(None, "The data set, where a table has one: a folder or Hub id of your own.")
@@ -29,3 +29,10 @@ class ReproduceConfig:
         None, "Likewise for several: cifar10=PATH,svhn=PATH; --list says the names.", several=True
     )
     output_dir: str = key("outputs/reproduce", "Folder of runs/, logs/ and tables/; finished runs in it are kept.")
+
+
+@dataclass(frozen=True)
+class ReproduceArgs:
+    """Every key of reproduce."""
+
+    reproduce: ReproduceConfig

@@ -1,13 +1,13 @@
 """The paper's tables and figures as cells, each of them a few commands, and what came out of them.
 
-A YAML file of ``recipes/configs/tables`` has ``rows`` and ``columns``; a cell is its ``cell``, overlaid by its row and
-its column. In a cell, ``recipe``, ``preset`` and ``settings`` make the last command; ``start`` says from which weights
-it starts (random, in_sup, in_pixpro); ``pretrain`` and ``pretrain_settings`` put a target pretraining before it, and
-``snapshot: N`` makes it start from the N-th checkpoint of that. ``bn_only`` makes that pretraining leave all weights
-as they are, so that nothing but BatchNorm statistics is new. Other entries are names, for ``{name}`` in presets and
-settings. ``paper`` lists the printed values of each row: null where the paper has no such cell, which is not made
-then; what lies beyond the list is ours. ``scales`` adds to those of common.yaml. ``figure`` names the analysis that is
-made of all cells in the end, ``image`` the file a cell leaves that is the figure.
+A YAML file of ``tables`` among the presets has ``rows`` and ``columns``; a cell is its ``cell``, overlaid by its row
+and its column. In a cell, ``recipe``, ``preset`` and ``overrides`` make the last command; ``start`` says from which
+weights it starts (random, in_sup, in_pixpro); ``pretrain`` and ``pretrain_overrides`` put a target pretraining
+before it, and ``snapshot: N`` makes it start from the N-th checkpoint of that. ``bn_only`` makes that pretraining
+leave all weights as they are, so that nothing but BatchNorm statistics is new. Other entries are names, for
+``{name}`` in presets and overrides. ``paper`` lists the printed values of each row: null where the paper has no such
+cell, which is not made then; what lies beyond the list is ours. ``scales`` adds to those of common.yaml. ``figure``
+names the analysis that is made of all cells in the end, ``image`` the file a cell leaves that is the figure.
 """
 
 import fnmatch
@@ -24,7 +24,7 @@ from tpssl_hf.paper.config import ReproduceConfig
 
 TABLES = {name: f"table{number}" for number, name in enumerate(("I", "II", "III", "IV", "V", "VI", "VII"), 1)}
 FIGURES = {name: f"figure{name}" for name in ("1", "3", "4", "5")}
-OWN = {"recipe", "preset", "settings", "start", "pretrain", "pretrain_settings", "snapshot", "select", "bn_only"}
+OWN = {"recipe", "preset", "overrides", "start", "pretrain", "pretrain_overrides", "snapshot", "select", "bn_only"}
 STATISTICS_ONLY = {"learning_rate": 0.0, "max_steps": 1, "warmup_epochs": 0.0}
 
 
@@ -56,8 +56,8 @@ def figure_of(plan: Plan, runs: Path) -> Stage | None:
     if analysis == "steps":  # Φ_pre is no snapshot of a target pretraining
         cells = [cell for cell in cells if len(cell.stages) > 1]
     folders = [f"{RUNS}/{cell.stages[-1].name}" for cell in cells]
-    settings = {"analysis": analysis, "runs": ",".join(folders)}
-    return Stage("analyze", None, settings, plan.name) if analysis and folders else None
+    overrides = {"analysis": analysis, "runs": ",".join(folders)}
+    return Stage("analyze", None, overrides, plan.name) if analysis and folders else None
 
 
 def make_plan(options: ReproduceConfig, configs: Path) -> Plan:
@@ -65,7 +65,7 @@ def make_plan(options: ReproduceConfig, configs: Path) -> Plan:
 
     Args:
         options: which table, at which scale, from which data and weights.
-        configs: ``recipes/configs``.
+        configs: the folder of presets.
 
     Raises:
         InputError: if no such table, cell or data set exists, or not exactly one table is named.
@@ -74,8 +74,8 @@ def make_plan(options: ReproduceConfig, configs: Path) -> Plan:
     content = read_config_file(configs / "tables" / f"{file}.yaml")
     common = read_config_file(configs / "tables" / "common.yaml")
     scale = common["scales"][options.scale]
-    for recipe, settings in content.get("scales", {}).get(options.scale, {}).items():
-        scale[recipe] = {**scale.get(recipe, {}), **settings}
+    for recipe, keys in content.get("scales", {}).get(options.scale, {}).items():
+        scale[recipe] = {**scale.get(recipe, {}), **keys}
     planner = _Planner(options, configs, scale, {**common["data"], **common["weights"]})
     cells: list[Cell] = []
     for row, of_row in content["rows"].items():
@@ -125,7 +125,7 @@ class _Planner:
         """Overlay ``layers`` and make the commands of one cell."""
         merged = {name: value for layer in layers for name, value in layer.items()}
         names = {name: value for name, value in merged.items() if name not in OWN}
-        for name in ("settings", "pretrain_settings", "select"):
+        for name in ("overrides", "pretrain_overrides", "select"):
             given = {key: value for layer in layers for key, value in layer.get(name, {}).items()}
             merged[name] = {k: v.format(**names) if isinstance(v, str) else v for k, v in given.items()}
         missing: set[str] = set()
@@ -133,24 +133,24 @@ class _Planner:
         stages: list[Stage] = []
         if "pretrain" in merged:
             preset = merged["pretrain"].format(**names)
-            own = {**merged["pretrain_settings"], "init": start}
+            own = {**merged["pretrain_overrides"], "init": start}
             adapted = self._stage("target_pretrain", preset, own, missing, f"{preset}_{merged['start']}")
             if merged.get("bn_only"):  # whatever the scale says of rate and length
-                settings = {**adapted.settings, **STATISTICS_ONLY}
-                adapted = replace(adapted, settings=settings, title=f"bn_only_{adapted.title}")
+                overrides = {**adapted.overrides, **STATISTICS_ONLY}
+                adapted = replace(adapted, overrides=overrides, title=f"bn_only_{adapted.title}")
             stages.append(adapted)
             start = f"{RUNS}/{adapted.name}/model"
             if snapshot := merged.get("snapshot"):
                 run = {"analysis": "steps", "run": f"{RUNS}/{adapted.name}"}
                 snapshots = self._stage("analyze", None, run, missing, f"snapshots_{preset}")
                 stages.append(snapshots)
-                start = f"{RUNS}/{snapshots.name}/snapshots/step_{snapshot * adapted.settings['save_every']}"
+                start = f"{RUNS}/{snapshots.name}/snapshots/step_{snapshot * adapted.overrides['save_every']}"
         if merged["recipe"] == "analyze":
-            own = {"adapted": f"{RUNS}/{stages[-1].name}", **merged["settings"]}
+            own = {"adapted": f"{RUNS}/{stages[-1].name}", **merged["overrides"]}
             stages.append(self._stage("analyze", None, own, missing, f"{own['analysis']}_{preset}"))
         else:
             preset = merged["preset"].format(**names)
-            own = {**merged["settings"], "init": start}
+            own = {**merged["overrides"], "init": start}
             title = f"{own['method']}_{preset}"
             stages.append(self._stage(merged["recipe"], preset, own, missing, title))
         return Cell(row, column, tuple(stages), merged["select"], paper, tuple(sorted(missing)))
@@ -176,13 +176,13 @@ class _Planner:
         path = self.configs / recipe / f"{preset}.yaml" if preset else None
         content = read_config_file(path) if path else {}
         method = own.get("method", content.get("method"))
-        settings = dict(own) | self.scale.get(recipe, {}) | self.scale.get(f"{recipe}/{method}", {})
-        if "dataset" in content and "dataset" not in settings:
+        overrides = dict(own) | self.scale.get(recipe, {}) | self.scale.get(f"{recipe}/{method}", {})
+        if "dataset" in content and "dataset" not in overrides:
             name = Path(content["dataset"]).name
             self.seen.add(name)
             given = self.paths.get(name, self.options.dataset)
             if given:
-                settings["dataset"] = given
+                overrides["dataset"] = given
             source = given or content["dataset"]
             if not _is_path(source):
                 self.downloads.add(name)
@@ -190,7 +190,7 @@ class _Planner:
                 missing.add(name)
             elif not Path(given).expanduser().exists():
                 raise InputError(f"{name} is to be in {given}, and there is no such folder; give the one it is in.")
-        return Stage(recipe, path, settings, re.sub(r"_paper|[^\w]", "", title))
+        return Stage(recipe, path, overrides, re.sub(r"_paper|[^\w]", "", title))
 
     def refuse_unused_paths(self) -> None:
         """Refuse data sets that this table does not have."""

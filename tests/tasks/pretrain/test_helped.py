@@ -63,4 +63,4 @@ def test_one_probe_that_falls_is_not_made_up_for_by_another_that_rises() -> None
 def test_without_labels_nothing_is_claimed_and_the_way_to_find_out_named() -> None:
     found = verdict({}, {}, {})
     assert found["verdict"] == "unknown"
-    assert "not known" in sentence(found) and "recipes/verdict.py" in sentence(found)
+    assert "not known" in sentence(found) and "tpssl-hf verdict" in sentence(found)

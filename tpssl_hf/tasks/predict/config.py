@@ -2,23 +2,30 @@
 
 from dataclasses import dataclass
 
-from tpssl_hf.config.parser import key
+from tpssl_hf.config.parser import carry_out_keys, key
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
     """Embeddings of a finished model."""
 
-    model: str = key("", "Finished model: folder of a run, its model/ folder, or a Hub id[@revision].")
-    dataset: str = key("", "digits | cifar10 | cifar100 | svhn, a Hub id, or a folder (images, parquet, saved).")
+    model: str = key("", "Finished model: folder of a run, its model/ folder, or a Hub id[@revision].", carry_out=True)
+    dataset: str = key(
+        "", "digits | cifar10 | cifar100 | svhn, a Hub id, or a folder (images, parquet, saved).", carry_out=True
+    )
     split: str = key("train", "Split whose images are used.")
     dataset_config: str | None = key(None, "Configuration name of a Hub data set that has several.")
     image_column: str | None = key(None, "Column that holds the images; found by its type when not given.")
     limit_images: int | None = key(None, "Cap the number of images (fixed random subset).")
-    output_dir: str = key("outputs/embeddings", "Folder of the results; unfinished ones in it are continued.")
-    batch_size: int = key(32, "Images per forward pass.")
-    device: str = key("auto", "auto | cpu | cuda | cuda:N | mps; auto takes a GPU if there is one.")
-    num_workers: int = key(2, "Threads that decode images ahead of the device.")
+    output_dir: str | None = key(
+        None,
+        "Folder of the results, unfinished ones in it are continued; when not given, one in outputs/predictions or "
+        "outputs/embeddings, named after model, images and keys.",
+        carry_out=True,
+    )
+    batch_size: int = key(32, "Images per forward pass.", carry_out=True)
+    device: str = key("auto", "auto | cpu | cuda | cuda:N | mps; auto takes a GPU if there is one.", carry_out=True)
+    num_workers: int = key(2, "Threads that decode images ahead of the device.", carry_out=True)
     save_every: int = key(1000, "Images per part: what a killed run has to compute again at most.")
 
 
@@ -26,11 +33,23 @@ class EmbedConfig:
 class PredictConfig(EmbedConfig):
     """Predictions of a finished model."""
 
-    output_dir: str = key("outputs/predictions", "Folder of the results; unfinished ones in it are continued.")
     top_k: int = key(5, "Classification: most probable classes kept for each image.")
     overlays: bool = key(False, "Segmentation: also write each image with its mask laid over it.")
 
 
-# Keys that may change when an unfinished run is continued: where things lie, and how fast it goes. Data set and model
-# are compared by their content instead.
-CARRY_OUT_KEYS = frozenset({"model", "dataset", "output_dir", "batch_size", "device", "num_workers"})
+@dataclass(frozen=True)
+class EmbedArgs:
+    """Every key of embed."""
+
+    embed: EmbedConfig
+
+
+@dataclass(frozen=True)
+class PredictArgs:
+    """Every key of predict."""
+
+    predict: PredictConfig
+
+
+# Where things lie, and how fast it goes. Data set and model are compared by their content instead.
+CARRY_OUT = carry_out_keys(PredictArgs)

@@ -20,7 +20,15 @@ from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
 from tpssl_hf.tasks.predict.model import FinishedModel, load_model
 from tpssl_hf.tasks.predict.read import ImageReader, PreparedImage
 from tpssl_hf.tasks.predict.segment import Segmentation
-from tpssl_hf.tasks.predict.write import IMAGES_KEY, MODEL_KEY, SKIPPED, Parts, open_output, refuse_overlap
+from tpssl_hf.tasks.predict.write import (
+    IMAGES_KEY,
+    MODEL_KEY,
+    SKIPPED,
+    Parts,
+    default_folder,
+    open_output,
+    refuse_overlap,
+)
 from tpssl_hf.training.run_dir import RESULTS
 
 BATCH_PIXELS = 2**24  # of a batch of images that keep their own sizes: a few photos of full size at a time
@@ -67,12 +75,11 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
             f"model {config.model!r} is a backbone and knows no classes; use embed for its features, or finetune a "
             "classifier on it first."
         )
-    reader = _open_images(config)
+    reader = ImageReader(config)
 
-    def answers() -> Answers:
+    def answers(folder: Path) -> Answers:
         if model.kind == "classifier":
             return Classification(model, config.top_k)
-        folder = Path(config.output_dir).expanduser()
         return Segmentation(
             model, folder, reader.names.to_pylist(), overlays=config.overlays, num_workers=config.num_workers
         )
@@ -93,7 +100,7 @@ def embed(config: EmbedConfig, *, say: Callable[[str], Any] = tqdm.write, progre
     """
     _check(config)
     model = load_model(config.model, config.device)
-    return _apply("embed", config, model, _open_images(config), lambda: Embedding(model), say, progress)
+    return _apply("embed", config, model, ImageReader(config), lambda _: Embedding(model), say, progress)
 
 
 def _check(config: EmbedConfig) -> None:
@@ -102,25 +109,21 @@ def _check(config: EmbedConfig) -> None:
             raise InputError(f"{name} is {getattr(config, name)}; give a number from 1.")
 
 
-def _open_images(config: EmbedConfig) -> ImageReader:
-    reader = ImageReader(config)
-    refuse_overlap(Path(config.output_dir), reader.source.folder)
-    return reader
-
-
 def _apply(
     task: str,
     config: EmbedConfig,
     model: FinishedModel,
     reader: ImageReader,
-    make_answers: Callable[[], Answers],
+    make_answers: Callable[[Path], Answers],
     say: Callable[[str], Any],
     progress: bool,
 ) -> PredictResult:
-    folder = Path(config.output_dir).expanduser()
-    settings = {"task": task, **asdict(config), IMAGES_KEY: reader.source.fingerprint, MODEL_KEY: model.fingerprint}
-    with open_output(folder, settings) as run:
-        answers = make_answers()
+    record = {"task": task, **asdict(config), IMAGES_KEY: reader.source.fingerprint, MODEL_KEY: model.fingerprint}
+    record["output_dir"] = config.output_dir or default_folder(record)
+    folder = Path(record["output_dir"]).expanduser()
+    refuse_overlap(folder, reader.source.folder)
+    with open_output(folder, record) as run:
+        answers = make_answers(folder)
         path = folder / f"{answers.name}.parquet"
         if run.finished and path.is_file():
             counts = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
@@ -133,7 +136,7 @@ def _apply(
         with tqdm(total=len(reader.rows), initial=done, desc=task, unit=" images", disable=not progress) as bar:
             _write_missing(parts, config, model, reader, answers, bar)
         answered, skipped = parts.join()
-        run.write_json(RESULTS, {"task": task, "images": answered, "skipped": skipped, "config": settings})
+        run.write_json(RESULTS, {"task": task, "images": answered, "skipped": skipped, "config": record})
         parts.remove()
     say(f"{path}: {answered:,} images" + (f"; {skipped:,} could not be read, see {SKIPPED}" if skipped else ""))
     return PredictResult(folder, path, answered, skipped)

@@ -1,8 +1,9 @@
 """The output folder: parts that survive a kill, and what they are joined into at the end."""
 
 import csv
+import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ import yaml
 
 from tpssl_hf.data.image_cache_writer import DISK_FULL
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.atomic import replacing_file
 from tpssl_hf.tasks.predict.answers import Answers
-from tpssl_hf.tasks.predict.config import CARRY_OUT_KEYS
+from tpssl_hf.tasks.predict.config import CARRY_OUT
 from tpssl_hf.tasks.predict.segment import MASKS, OVERLAYS
 from tpssl_hf.training.run_dir import CONFIG, RESULTS, RunDir
 
@@ -24,6 +26,24 @@ PARTS, SKIPPED = "parts", "skipped.csv"
 FACTS = b"tpssl_hf"  # key of a part's own facts
 MODEL_KEY, IMAGES_KEY = "model_fingerprint", "images_fingerprint"
 IDENTITY = pa.schema([("row", pa.int64()), ("file", pa.string())])
+
+
+def default_folder(record: Mapping[str, Any]) -> str:
+    """Return the folder of results where none is given: another one for other images, weights or keys.
+
+    Args:
+        record: every key, and the fingerprints of images and model.
+    """
+    content = {name: value for name, value in record.items() if name not in CARRY_OUT}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    parent = "outputs/embeddings" if record["task"] == "embed" else "outputs/predictions"
+    return f"{parent}/{_short_name(record['model'])}-{_short_name(record['dataset'])}-{digest[:8]}"
+
+
+def _short_name(place: str) -> str:
+    """Return the part of a path or Hub id that people know it by, fit for a file name."""
+    parts = [part for part in re.split(r"[/\\]", place.partition("@")[0]) if part not in ("", ".", "..", "model")]
+    return re.sub(r"[^\w.-]", "_", parts[-1])[:40] if parts else "here"
 
 
 def refuse_overlap(folder: Path, images: Path | None) -> None:
@@ -44,12 +64,12 @@ def refuse_overlap(folder: Path, images: Path | None) -> None:
 
 
 @contextmanager
-def open_output(folder: Path, settings: Mapping[str, Any]) -> Iterator[RunDir]:
+def open_output(folder: Path, record: Mapping[str, Any]) -> Iterator[RunDir]:
     """Take the output folder for one run.
 
     Args:
         folder: made if it is missing.
-        settings: every key, and the fingerprints of images and model.
+        record: every key, and the fingerprints of images and model.
 
     Raises:
         InputError: if the folder cannot be written, is full or in use, or holds results of other settings, images or
@@ -57,8 +77,8 @@ def open_output(folder: Path, settings: Mapping[str, Any]) -> Iterator[RunDir]:
     """
     begun = any((folder / PARTS).glob("part_*.parquet")) or (folder / RESULTS).exists()
     if begun and (folder / CONFIG).is_file():
-        _refuse_other(folder, settings)
-    with RunDir(folder, settings, ignore=CARRY_OUT_KEYS) as run:
+        _refuse_other(folder, record)
+    with RunDir(folder, record, ignore=CARRY_OUT) as run:
         try:
             yield run
         except OSError as error:
@@ -69,7 +89,7 @@ def open_output(folder: Path, settings: Mapping[str, Any]) -> Iterator[RunDir]:
             ) from error
 
 
-def _refuse_other(folder: Path, settings: Mapping[str, Any]) -> None:
+def _refuse_other(folder: Path, record: Mapping[str, Any]) -> None:
     try:
         former = dict(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
@@ -77,20 +97,20 @@ def _refuse_other(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{folder / CONFIG} cannot be read; choose another output_dir, or delete the folder."
         ) from error
     way_out = "choose another output_dir, or delete the folder."
-    if IMAGES_KEY not in former or former.get("task") != settings["task"]:
+    if IMAGES_KEY not in former or former.get("task") != record["task"]:
         raise InputError(f"{folder} holds results of something else; {way_out}")
-    changed = [key for key in settings if former.get(key) != settings[key] and key not in CARRY_OUT_KEYS]
-    shown = [f"{key} {former.get(key)} -> {settings[key]}" for key in changed if key not in (MODEL_KEY, IMAGES_KEY)]
+    changed = [key for key in record if former.get(key) != record[key] and key not in CARRY_OUT]
+    shown = [f"{key} {former.get(key)} -> {record[key]}" for key in changed if key not in (MODEL_KEY, IMAGES_KEY)]
     if shown:
         raise InputError(f"{folder} was begun with other settings: {'; '.join(shown)}; {way_out}")
     if IMAGES_KEY in changed:
         raise InputError(
             f"{folder} was begun with other images: those of {former['dataset']!r} then and of "
-            f"{settings['dataset']!r} now differ; {way_out}"
+            f"{record['dataset']!r} now differ; {way_out}"
         )
     if MODEL_KEY in changed:
         raise InputError(
-            f"{folder} was begun with another model: {former['model']!r} then and {settings['model']!r} now differ; "
+            f"{folder} was begun with another model: {former['model']!r} then and {record['model']!r} now differ; "
             f"{way_out}"
         )
 
@@ -134,13 +154,13 @@ class Parts:
         schema = self._schema.with_metadata({FACTS: json.dumps(facts, ensure_ascii=False)})
         parts = [pa.Table.from_pydict(dict(batch), schema=schema) for batch in batches]
         table = pa.concat_tables(parts) if parts else schema.empty_table()
-        with _replacing(self.path(number)) as temporary:
+        with replacing_file(self.path(number)) as temporary:
             pq.write_table(table, temporary)
 
     def join(self) -> tuple[int, int]:
         """Join all parts into the result's files; returns how many images have an answer, and how many do not."""
         answered, path = 0, self._out / f"{self._answers.name}.parquet"
-        with _replacing(path) as temporary, pq.ParquetWriter(temporary, self._schema) as writer:
+        with replacing_file(path) as temporary, pq.ParquetWriter(temporary, self._schema) as writer:
             for table in self._tables():
                 if len(table):  # readers take the length of the first group for that of their batches
                     writer.write_table(table)
@@ -156,7 +176,7 @@ class Parts:
     def _write_csv(self) -> None:
         columns = [*IDENTITY.names, *self._answers.csv_columns]
         path = self._out / f"{self._answers.name}.csv"
-        with _replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
+        with replacing_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
             writer = csv.writer(text)
             writer.writerow(columns)
             for table in self._tables():
@@ -166,7 +186,7 @@ class Parts:
 
     def _write_skipped(self) -> int:
         count = 0
-        with _replacing(self._out / SKIPPED) as path, path.open("w", encoding="utf-8", newline="") as text:
+        with replacing_file(self._out / SKIPPED) as path, path.open("w", encoding="utf-8", newline="") as text:
             writer = csv.DictWriter(text, ["row", "file", "reason"])
             writer.writeheader()
             for number in range(len(self.sizes)):
@@ -178,16 +198,3 @@ class Parts:
     def remove(self) -> None:
         """Remove the parts, once what they were joined into is on the disk."""
         shutil.rmtree(self.folder)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary neighbor to write to, which takes the place of ``path`` if all goes well."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

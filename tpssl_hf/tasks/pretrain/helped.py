@@ -54,7 +54,7 @@ def sentence(judged: Mapping[str, Any]) -> str:
     """Say the verdict, with the differences it rests on; without labels, that nobody knows and how to find out."""
     if judged["verdict"] == "unknown":
         return (
-            "Whether adapting helped is not known: there were no labels to measure it by. recipes/verdict.py finds "
+            "Whether adapting helped is not known: there were no labels to measure it by. `tpssl-hf verdict` finds "
             "out with a few of them."
         )
     points = "; ".join(

@@ -1,0 +1,79 @@
+"""Label images with a finished classifier, or write the masks of a finished segmenter.
+
+    tpssl-hf predict --model outputs/digits_fixmatch --dataset path/to/images
+    tpssl-hf predict --model outputs/digit_scenes --dataset path/to/images --overlays
+    python recipes/predict.py --model outputs/digits_fixmatch --dataset path/to/images   # the same without installing
+
+The folder --output_dir then holds predictions.parquet and predictions.csv, or masks/, and skipped.csv with the images
+that could not be read. Started again with the same keys, an unfinished run continues where it was. docs/predict.md
+says what the columns are.
+
+Every key: defaults < --config file < command line; --help lists them.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from typing import Any, Protocol
+
+import datasets
+
+from tpssl_hf.config.parser import parse_args
+from tpssl_hf.tasks.predict import run
+from tpssl_hf.tasks.predict.config import PredictArgs
+
+
+class FinishedRun(Protocol):
+    """A finished run of this package, as the public functions of training return it."""
+
+    @property
+    def model_path(self) -> str | PathLike[str]:
+        """Folder of its model."""
+        ...
+
+
+Model = str | PathLike[str] | FinishedRun
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Apply the model and say where the answers are; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    say_result(run.predict(parse_args(PredictArgs, given, description=__doc__ or "").predict))
+    return 0
+
+
+def predict(model: Model, dataset: str | PathLike[str], **keys: Any) -> datasets.Dataset:
+    """Label images with a finished classifier, or write the masks of a finished segmenter.
+
+    Args:
+        model: a finished run, its folder, its ``model/`` folder, or a Hub id with an optional ``@revision``.
+        dataset: a folder of images, parquet or arrow files, a saved data set, or a Hub id.
+        **keys: every other key of ``tpssl-hf predict``, such as ``split``, ``batch_size`` or ``output_dir``.
+
+    Returns:
+        One row per image that could be read: ``row``, ``file``, and ``label``, ``confidence``, ... of a classifier, or
+        ``mask`` (path of a PNG), ``confidence`` and ``class_shares`` of a segmenter. The same table is in
+        ``output_dir``; the same call again reads it, or continues it.
+
+    Raises:
+        InputError: for an unknown key, a model or images that cannot be used, and an ``output_dir`` that holds
+            something else.
+    """
+    result = run.predict(parse_args(PredictArgs, keywords(model, dataset, keys)).predict)
+    table = result.table()
+    if "mask" not in table.column_names:
+        return table
+    masks = [str(result.folder / mask) for mask in table["mask"]]
+    columns = table.column_names
+    return table.remove_columns("mask").add_column("mask", masks).select_columns(columns)
+
+
+def keywords(model: Model, dataset: str | PathLike[str], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all keys by name, with a finished run as its model's folder."""
+    place = model if isinstance(model, str | PathLike) else model.model_path
+    return {"model": fspath(place), "dataset": fspath(dataset), **keys}
+
+
+def say_result(result: run.PredictResult) -> None:
+    """Print how many images have an answer, and where."""
+    print(f"{result.images:,} images, {result.skipped:,} that could not be read: {result.path}")
