@@ -73,7 +73,8 @@ def run_once(args: PretrainArgs, accelerator: Accelerator) -> int:
         signals = stack.enter_context(StopSignals())
         accelerator.print(describe(accelerator))
         prepared = prepare(args, accelerator, run_dir)
-        for line in (prepared.origin.size_note(prepared.views.image_size), *cautions(prepared)):
+        notes = (prepared.origin.size_note(prepared.views.image_size), prepared.batchnorm.sentence())
+        for line in (*notes, *cautions(prepared)):
             if line:
                 accelerator.print(line)
         done, progress = train(prepared, run_dir, signals)

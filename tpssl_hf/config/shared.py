@@ -42,6 +42,11 @@ class ModelConfig:
     init: str = key(
         "random", "random | timm | a timm weight tag | a folder | a .safetensors file | a Hub id[@revision]."
     )
+    backbone_batchnorm: Literal["auto", "frozen", "train"] = key(
+        "auto",
+        "BatchNorm of the backbone: frozen keeps the running statistics of the weights, train learns those of the "
+        "images; auto: train for random weights, else what is measured to serve better before the first step.",
+    )
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass: less memory, more time.")
     compile: bool = key(False, "torch.compile the training step (worth it on a GPU; minutes of compiling on a CPU).")
     sync_batchnorm: bool = key(True, "With several processes: BatchNorm statistics over all of them.")

@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewPolicy, ViewSettings
 from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.models.batchnorm import keep_frozen
 
 Batch = Mapping[str, Mapping[str, Tensor]]  # stream name -> field name -> tensor
 Losses = dict[str, Tensor]  # "loss" carries the gradient; every other entry is a detached scalar for the log
@@ -57,6 +58,12 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """Update teachers and queues after the optimizer step; nothing by default. Called on the unwrapped module."""
         return
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; BatchNorm layers with frozen statistics stay in evaluation mode."""
+        super().train(mode)
+        keep_frozen(self)
+        return self
 
     @property
     @abstractmethod

@@ -13,11 +13,30 @@ from tpssl_hf.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 BatchNorm = nn.modules.batchnorm._BatchNorm  # the base of all of torch's and timm's
+FROZEN = "statistics_frozen"  # attribute of a layer that stays on its running statistics
 
 
 def batchnorm_layers(module: nn.Module) -> list[BatchNorm]:
     """Return the BatchNorm layers of ``module``, itself included, of every kind."""
     return [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Keep the BatchNorm layers of ``network`` on their running statistics, in training too; γ and β learn.
+
+    Copies of the network are frozen as well. Whoever sets training mode must call :func:`keep_frozen` afterwards, as
+    :class:`tpssl_hf.methods.base.Method` does.
+    """
+    for layer in batchnorm_layers(network):
+        setattr(layer, FROZEN, True)
+        layer.eval()
+
+
+def keep_frozen(module: nn.Module) -> None:
+    """Put the layers that :func:`freeze_statistics` has frozen back into evaluation mode."""
+    for layer in batchnorm_layers(module):
+        if getattr(layer, FROZEN, False):
+            layer.eval()
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -80,13 +99,20 @@ class SyncedBatchNorm(BatchNorm):
 def synchronize_batchnorm(module: Network, device: torch.device) -> Network:
     """Replace the BatchNorm layers below ``module`` by ones that share statistics; parameters and keys stay.
 
+    Layers with frozen statistics share none, and stay as they are.
+
     Raises:
         InputError: on a CPU for BatchNorm layers fused with an activation (some timm models have them).
     """
     if device.type == "cuda":
+        frozen = [name for name, layer in module.named_modules() if getattr(layer, FROZEN, False)]
         converted: Network = convert_sync_batchnorm(module)
+        for name in frozen:
+            freeze_statistics(converted.get_submodule(name))
         return converted
     for name, child in list(module.named_children()):
+        if getattr(child, FROZEN, False):
+            continue
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
             setattr(module, name, _converted(child))
         elif isinstance(child, BatchNorm):

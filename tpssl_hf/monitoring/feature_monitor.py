@@ -1,5 +1,6 @@
 """The health watch of a run: looks at a fixed sample every few epochs, and says when to stop."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,6 +40,7 @@ class HealthWatch:
         stop_on_collapse: whether a collapse stops the run, or only warns.
         stop_when_stable: whether a settled run stops.
         probe: images with labels to log kNN accuracy on, or None.
+        reestimate: whether the backbone is saved with re-estimated BatchNorm statistics, and so looked at with them.
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class HealthWatch:
         stop_on_collapse: bool,
         stop_when_stable: bool,
         probe: ProbeSplit | None,
+        reestimate: bool = True,
     ) -> None:
         self.store, self.settings, self.transform, self.device = store, settings, transform, device
         self.every, self.settle_after = every, settle_after
         self.projection_features = projection_features
         self.stop_on_collapse, self.stop_when_stable = stop_on_collapse, stop_when_stable
-        self.probe = probe
+        self.probe, self.reestimate = probe, reestimate
         self.sample = np.sort(np.random.default_rng(0).permutation(len(store))[:SAMPLE])
         self.monitor, self.stages = HealthMonitor(), StageWatch()
         self.stop_reason: str | None = None
@@ -108,6 +111,8 @@ class HealthWatch:
         return eval_view(images, self.settings)
 
     def _reestimated(self, backbone: nn.Module) -> nn.Module:
+        if not self.reestimate:
+            return copy.deepcopy(backbone).eval()
         images = (self.store.gather(part, epoch=0) for part in batches_of(self.sample))
         return with_reestimated_batchnorm(backbone, images, self.settings, self.device)
 

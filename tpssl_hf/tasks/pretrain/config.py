@@ -23,6 +23,11 @@ class PretrainConfig:
     l2_weight: float | None = key(
         None, "L2-SP weight λ, the penalty toward Φ_pre (Eq. 3); 1e-2 when not given, 0 from random weights."
     )
+    select: Literal["best", "last"] = key(
+        "best",
+        "What model/ holds. best: the snapshot that labels of training images show to be better than the start, else "
+        "the start itself; without labels the last one. last: the last one, as in the paper.",
+    )
     l2_mode: Literal["loss", "decoupled"] = key(
         "loss", "The penalty in the loss (Eq. 3), or as a step beside the optimizer's (ablation)."
     )

@@ -1,10 +1,13 @@
 """What a run of target pretraining is made of, settled before its first step (paper §III-B, Eq. 3)."""
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -19,15 +22,18 @@ from tpssl_hf.data.streams import ImageStream
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.batchnorm import REESTIMATION_IMAGES, sample_for_statistics, with_reestimated_batchnorm
 from tpssl_hf.evaluation.features import extract_features
-from tpssl_hf.evaluation.probes import probe, probe_split
+from tpssl_hf.evaluation.probes import ProbeSplit, probe, probe_split
 from tpssl_hf.methods.base import Method, Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import WeightsSource, load_backbone
+from tpssl_hf.models.batchnorm import freeze_statistics
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
+from tpssl_hf.tasks.pretrain.batchnorm_choice import BatchNormChoice, LookedAt, choose_batchnorm
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
 from tpssl_hf.tasks.pretrain.data import open_images
+from tpssl_hf.tasks.pretrain.selection import answers_of, choosing_and_judging
 from tpssl_hf.training.accelerator import per_device_batch_size, prepare_method
 from tpssl_hf.training.loop import (
     Stream,
@@ -57,6 +63,9 @@ class PretrainRun:
     epoch_steps: int | None  # None when streaming
     max_steps: int
     learning_rate: Callable[[int], float]
+    choosing: ProbeSplit | None  # labels that choose between candidates, None where there are none or none is wanted
+    judging: ProbeSplit | None  # other labels, which judge what is saved
+    batchnorm: BatchNormChoice
 
 
 def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None) -> PretrainRun:
@@ -84,6 +93,11 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
     if max_steps < 1:
         raise InputError("a streamed data set has no known length: give --max_steps, a whole number above 0.")
     learning_rate = schedule(optim, max_steps, epoch_steps)
+    choosing, judging = label_splits(args, store)
+    looked_at = None if store is None else LookedAt(store, views, accelerator.device)
+    batchnorm = choose_batchnorm(model.backbone_batchnorm, backbone, origin.kind, looked_at, choosing)
+    if batchnorm.mode == "frozen":
+        freeze_statistics(backbone)
     if model.gradient_checkpointing:
         recompute_activations(backbone)
     method = prepare_method(
@@ -109,7 +123,18 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
         epoch_steps=epoch_steps,
         max_steps=max_steps,
         learning_rate=learning_rate,
+        choosing=choosing,
+        judging=judging,
+        batchnorm=batchnorm,
     )
+
+
+def label_splits(args: PretrainArgs, store: ImageCache | None) -> tuple[ProbeSplit | None, ProbeSplit | None]:
+    """Return the labels that choose what is saved, and those that judge it: all of them with ``select`` last."""
+    split = probe_split(store.labels) if store and store.labels is not None else None
+    if split is None or args.task.select == "last":
+        return None, split
+    return choosing_and_judging(split)
 
 
 def anchored(method: Method, args: PretrainArgs, learning_rate: Callable[[int], float], max_steps: int) -> Anchor:
@@ -151,22 +176,39 @@ def cautions(run: PretrainRun) -> list[str]:
 
 
 def finished_backbone(run: PretrainRun) -> nn.Module:
-    """Copy the backbone as it is now, with the BatchNorm statistics of the images as they are, not of their views.
+    """Copy the backbone as it is now, as it would be saved.
 
-    Frozen features are several points better for it (benchmarks/RESULTS.md), and whoever finetunes with frozen
-    BatchNorm depends on it.
+    Where BatchNorm is trained, its statistics are re-estimated on the images as they are, not as their views:
+    frozen features are several points better for it (benchmarks/RESULTS.md). Frozen ones stay as they came.
     """
+    if run.batchnorm.mode == "frozen":
+        return copy.deepcopy(run.method.deployed).eval()
+    return reestimated(run, run.method.deployed)
+
+
+def reestimated(run: PretrainRun, backbone: nn.Module) -> nn.Module:
+    """Copy a backbone and give it the BatchNorm statistics of the images."""
     if run.store is not None:
         images: Iterable[ImageBatch] = sample_for_statistics(run.store)
     else:
         images = islice(run.stream.batches(0), max(1, REESTIMATION_IMAGES // run.args.optim.batch_size))
-    return with_reestimated_batchnorm(run.method.deployed, images, run.views, run.accelerator.device)
+    return with_reestimated_batchnorm(backbone, images, run.views, run.accelerator.device)
 
 
 def probed(run: PretrainRun, backbone: nn.Module) -> dict[str, list[int]]:
-    """Return what :func:`probe` does where the training images have labels; labels never reach the training."""
-    split = probe_split(run.store.labels) if run.store and run.store.labels is not None else None
-    if run.store is None or split is None:
-        return {}
-    store, device = run.store, run.accelerator.device
-    return probe(lambda indices: extract_features(backbone, store, indices, run.views, device), split)
+    """Return what :func:`probe` does where the training images have labels; empty where they have none."""
+    features = features_by(run)
+    return probe(partial(features, backbone), run.judging) if run.judging is not None else {}
+
+
+def choosing_answers(run: PretrainRun, backbone: nn.Module) -> list[int] | None:
+    """Return what the labels that choose between candidates say of one, None where there are none."""
+    return answers_of(partial(features_by(run), backbone), run.choosing) if run.choosing is not None else None
+
+
+def features_by(run: PretrainRun) -> Callable[[nn.Module, np.ndarray], np.ndarray]:
+    """Return (backbone, numbers of images) -> features (N, D) of undistorted images."""
+    assert run.store is not None or run.judging is None
+    return lambda backbone, indices: extract_features(
+        backbone, cast(ImageCache, run.store), indices, run.views, run.accelerator.device
+    )

@@ -1,14 +1,21 @@
 """What a finished target pretraining leaves: curves.png, model/, results.json, and a summary for people."""
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from tpssl_hf.config.parser import flat
+from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.plots.training import draw_curves
 from tpssl_hf.tasks.pretrain.helped import accuracies, sentence, verdict
-from tpssl_hf.tasks.pretrain.prepare import PretrainRun, finished_backbone, probed
+from tpssl_hf.tasks.pretrain.prepare import PretrainRun, choosing_answers, finished_backbone, probed
 from tpssl_hf.tasks.pretrain.run import Progress
+from tpssl_hf.tasks.pretrain.selection import BN_ONLY, LAST, START
 from tpssl_hf.training.accelerator import describe
 from tpssl_hf.training.provenance import PAPER, run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
@@ -16,12 +23,17 @@ from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
 
 def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progress) -> str:
     """Write curves.png, model/ and results.json; returns the summary for people."""
-    args, backbone = run.args, finished_backbone(run)
+    args, last = run.args, finished_backbone(run)
+    saved, backbone, gain = choose(run, progress, last, done)
     right = {
         "before": progress.before,
         "statistics_only": progress.statistics_only,
-        "after": probed(run, backbone),
+        "after": progress.before if saved == START else probed(run, backbone),
     }
+    judged = verdict(**right)
+    if saved != START and args.task.select == "best" and judged["verdict"] == "worse":  # other labels disagree
+        saved, backbone, right["after"] = START, start_of(run), progress.before
+        judged = verdict(**right)
     metrics = {f"{name}_{when}": v for when, answers in right.items() for name, v in accuracies(answers).items()}
     draw_curves(run_dir.path / "curves.png", read_metrics(run_dir.path / "metrics.jsonl"))
     results = run_facts(
@@ -43,19 +55,54 @@ def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progres
         machine=describe(run.accelerator),
         images_per_second=done * args.optim.batch_size / progress.seconds,
         metrics=metrics,
-        verdict=verdict(**right),
+        verdict=judged,
+        saved={"candidate": saved, "select": args.task.select, "gain": gain, "curve": progress.selection.curve},
+        batchnorm={"mode": run.batchnorm.mode, "why": run.batchnorm.why},
         config=flat(args),
     )
+    if run.choosing is not None:
+        _save(last, run_dir.path / "model_last", run, {})
     provenance = {name: results[name] for name in ("recipe", "method", "dataset", "init", "seed", "steps", "versions")}
-    save_timm_folder(
-        backbone,
-        run_dir.path / "model",
-        preprocessing=run.views.preprocessing,
-        provenance={**provenance, "paper": PAPER},
-        license=run.origin.license,
-    )
+    _save(backbone, run_dir.path / "model", run, {**provenance, "paper": PAPER})
     run_dir.write_json(RESULTS, results)
     return summary(run_dir.path, results)
+
+
+def choose(
+    run: PretrainRun, progress: Progress, last: nn.Module, done: int
+) -> tuple[str, nn.Module, dict[str, float] | None]:
+    """Return the name of what is saved, the network, and its difference to Φ_pre by the labels that chose it."""
+    selection = progress.selection
+    if run.choosing is None:
+        return LAST, last, None
+    right = choosing_answers(run, last)
+    assert right is not None
+    selection.consider(LAST, last, right, done)
+    name, gain = selection.chosen()
+    if name in (START, LAST):
+        return name, start_of(run) if name == START else last, gain
+    network = copy.deepcopy(last)
+    network.load_state_dict(selection.state)
+    return name, network, gain
+
+
+def start_of(run: PretrainRun) -> nn.Module:
+    """Load Φ_pre again."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.args.run.seed)  # of random weights
+        model = run.args.model
+        backbone, _ = load_backbone(model.backbone, init=model.init, image_size=run.args.data.image_size)
+    return backbone.to(run.accelerator.device).eval()
+
+
+def _save(backbone: nn.Module, folder: Path, run: PretrainRun, provenance: Mapping[str, Any]) -> None:
+    save_timm_folder(
+        backbone,
+        folder,
+        preprocessing=run.views.preprocessing,
+        provenance=dict(provenance),
+        license=run.origin.license,
+    )
 
 
 def summary(folder: Path, results: dict[str, Any]) -> str:
@@ -70,7 +117,7 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
             )
     return "\n".join(
         [
-            f"\n{sentence(results['verdict'])}",
+            f"\n{_first_line(results)}",
             f"Adapted {results['backbone']} ({results['init']['kind']} weights) to {results['dataset']['name']}: "
             f"{results['steps']} steps in {results['seconds']:.0f} s, {results['images_per_second']:.0f} images/s",
             *([f"  {results['stopped']}"] if results["stopped"] else []),
@@ -83,6 +130,19 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
             ),
         ]
     )
+
+
+def _first_line(results: dict[str, Any]) -> str:
+    """Say what model/ holds and what it is worth."""
+    saved = results["saved"]["candidate"]
+    if saved == START:
+        return (
+            "Nothing adapted is better than the weights it started from beyond doubt, by labels of training images: "
+            "model/ holds the start, model_last/ what training ended with."
+        )
+    others = {BN_ONLY: "the start with re-estimated BatchNorm statistics", LAST: ""}
+    what = others.get(saved, f"the snapshot of {saved}")
+    return sentence(results["verdict"]) + (f" It is {what}." if what else "")
 
 
 def _next_steps(folder: Path, results: dict[str, Any]) -> list[str]:

@@ -1,18 +1,21 @@
 """One run of target pretraining, Φ_pre → Φ_T (paper §III-B, Eq. 3): how it is carried out."""
 
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from tpssl_hf.config.parser import flat
 from tpssl_hf.evaluation.probes import probe_split
 from tpssl_hf.monitoring.feature_monitor import HealthWatch
 from tpssl_hf.plots.training import draw_views
-from tpssl_hf.tasks.pretrain.prepare import PretrainRun, finished_backbone, probed
+from tpssl_hf.tasks.pretrain.prepare import PretrainRun, choosing_answers, finished_backbone, probed, reestimated
+from tpssl_hf.tasks.pretrain.selection import BN_ONLY, Selection
 from tpssl_hf.training.accelerator import start_tracker
 from tpssl_hf.training.checkpoint_manager import CheckpointManager
 from tpssl_hf.training.loop import (
@@ -25,6 +28,8 @@ from tpssl_hf.training.loop import (
 )
 from tpssl_hf.training.run_dir import RunDir, StopSignals
 
+SNAPSHOTS = 10  # looks at what labels say of the backbone, in a run, at most
+
 
 @dataclass
 class Progress:
@@ -35,12 +40,28 @@ class Progress:
         before: what the probes say of Φ_pre, see :func:`probed`.
         statistics_only: the same of Φ_pre with re-estimated BatchNorm statistics and nothing else.
         stop_reason: why it ended before its last step, if it did.
+        selection: the best candidate so far, for what is saved at the end.
     """
 
     seconds: float = 0.0
     before: dict[str, list[int]] = field(default_factory=dict)
     statistics_only: dict[str, list[int]] = field(default_factory=dict)
     stop_reason: str | None = None
+    selection: Selection = field(default_factory=Selection)
+
+    def values(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps as JSON values; ``selection.state`` are tensors."""
+        return {name: value for name, value in vars(self).items() if name != "selection"} | {
+            "selection": self.selection.values()
+        }
+
+    @classmethod
+    def restored(cls, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Build it from what :meth:`values` returned, and the selection's tensors."""
+        names = ("seconds", "before", "statistics_only", "stop_reason")
+        progress = cls(**{name: values[name] for name in names})
+        progress.selection.load(tensors, values["selection"])
+        return progress
 
 
 def train(run: PretrainRun, run_dir: RunDir | None, signals: StopSignals) -> tuple[int, Progress]:
@@ -68,6 +89,7 @@ def train(run: PretrainRun, run_dir: RunDir | None, signals: StopSignals) -> tup
                 moved = run.method.moved()
                 values |= watch.check(done, run.method.deployed, values.get("projection_std"), moved)
                 progress.stop_reason = watch.stop_reason
+                consider_snapshot(run, progress.selection, done)
             if run_dir:
                 run_dir.append({"step": done, "epoch": done / run.epoch_steps if run.epoch_steps else None, **values})
             track(values, done)
@@ -75,7 +97,8 @@ def train(run: PretrainRun, run_dir: RunDir | None, signals: StopSignals) -> tup
         if stopping or step.save_due:
             progress.seconds = seconds_before + time.perf_counter() - began
             tensors, health = watch.state() if watch else ({}, {})
-            checkpoints.save(done, {**asdict(progress), "health": health}, {"health": tensors})
+            groups = {"health": tensors, "selection": progress.selection.state}
+            checkpoints.save(done, {**progress.values(), "health": health}, groups)
         if stopping:
             break
     progress.stop_reason = broadcast_object_list([progress.stop_reason])[0]
@@ -91,7 +114,7 @@ def begin(
         if watch:
             watch.load(checkpoint.tensors["health"], checkpoint.state["health"])
         say(f"resuming after step {checkpoint.step} of {run.max_steps}")
-        return checkpoint.step, Progress(**{name: checkpoint.state[name] for name in asdict(Progress())})
+        return checkpoint.step, Progress.restored(checkpoint.state, checkpoint.tensors.get("selection", {}))
     progress = probed_before(run) if run_dir else Progress()
     if watch:
         watch.begin(run.method.deployed)
@@ -99,6 +122,17 @@ def begin(
         draw_first_views(run, run_dir.path / "augmentations.png")
         say(f"{run_dir.path / 'augmentations.png'} shows the views: look at it before you wait")
     return 0, progress
+
+
+def consider_snapshot(run: PretrainRun, selection: Selection, step: int) -> None:
+    """Let labels say what the backbone is worth now, ten times a run at most."""
+    looked = selection.curve[-1][0] if selection.curve else 0
+    if run.choosing is None or step - looked < run.max_steps / SNAPSHOTS or step == run.max_steps:
+        return
+    snapshot = finished_backbone(run)
+    right = choosing_answers(run, snapshot)
+    assert right is not None
+    selection.consider(f"step_{step}", snapshot, right, step)
 
 
 def steps_of(run: PretrainRun, start_step: int, *, shown: bool) -> Iterable[Step]:
@@ -136,6 +170,7 @@ def make_watch(run: PretrainRun) -> HealthWatch | None:
         stop_on_collapse=health.on_collapse == "stop",
         stop_when_stable=health.stop_when == "stable",
         probe=probe_split(labels, most=2000) if labels is not None else None,
+        reestimate=run.batchnorm.mode != "frozen",
     )
 
 
@@ -149,8 +184,15 @@ def draw_first_views(run: PretrainRun, path: Path) -> None:
 
 
 def probed_before(run: PretrainRun) -> Progress:
-    """Probe Φ_pre as it came, and with re-estimated BatchNorm statistics, which every saved backbone gets."""
-    backbone, finished = run.method.deployed, finished_backbone(run)
+    """Probe Φ_pre as it came, and with re-estimated BatchNorm statistics and nothing else."""
+    backbone, alone = run.method.deployed, reestimated(run, run.method.deployed)
     before = probed(run, backbone)
-    moved = any(not torch.equal(a, b) for a, b in zip(backbone.buffers(), finished.buffers(), strict=True))
-    return Progress(before=before, statistics_only=probed(run, finished) if moved else before)
+    moved = any(not torch.equal(a, b) for a, b in zip(backbone.buffers(), alone.buffers(), strict=True))
+    progress = Progress(before=before, statistics_only=probed(run, alone) if moved else before)
+    if (right := choosing_answers(run, backbone)) is not None:
+        progress.selection.begin(right)
+        if moved:
+            other = choosing_answers(run, alone)
+            assert other is not None
+            progress.selection.consider(BN_ONLY, alone, other)
+    return progress
