@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.methods.base import Batch
 from tpssl_hf.process import cpu_has_bf16
-from tpssl_hf.training import loop as engine
+from tpssl_hf.training.nonfinite_guard import NonFiniteGuard
 
 WORKERS = 2
 BATCH = {64: 64, 224: 16}
@@ -129,9 +129,9 @@ class Stages:
                 (method.target_backbone, "forward", "target forward"),
                 (method.target_projector, "forward", "target forward"),
                 (step.accelerator, "backward", "backward"),
-                (engine.NonFiniteGuard, "remember_buffers", "guard"),
-                (engine.NonFiniteGuard, "check", "guard"),
-                (engine.NonFiniteGuard, "stop_after_bad_streak", "guard"),
+                (NonFiniteGuard, "remember_buffers", "guard"),
+                (NonFiniteGuard, "check", "guard"),
+                (NonFiniteGuard, "stop_after_bad_streak", "guard"),
                 (step.optimizer, "step", "optimizer"),
                 (step.method, "after_step", "EMA"),
             )

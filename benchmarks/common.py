@@ -29,7 +29,7 @@ from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.training.accelerator import make_accelerator
-from tpssl_hf.training.loop import LoopSettings, batches_on_device, train
+from tpssl_hf.training.loop import LoopSettings, batches_on_device, training_steps
 from tpssl_hf.training.optim import build_optimizer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -94,19 +94,10 @@ class OurStep:
         """Make ``steps`` steps of the engine."""
         end = self.done + steps
         loop = LoopSettings(end, self.batch_size, log_every=10**9, save_every=10**9)
-        train(
-            self.accelerator,
-            self.prepared,
-            self.optimizer,
-            lambda step: RATE,
-            batches,
-            loop,
-            start_step=self.done,
-            log=lambda step, values: None,
-            save=lambda step: None,
-            stop=lambda: False,
-        )
-        self.done = end
+        for step in training_steps(
+            self.accelerator, self.prepared, self.optimizer, lambda step: RATE, batches, loop, start_step=self.done
+        ):
+            self.done = step.done
 
 
 def our_step(

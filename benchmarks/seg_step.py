@@ -42,19 +42,16 @@ from common import machine, timed
 from PIL import Image
 
 from tpssl_hf.augment import mixing
-from tpssl_hf.config.parser import parse_with_method
-from tpssl_hf.config.shared import ModelConfig, RunConfig
+from tpssl_hf.config.shared import RunConfig
 from tpssl_hf.errors import InputError
-from tpssl_hf.methods.segment import SEGMENT
-from tpssl_hf.tasks.segment.config import MaskDataConfig, SegmentConfig, SegmentOptimConfig
-from tpssl_hf.tasks.segment.run import Job, prepare
+from tpssl_hf.tasks.segment.config import METHODS, parse_segment
+from tpssl_hf.tasks.segment.run import SegmentRun, prepare
 from tpssl_hf.training.accelerator import make_accelerator
-from tpssl_hf.training.loop import LoopSettings, batches_on_device, train
+from tpssl_hf.training.loop import LoopSettings, batches_on_device, training_steps
 
 HEIGHT, WIDTH = 120, 160  # of the images made and of the crops
 COUNT, CLASSES, LABELS = 64, 6, 16
 TARGET = 15  # per cent of a step's CPU time that data, augmentation and mixing may take
-GROUPS: list[type] = [SegmentConfig, MaskDataConfig, ModelConfig, SegmentOptimConfig, RunConfig]
 HEADER = (
     *("learner", "labeled + unlabeled per step", "images/s", "CPU-ms per image"),
     *(
@@ -103,14 +100,12 @@ def time_mixing(learner: str) -> list[float]:
     return spent
 
 
-def job_of(learner: str, arguments: argparse.Namespace) -> Job:
+def job_of(learner: str, arguments: argparse.Namespace) -> SegmentRun:
     """Put the learner together as the recipe does; only its batch size and the crop are not its own."""
     given = {"method": learner, "dataset": arguments.dataset, "cache_dir": arguments.cache_dir, "labels": LABELS}
     given |= {"shorter_side": HEIGHT, "crop_height": HEIGHT, "crop_width": WIDTH, "test_split": "none"}
     given |= {"backbone": arguments.backbone, "output_stride": 16, "batch_size": arguments.batch_size}
-    methods = {name: (spec.config, {**spec.defaults, "output_dir": "unused"}) for name, spec in SEGMENT.items()}
-    written = [f"--{name}={value}" for name, value in given.items()]
-    return prepare(*parse_with_method(written, GROUPS, methods, description=""), make_accelerator(RunConfig()), None)
+    return prepare(parse_segment(given), make_accelerator(RunConfig()), None)
 
 
 class Steps:
@@ -128,23 +123,14 @@ class Steps:
 
     def whole(self, steps: int) -> None:
         """Make so many steps, at the end of a run as far as schedules go, and wait for them."""
-        job, losses = self.job, [math.nan]
-        end = self.done + steps
-        train(
-            job.accelerator,
-            self.prepared,
-            job.optimizer,
-            job.rate,
-            self.batches,
-            LoopSettings(end, job.images_per_step, log_every=10**9, save_every=10**9),
-            start_step=self.done,
-            log=lambda step, values: losses.append(values["loss"]),
-            save=lambda step: None,
-            stop=lambda: False,
-        )
-        self.done = end
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"the loss is {losses[-1]}")
+        job, loss = self.job, math.nan
+        loop = LoopSettings(self.done + steps, job.images_per_step, log_every=10**9, save_every=10**9)
+        for step in training_steps(
+            job.accelerator, self.prepared, job.optimizer, job.learning_rate, self.batches, loop, start_step=self.done
+        ):
+            self.done, loss = step.done, step.losses["loss"] if step.losses else loss
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss}")
 
     def data(self, steps: int) -> None:
         """Make the batches of so many steps only."""
@@ -191,7 +177,7 @@ def memory_of(learner: str, arguments: argparse.Namespace) -> float:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Measure all learners and print the table."""
-    sides = {learner: Steps(learner, arguments) for learner in SEGMENT}
+    sides = {learner: Steps(learner, arguments) for learner in METHODS.specs}
     precision = next(iter(sides.values())).job.accelerator.mixed_precision.replace("no", "fp32")
     print(
         f"{machine()}; {arguments.device}, {precision}; {arguments.backbone}, output stride 16\n\n{WIDTH} x {HEIGHT} "
@@ -233,7 +219,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="CPU threads; chosen for the machine when not given")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--cache_dir", help=argparse.SUPPRESS)
-    parser.add_argument("--only_memory_of", choices=tuple(SEGMENT), help=argparse.SUPPRESS)
+    parser.add_argument("--only_memory_of", choices=tuple(METHODS.specs), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     if arguments.device == "cpu":

@@ -33,10 +33,11 @@ def load_file(path: Path) -> Any:
     return module
 
 
-def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]]:
+def points() -> dict[str, tuple[Any, str, Literal["before", "after"]]]:
     """Where a run can be hit: name -> owner, attribute, and whether before or after the call."""
     from tpssl_hf.methods.pretrain.anchor import _SquaredDistance
     from tpssl_hf.methods.pretrain.byol import BYOL
+    from tpssl_hf.tasks.pretrain import report
     from tpssl_hf.training import checkpoint, checkpoint_manager
     from tpssl_hf.training.optim import LARS
     from tpssl_hf.training.run_dir import RunDir
@@ -48,16 +49,16 @@ def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]
         "teacher": (BYOL, "after_step", "after"),
         "log": (RunDir, "append", "before"),
         "write": (checkpoint, "_write", "before"),
-        "rename": (checkpoint, "_move_into_place", "before"),
+        "rename": (checkpoint, "swap_folder", "before"),
         "replace": (os, "replace", "after"),
         "saved": (checkpoint_manager, "save_checkpoint", "after"),
-        "curves": (recipe, "draw_curves", "before"),
+        "curves": (report, "draw_curves", "before"),
         "results": (RunDir, "write_json", "before"),
     }
 
 
-def inject(fault: Fault, recipe: Any, log: Path) -> None:
-    owner, name, when = points(recipe)[fault.point]
+def inject(fault: Fault, log: Path) -> None:
+    owner, name, when = points()[fault.point]
     original = getattr(owner, name)
     calls = 0
 
@@ -141,7 +142,7 @@ def run_child(request: dict[str, Any], recipes: dict[str, Any]) -> int:
         recipe = recipes[request["recipe"]]
         sys.argv = [recipe.__file__, *request["arguments"]]
         for fault in request["faults"]:
-            inject(Fault(**fault), recipe, log)
+            inject(Fault(**fault), log)
         recipe.run_cli(recipe.main)
     except SystemExit as end:
         return int(end.code or 0)
@@ -168,11 +169,11 @@ def prepare() -> dict[str, Any]:
     for name in IMPORTED_LATE:
         importlib.import_module(name)
     from tpssl_hf.data import sources
-    from tpssl_hf.tasks.classify import run as finetuning
-    from tpssl_hf.tasks.pretrain import run as pretraining
-    from tpssl_hf.tasks.segment import run as segmenting
 
-    for module in (*recipes.values(), pretraining, finetuning, segmenting):
+    tasks = [
+        f"tpssl_hf.tasks.{task}.{part}" for task in ("pretrain", "classify", "segment") for part in ("run", "report")
+    ]
+    for module in [importlib.import_module(f"{task}.{part}") for task in tasks for part in ("run", "report")]:
         for name in set(DRAWN) & set(vars(module)):
             setattr(module, name, lambda path, *_, **__: path.touch())
     for name, load in sources.EMBEDDED_LOADERS.items():

@@ -1,48 +1,43 @@
 """Adapt a pretrained timm backbone to your own images, then finetune it with few labels.
 
-After ``import tpssl_hf`` the Auto classes and pipelines of transformers know our segmenter. Recipes set the process up
-before torch is loaded, so the package cannot load transformers itself: it registers when transformers loads its Auto
-classes, or at once where they are loaded already.
+The public functions take the keys of the commands as keyword arguments (``tpssl-hf COMMAND --help`` lists them)::
+
+    run = tpssl_hf.pretrain(dataset="photos", backbone="resnet50.a1_in1k", init="timm", output_dir="outputs/mine")
+    classifier = tpssl_hf.finetune_classifier(dataset="photos", labels="labels.csv", init=run)
+    table = tpssl_hf.predict(classifier, "more_photos")
 """
 
 import importlib
-import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tpssl_hf import _auto_registration as _auto_registration
 
 __version__ = "0.1.0"
 
-# Several steps, because AutoConfig may be used alone, and may be loaded while PreTrainedModel is only half loaded.
-_REGISTERED_AFTER = {
-    "transformers.models.auto.configuration_auto": "tpssl_hf.models.segmenter_config",
-    "transformers.models.auto.image_processing_auto": "tpssl_hf.models.segmenter_processor",
-    "transformers.models.auto.modeling_auto": "tpssl_hf.models.segmenter",
+if TYPE_CHECKING:
+    from tpssl_hf.commands.classify import finetune_classifier
+    from tpssl_hf.commands.embed import embed
+    from tpssl_hf.commands.predict import predict
+    from tpssl_hf.commands.pretrain import pretrain
+    from tpssl_hf.commands.segment import finetune_segmenter
+    from tpssl_hf.commands.verdict import verdict
+
+_MODULES = {  # function -> module; imported when used, so that `import tpssl_hf` does not load torch
+    "pretrain": "pretrain",
+    "finetune_classifier": "classify",
+    "finetune_segmenter": "segment",
+    "predict": "predict",
+    "embed": "embed",
+    "verdict": "verdict",
 }
+__all__ = ["embed", "finetune_classifier", "finetune_segmenter", "predict", "pretrain", "verdict"]
 
 
-class _RegisterAfterLoading(MetaPathFinder):
-    """Imports our module, which registers itself, right after the module of transformers it registers with."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        ours = _REGISTERED_AFTER.get(fullname)
-        spec = PathFinder.find_spec(fullname, path, target) if ours else None
-        if not ours or not spec or not spec.loader:
-            return None
-        load = spec.loader.exec_module
-
-        def load_and_register(module: ModuleType) -> None:
-            load(module)
-            importlib.import_module(ours)
-
-        spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
-        return spec
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.commands.{_MODULES[name]}"), name)
 
 
-sys.meta_path.insert(0, _RegisterAfterLoading())
-for _theirs, _ours in _REGISTERED_AFTER.items():
-    if _theirs in sys.modules:
-        importlib.import_module(_ours)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

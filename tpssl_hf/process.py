@@ -12,6 +12,8 @@ from typing import Any
 
 from tpssl_hf.errors import InputError
 
+_threads: str | None = None
+
 
 def prepare_process(arguments: Sequence[str] | None = None) -> str:
     """Choose threads and wait policy for this machine, set them for OpenMP, and say in one line what was chosen.
@@ -45,7 +47,14 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
     else:
         threads, why = share, "one per core of this process's share"
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    return f"CPU: {threads} of {cores} cores ({why}), OpenMP waits {os.environ['OMP_WAIT_POLICY']}ly"
+    global _threads
+    _threads = f"CPU: {threads} of {cores} cores ({why}), OpenMP waits {os.environ['OMP_WAIT_POLICY']}ly"
+    return _threads
+
+
+def threads_in_use() -> str | None:
+    """Return what :func:`prepare_process` chose, or None if this process was set up by somebody else."""
+    return _threads
 
 
 def values_of(flag: str, arguments: Sequence[str]) -> list[str]:

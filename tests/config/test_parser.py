@@ -1,34 +1,50 @@
-from dataclasses import dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tpssl_hf.analysis.config import AnalyzeConfig
-from tpssl_hf.config.parser import key, parse_config, parse_with_method, take
-from tpssl_hf.config.shared import (
-    CARRY_OUT_KEYS,
-    HUB_KEYS,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    PushConfig,
-    RunConfig,
-)
+from tpssl_hf.config.parser import Methods, carry_out_keys, flat, from_flat, key, parse_args
+from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
-from tpssl_hf.tasks.classify.config import ClassifyConfig
-from tpssl_hf.tasks.pretrain.config import HealthConfig, PretrainConfig
+from tpssl_hf.tasks.classify.config import ClassifyArgs, ClassifyConfig
+from tpssl_hf.tasks.pretrain.config import METHODS, HealthConfig, PretrainArgs, PretrainConfig
+from tpssl_hf.tasks.segment.config import SegmentArgs
 
 SHARED = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, PushConfig]
 
 
-def parse(*arguments: str) -> dict:
-    return parse_config(SHARED, list(arguments), description="test")
+def parse(*arguments: str) -> dict[str, Any]:
+    return flat(parse_args(PretrainArgs, list(arguments), methods=METHODS))
+
+
+@dataclass(frozen=True)
+class LabelArgs:
+    """Arguments of one group."""
+
+    task: ClassifyConfig
+
+
+@dataclass(frozen=True)
+class AnalysisArgs:
+    """Arguments of one group."""
+
+    task: AnalyzeConfig
 
 
 def test_defaults_are_those_of_the_dataclasses() -> None:
-    assert take(OptimConfig, parse()) == OptimConfig()
+    args = parse_args(PretrainArgs, [], methods=METHODS)
+    assert (args.optim, args.data, args.method) == (OptimConfig(), DataConfig(), PRETRAIN["byol"].config())
+
+
+def test_flat_keys_and_arguments_are_two_forms_of_one_thing() -> None:
+    args = parse_args(PretrainArgs, ["--method", "moco", "--queue_size", "64"], methods=METHODS)
+    assert from_flat(PretrainArgs, flat(args), PRETRAIN["moco"].config) == args
+    assert flat(args)["queue_size"] == 64 == args.method.queue_size
+    with pytest.raises(FrozenInstanceError):
+        args.optim.batch_size = 3  # type: ignore[misc]
 
 
 def test_file_beats_default_and_command_line_beats_file(tmp_path: Path) -> None:
@@ -36,7 +52,7 @@ def test_file_beats_default_and_command_line_beats_file(tmp_path: Path) -> None:
     file.write_text("image_size: 64\nlearning_rate: 1e-3\n")
     values = parse("--config", str(file), "--image_size", "96")
     assert values["image_size"] == 96
-    assert values["learning_rate"] == 1e-3
+    assert values["base_learning_rate"] == 1e-3
 
 
 def test_an_exponent_in_a_file_is_a_number(tmp_path: Path) -> None:
@@ -53,8 +69,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(arguments: list[st
 
 def test_an_unknown_key_in_a_file_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
-    file.write_text("learning_rte: 0.1\n")
-    with pytest.raises(InputError, match="'learning_rte'.*'learning_rate'"):
+    file.write_text("base_learning_rte: 0.1\n")
+    with pytest.raises(InputError, match="'base_learning_rte'.*'base_learning_rate'"):
         parse("--config", str(file))
 
 
@@ -92,15 +108,24 @@ def test_every_key_is_unique_over_the_shared_groups_and_each_method() -> None:
         assert len(names) == len(set(names))
 
 
+@dataclass(frozen=True)
+class Twin:
+    """Twin."""
+
+    image_size: int = key(1, "again")
+
+
+@dataclass(frozen=True)
+class TwinArgs:
+    """Two groups that declare one key."""
+
+    data: DataConfig
+    twin: Twin
+
+
 def test_two_groups_with_one_key_are_a_bug() -> None:
-    @dataclass
-    class Twin:
-        """Twin."""
-
-        image_size: int = key(1, "again")
-
     with pytest.raises(ValueError, match="image_size"):
-        parse_config([DataConfig, Twin], [], description="test")
+        parse_args(TwinArgs, [])
 
 
 def test_every_key_has_a_help_sentence() -> None:
@@ -109,35 +134,41 @@ def test_every_key_has_a_help_sentence() -> None:
             assert item.metadata["help"].endswith("."), item.name
 
 
-def test_keys_that_may_change_on_resume_exist() -> None:
-    assert {item.name for group in SHARED for item in fields(group)} >= CARRY_OUT_KEYS
-    assert {item.name for item in fields(PushConfig)} == HUB_KEYS
+@pytest.mark.parametrize("args_type", [PretrainArgs, ClassifyArgs, SegmentArgs])
+def test_keys_that_may_change_on_resume_say_only_how_a_run_is_carried_out(args_type: type) -> None:
+    hub = {item.name for item in fields(PushConfig)}
+    own = {"plan"} if args_type is PretrainArgs else set()
+    run = {"output_dir", "resume", "save_every", "keep_checkpoints", "log_with"}
+    assert carry_out_keys(args_type) == hub | own | run | {"num_workers", "cache_dir", "cache_budget"}
+
+
+@dataclass(frozen=True)
+class Other:
+    """Other."""
+
+    temperature: float = key(0.2, "Temperature.")
 
 
 def test_the_method_brings_its_own_keys_and_defaults(tmp_path: Path) -> None:
-    @dataclass
-    class Other:
-        """Other."""
+    methods = Methods({"byol": (PRETRAIN["byol"].config, {}), "other": (Other, {"base_learning_rate": 0.03})}, "byol")
 
-        temperature: float = key(0.2, "Temperature.")
+    def args(*arguments: str) -> PretrainArgs:
+        return parse_args(PretrainArgs, list(arguments), methods=methods)
 
-    methods = {"byol": (PRETRAIN["byol"].config, {}), "other": (Other, {"learning_rate": 0.03})}
-    values, config = parse_with_method(["--method", "other"], SHARED, methods, description="test")
-    assert config == Other() and values["learning_rate"] == 0.03
+    assert args("--method", "other").method == Other() and args("--method", "other").optim.base_learning_rate == 0.03
     file = tmp_path / "a.yaml"
     file.write_text("method: other\nlearning_rate: 0.5\n")
-    values, _ = parse_with_method(["--config", str(file)], SHARED, methods, description="test")
-    assert values["method"] == "other" and values["learning_rate"] == 0.5
-    values, _ = parse_with_method(["--config", str(file), "--method=byol"], SHARED, methods, description="test")
-    assert values["method"] == "byol"
+    read = args("--config", str(file))
+    assert (read.task.method, read.optim.base_learning_rate) == ("other", 0.5)
+    assert args("--config", str(file), "--method=byol").task.method == "byol"
     with pytest.raises(InputError, match="'nope'.*byol, other"):
-        parse_with_method(["--method", "nope"], SHARED, methods, description="test")
+        args("--method", "nope")
 
 
 @pytest.mark.parametrize("written", ["1,2,3", "[1,2,3]", "[1, 2, 3]", " 1, 2 ,3"])
 def test_several_numbers_are_written_with_commas_or_as_a_list(written: str, tmp_path: Path) -> None:
     def seeds(*arguments: str) -> Any:
-        return parse_config([ClassifyConfig], list(arguments), description="test")["label_seeds"]
+        return parse_args(LabelArgs, list(arguments)).task.label_seeds
 
     (tmp_path / "run.yaml").write_text(f"label_seeds: {written}\n")
     assert seeds(f"--label_seeds={written}") == seeds(f"--config={tmp_path / 'run.yaml'}") == [1, 2, 3]
@@ -149,10 +180,10 @@ def test_several_numbers_are_written_with_commas_or_as_a_list(written: str, tmp_
 def test_what_is_no_list_of_numbers_is_one_sentence(written: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(f"label_seeds: {written}\n")
     with pytest.raises(InputError, match="label_seeds"):
-        parse_config([ClassifyConfig], [f"--config={tmp_path / 'run.yaml'}"], description="test")
+        parse_args(LabelArgs, [f"--config={tmp_path / 'run.yaml'}"])
 
 
 def test_several_names_may_be_a_yaml_list_as_well(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("adapted: [outputs/one, outputs/two]\nlabels: [40, 250]\nanalysis: [tsne]\n")
-    read = parse_config([AnalyzeConfig], [f"--config={tmp_path / 'run.yaml'}"], description="test")
-    assert (read["adapted"], read["labels"], read["analysis"]) == ("outputs/one,outputs/two", "40,250", "tsne")
+    read = parse_args(AnalysisArgs, [f"--config={tmp_path / 'run.yaml'}"]).task
+    assert (read.adapted, read.labels, read.analysis) == ("outputs/one,outputs/two", "40,250", "tsne")

@@ -1,4 +1,3 @@
-import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,9 +21,7 @@ def _run(name: str, settings: dict[str, Any], patch: pytest.MonkeyPatch, drawing
     """Run recipes/NAME.py in this process, without the images that take most of its time."""
     recipe = load_script(f"recipes/{name}.py")
     for place in drawing:
-        module, _, function = place.rpartition(".")
-        owner = importlib.import_module(module) if module else recipe
-        patch.setattr(owner, function, lambda path, *_, **__: path.write_bytes(b"\x89PNG"))
+        patch.setattr(f"tpssl_hf.tasks.{place}", lambda path, *_, **__: path.write_bytes(b"\x89PNG"))
     patch.setattr(sys, "argv", [f"{name}.py", *(f"--{key}={value}" for key, value in settings.items())])
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -61,11 +58,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         tiny = TINY | {"cache_dir": place / "cache"}
         own = {"batch_size": 8, "hidden_features": 32, "projection_features": 16, "output_dir": found["adapted"]}
-        images = ("draw_curves", "tpssl_hf.tasks.pretrain.run.draw_views")
+        images = ("pretrain.report.draw_curves", "pretrain.run.draw_views")
         _run("target_pretrain", tiny | DIGITS | own, patch, images)
         own = {"batch_size": 4, "labels": 20, "limit_test_images": 40, "output_dir": found["classifier"]}
         own |= {"init": found["adapted"] / "model"}
-        images = ("draw_curves", "draw_pseudo_labels", "tpssl_hf.tasks.classify.run.draw_views")
+        images = ("classify.report.draw_curves", "classify.report.draw_pseudo_labels", "classify.run.draw_views")
         _run("ssl_classify", tiny | DIGITS | own, patch, images)
         own = {"dataset": place / "boxes", "labels": 4, "crop_height": 32, "crop_width": 48, "batch_size": 2}
         own |= {"decoder_width": 16, "output_dir": found["segmenter"]}
@@ -73,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
             "ssl_segment",
             tiny | own,
             patch,
-            ("draw_curves", "draw_predictions", "tpssl_hf.tasks.segment.run.draw_views"),
+            ("segment.report.draw_curves", "segment.report.draw_predictions", "segment.run.draw_views"),
         )
         yield found
 

@@ -56,7 +56,7 @@ def test_the_hub_files_it_by_the_numbers_the_run_wrote(
         assert "last" in shown[metric].metric_args["protocol"] and shown[metric].dataset_split == "test"
     for fact in (results["dataset"]["fingerprint"], "run_config.yaml", f"seed {results['seed']}", "## Limits"):
         assert fact in card.content
-    assert "$" not in card.text
+    assert "$" not in card.text and "{{" not in card.text and "{%" not in card.text
 
 
 def test_whether_others_get_what_was_scored_is_on_the_card(runs: dict[str, Path], tmp_path: Path) -> None:

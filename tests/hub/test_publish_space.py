@@ -67,7 +67,7 @@ def test_a_space_arrives_in_one_commit_without_tokens_and_paths(
     repository, files = hub.repositories["spaces/me/x"], hub.head("spaces/me/x")
     assert repository.messages == ["initial commit", "Publish a demo of tpssl_hf"]
     assert repository.sdk == "gradio" and repository.private
-    assert {"app.py", "uploads.py", "requirements.txt", "tpssl_hf/hub/card_template.md"} <= files.keys()
+    assert {"app.py", "uploads.py", "requirements.txt", "tpssl_hf/hub/templates/card.md"} <= files.keys()
     assert (
         files["tpssl_hf/models/segmentation_inference.py"]
         == (ROOT / "tpssl_hf/models/segmentation_inference.py").read_bytes()

@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from loopback import TOKEN, LoopbackHub, Repository
 from scripts import load_script
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-from tpssl_hf.config.shared import HUB_KEYS
+from tpssl_hf.config.shared import PushConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import PushError
 
@@ -31,6 +32,7 @@ LOADERS = {
 TINY = {"backbone": "test_resnet", "max_steps": 2, "precision": "fp32", "log_every": 1, "dataset": "digits"}
 TINY |= {"image_size": 32, "limit_images": 160, "batch_size": 8}
 PUSH = {"push_to_hub": True, "hub_model_id": "me/x", "hub_license": "mit"}
+HUB_KEYS = {item.name for item in fields(PushConfig)}
 Recipe = Callable[..., int]
 
 
@@ -46,10 +48,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
 
     def start(name: str, settings: dict[str, Any]) -> int:
         recipe = load_script(f"recipes/{name}.py")
-        for function in ("draw_curves", "draw_pseudo_labels"):
-            monkeypatch.setattr(recipe, function, draw, raising=False)
+        monkeypatch.setattr("tpssl_hf.tasks.classify.report.draw_pseudo_labels", draw)
         for task in ("pretrain", "classify"):
             monkeypatch.setattr(f"tpssl_hf.tasks.{task}.run.draw_views", draw)
+            monkeypatch.setattr(f"tpssl_hf.tasks.{task}.report.draw_curves", draw)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *(f"--{key}={value}" for key, value in settings.items())])
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

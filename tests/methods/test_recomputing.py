@@ -16,7 +16,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.recomputing import recompute_activations
-from tpssl_hf.training.loop import LoopSettings, train
+from tpssl_hf.training.loop import LoopSettings, training_steps
 from tpssl_hf.training.optim import build_optimizer
 
 CASES = [
@@ -49,18 +49,11 @@ def test_steps_with_it_are_those_without(case: str) -> None:
     for recompute in (False, True):
         method, batch = build(case, recompute=recompute)
         optimizer = build_optimizer("sgd", method, weight_decay=0.0, momentum=0.9)
-        train(
-            Accelerator(cpu=True),
-            method,
-            optimizer,
-            lambda step: 0.01,
-            iter([batch] * 2),
-            LoopSettings(2, 4, log_every=1),
-            start_step=0,
-            log=lambda step, values: losses.append({**values, "images_per_second": 0.0}),
-            save=lambda step: None,
-            stop=lambda: False,
-        )
+        settings = LoopSettings(2, 4, log_every=1)
+        for step in training_steps(
+            Accelerator(cpu=True), method, optimizer, lambda step: 0.01, iter([batch] * 2), settings, start_step=0
+        ):
+            losses.append({**step.losses, "images_per_second": 0.0})
         states.append(copy.deepcopy(method.state_dict()))
     assert losses[:2] == [{k: pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in line.items()} for line in losses[2:]]
     for key, value in states[0].items():

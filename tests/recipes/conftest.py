@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from tpssl_hf.data import sources
-from tpssl_hf.tasks.pretrain import run as pretraining
+from tpssl_hf.tasks.pretrain import report, run
 
 ROOT = Path(__file__).parents[2]
 RunRecipe = Callable[[Any, Mapping[str, Any]], int]
@@ -78,7 +78,7 @@ def adapt(run_recipe: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
     A setting of None is left out. The two images it draws are left empty: they would take most of the time.
     """
-    for module, name in ((pretraining, "draw_views"), (recipe, "draw_curves")):
+    for module, name in ((run, "draw_views"), (report, "draw_curves")):
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "max_steps": 3, "precision": "fp32"}
     tiny |= {"hidden_features": 32, "projection_features": 16, "cache_dir": tmp_path / "cache"}

@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tpssl_hf.commands import analyze as command
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
@@ -154,7 +155,7 @@ def test_snapshots_are_taken_out_of_checkpoints_and_scored(
         start["conv1.weight"] if "conv1.weight" in start else start["conv1.0.weight"], inside["anchor_0"]
     )
     out = capsys.readouterr().out
-    assert "cheap stand-in" in out and "ssl_classify.py" in out
+    assert "cheap stand-in" in out and "tpssl-hf classify --method supervised" in out
 
 
 def test_step_zero_must_be_what_the_run_started_from(analyze: Analyze, tmp_path: Path) -> None:
@@ -199,20 +200,25 @@ def test_finished_runs_become_tables_and_curves(
 
 
 def test_what_a_run_was_made_with_is_the_default_for_looking_at_it(
-    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = pretrained(tmp_path / "run")
     (run / "config.yaml").write_text((run / "config.yaml").read_text() + "momentum: 0.9\n")
-    settings = recipe.read_settings([f"--adapted={run},elsewhere", "--limit_images", "50"])
-    assert (settings["base"], settings["backbone"], settings["image_size"]) == ("random", "test_resnet", 32)
-    assert settings["limit_images"] == 50 and settings["output_dir"] == "outputs/analyze"
+    args = command.read_args([f"--adapted={run},elsewhere", "--limit_images", "50"])
+    assert (args.task.base, args.task.backbone, args.data.image_size) == ("random", "test_resnet", 32)
+    assert args.data.limit_images == 50 and args.task.output_dir == "outputs/analyze"
     (tmp_path / "mine.yaml").write_text(f"run: {run}\nimage_size: 48\n")
-    settings = recipe.read_settings(["--config", str(tmp_path / "mine.yaml")])
-    assert settings["backbone"] == "test_resnet" and settings["image_size"] == 48
-    monkeypatch.setattr(recipe, "DIGITS_RUN", tmp_path / "run")
-    assert recipe.read_settings([])["adapted"] == ""
+    args = command.read_args(["--config", str(tmp_path / "mine.yaml")])
+    assert args.task.backbone == "test_resnet" and args.data.image_size == 48
+    (tmp_path / "mine.yaml").write_text(f"adapted: [{run}, elsewhere]\n")
+    assert command.read_args(["--config", str(tmp_path / "mine.yaml")]).task.backbone == "test_resnet"
+    assert command.read_args({"adapted": [run, "elsewhere"], "limit_images": 50}) == command.read_args(
+        [f"--adapted={run},elsewhere", "--limit_images", "50"]
+    )
+    monkeypatch.setattr(command, "DIGITS_RUN", tmp_path / "run")
+    assert command.read_args([]).task.adapted == ""
     (run / "model").mkdir()
-    assert recipe.read_settings([])["adapted"] == str(run)
+    assert command.read_args([]).task.adapted == str(run)
 
 
 def test_analyses_may_be_added_to_a_folder_but_not_to_that_of_a_run(analyze: Analyze, tmp_path: Path) -> None:
@@ -243,7 +249,7 @@ def test_analyses_may_be_added_to_a_folder_but_not_to_that_of_a_run(analyze: Ana
         ({"analysis": "steps", "run": "x", "limit_images": 20}, "too few labeled images"),
         ({"analysis": "transfer"}, "names no folder"),
         ({"analysis": "convergence", "runs": "nowhere"}, "nowhere holds no readable results.json"),
-        ({"analisis": "tsne"}, "unknown setting 'analisis'; the nearest known one is 'analysis'"),
+        ({"analisis": "tsne"}, "unknown key 'analisis'; the nearest known one is 'analysis'"),
     ],
 )
 def test_bad_input_is_one_sentence(settings: dict[str, Any], sentence: str, analyze: Analyze, tmp_path: Path) -> None:

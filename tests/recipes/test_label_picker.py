@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tpssl_hf.commands import pick_labels as command
 from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.label_splits import choose_labels
 from tpssl_hf.data.sources import load_source
@@ -74,18 +75,16 @@ def test_a_list_and_a_contact_sheet_are_left(strategy: str, pick: Pick, tmp_path
         assert sheet.size[0] > 400
 
 
-def test_labels_of_the_data_set_are_not_looked_at(
-    pick: Pick, picker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_of_the_data_set_are_not_looked_at(pick: Pick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick() == 0
-    original = picker.open_split
+    original = command.open_split
 
     def without_labels(*given: Any) -> Any:
         source, store = original(*given)
         store.labels = None
         return source, store
 
-    monkeypatch.setattr(picker, "open_split", without_labels)
+    monkeypatch.setattr(command, "open_split", without_labels)
     assert pick(output_dir=tmp_path / "blind") == 0
     lists = [(tmp_path / name / "to_label.csv").read_text() for name in ("list", "blind")]
     assert lists[0] == lists[1]
@@ -153,14 +152,14 @@ def test_a_list_that_was_made_is_never_written_again(
 
 
 def test_without_a_data_set_the_digits_and_their_adapted_weights_are_taken(
-    picker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picker, "DIGITS_RUN", tmp_path)
-    assert picker.read_settings([])["init"] == "random"
+    monkeypatch.setattr(command, "DIGITS_RUN", tmp_path)
+    assert command.read_args([]).task.init == "random"
     (tmp_path / "model").mkdir()
-    assert picker.read_settings([])["init"] == str(tmp_path)
-    assert picker.read_settings([])["image_size"] == 32
-    assert picker.read_settings(["--dataset", "cifar10"])["image_size"] == 224
+    assert command.read_args([]).task.init == str(tmp_path)
+    assert command.read_args([]).data.image_size == 32
+    assert command.read_args(["--dataset", "cifar10"]).data.image_size == 224
 
 
 @pytest.mark.parametrize(

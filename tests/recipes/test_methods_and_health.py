@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from tpssl_hf.config.parser import take
+from tpssl_hf.commands import pretrain as command
 from tpssl_hf.config.shared import OptimConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.monitoring.collapse import CollapseWarning
-from tpssl_hf.tasks.pretrain import run as pretraining
+from tpssl_hf.tasks.pretrain import budget as planning
+from tpssl_hf.tasks.pretrain import prepare as preparing
 from tpssl_hf.tasks.pretrain import time_budget as budget
-from tpssl_hf.tasks.pretrain.budget import fit_to_length
+from tpssl_hf.tasks.pretrain.config import parse_pretrain
 from tpssl_hf.training.optim import lars_reach
 from tpssl_hf.training.run_dir import read_metrics
 
@@ -121,7 +121,7 @@ def collapsing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     spec = PRETRAIN["byol"]
     collapsed = replace(spec, build=lambda backbone, config: Collapsing(spec.build(backbone, config)))
-    monkeypatch.setitem(pretraining.PRETRAIN, "byol", collapsed)
+    monkeypatch.setitem(preparing.PRETRAIN, "byol", collapsed)
 
 
 def test_a_collapse_warns_within_one_check_and_goes_on(
@@ -146,7 +146,7 @@ def test_a_settled_run_stops_says_at_which_step_and_is_finished(
     adapt: Adapt, images: ImageBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # with a rate of next to nothing the features stand still
-    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "learning_rate": 1e-9}
+    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "base_learning_rate": 1e-9}
     folder = images()
     assert adapt(dataset=folder, **settings) == 0
     found = results(tmp_path)
@@ -156,12 +156,12 @@ def test_a_settled_run_stops_says_at_which_step_and_is_finished(
 
 
 def test_a_run_killed_between_settling_and_its_results_does_not_train_on(
-    adapt: Adapt, images: ImageBatch, tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+    adapt: Adapt, images: ImageBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "learning_rate": 1e-9}
+    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "base_learning_rate": 1e-9}
     folder = images()
     with monkeypatch.context() as patched:
-        patched.setattr(recipe, "save_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(command, "save_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             adapt(dataset=folder, **settings)
     lines = log(tmp_path)
@@ -173,7 +173,13 @@ def test_a_run_killed_between_settling_and_its_results_does_not_train_on(
 def test_the_decoupled_pull_moves_toward_the_start(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
     drifts = []
     for weight in (0.0, 2.0):
-        settings = {"l2_weight": weight, "l2_mode": "decoupled", "learning_rate": 3.0, "max_steps": 6, "log_every": 6}
+        settings = {
+            "l2_weight": weight,
+            "l2_mode": "decoupled",
+            "base_learning_rate": 3.0,
+            "max_steps": 6,
+            "log_every": 6,
+        }
         adapt(dataset=images(), output_dir=tmp_path / f"run{weight}", **settings)
         entry = read_metrics(tmp_path / f"run{weight}" / "metrics.jsonl")[-1]
         assert "loss_anchor" not in entry
@@ -189,10 +195,10 @@ def test_a_budget_chooses_batch_size_and_length_and_a_plan_only_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(budget, "TIMING_SECONDS", 0.2)
-    settings = {"dataset": images(70), "budget": "20s", "max_steps": None}
+    settings = {"dataset": images(70), "budget": "5m", "max_steps": None}
     assert adapt(**settings, plan="true") == 0
     said = capsys.readouterr().out
-    assert "plan for 20 s" in said and "ready about" in said
+    assert "plan for 5 min" in said and "ready about" in said
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -205,39 +211,37 @@ def test_a_resumed_run_keeps_what_its_budget_chose(
     adapt: Adapt, images: ImageBatch, recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     chosen = budget.Plan(600.0, 8, 1.0, 3, 1.0, 1.0, 4.0)
-    monkeypatch.setattr(recipe, "plan_for_budget", lambda *_: chosen)
+    monkeypatch.setattr(planning, "plan_for_budget", lambda *_: chosen)
     folder = images()
     assert adapt(dataset=folder, budget="10m", max_steps=None, batch_size=None) == 0
     config = results(tmp_path)["config"]
     assert (results(tmp_path)["steps"], config["batch_size"]) == (3, 8)
-    assert config["base_momentum"] == 0.9 and config["learning_rate"] == pytest.approx(153.6, rel=0.05)
-    monkeypatch.setattr(recipe, "plan_for_budget", lambda *_: pytest.fail("timed again"))
+    assert config["base_momentum"] == 0.9 and config["base_learning_rate"] == pytest.approx(153.6, rel=0.05)
+    monkeypatch.setattr(planning, "plan_for_budget", lambda *_: pytest.fail("timed again"))
     assert adapt(dataset=folder, budget="10m", max_steps=None, batch_size=None) == 0
 
 
-def reach_of(settings: dict[str, Any], max_steps: int, epoch_steps: int | None) -> float:
-    rate = pretraining.schedule(take(OptimConfig, settings), max_steps, epoch_steps)
-    return lars_reach(rate, max_steps)
+def reach_of(optim: OptimConfig, max_steps: int, epoch_steps: int | None) -> float:
+    return lars_reach(preparing.schedule(optim, max_steps, epoch_steps), max_steps)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("byol", 800), ("pixpro", 100), ("moco", 500), ("byol", 100_000)])
 def test_a_planned_run_can_move_its_weights_and_its_target(name: str, steps: int) -> None:
     """Batch 32 in place of 256 lowers BYOL's rate eightfold: 1.5 % of the weights' length in 800 steps."""
     spec = PRETRAIN[name]
-    settings = {item.name: item.default for item in fields(OptimConfig)} | dict(spec.defaults)
-    method_config = spec.config()
-    settings |= {item.name: getattr(method_config, item.name) for item in fields(spec.config)}
-    settings |= {"batch_size": 32, "max_steps": steps}
-    before, rate = reach_of(settings, steps, 50), settings["learning_rate"]
-    lines = fit_to_length(settings, method_config, budget.Plan(600.0, 32, steps / 50, steps, 1.0, 1.0, 4.0))
+    asked = parse_pretrain(["--dataset", "x", "--method", name, "--batch_size", "32", "--max_steps", str(steps)])
+    before, rate = reach_of(asked.optim, steps, 50), asked.optim.base_learning_rate
+    assert rate == spec.defaults.get("base_learning_rate", OptimConfig.base_learning_rate)
+    args, lines = planning.fit_to_length(asked, budget.Plan(600.0, 32, steps / 50, steps, 1.0, 1.0, 4.0))
     if steps == 100_000:
-        assert lines == [] and settings["learning_rate"] == rate, "a long run has what was asked for"
+        assert lines == [] and args == asked, "a long run has what was asked for"
         return
-    if settings["optimizer"] == "lars":
-        assert before < 0.02 and reach_of(settings, steps, 50) == pytest.approx(0.1, rel=0.06)
-        assert any(line.startswith(f"  learning_rate {rate:g} -> ") for line in lines)
+    method_config = args.method
+    if args.optim.optimizer == "lars":
+        assert before < 0.02 and reach_of(args.optim, steps, 50) == pytest.approx(0.1, rel=0.06)
+        assert any(line.startswith(f"  base_learning_rate {rate:g} -> ") for line in lines)
     else:
-        assert settings["learning_rate"] == rate
+        assert args.optim.base_learning_rate == rate
     constant = name == "moco"
     momentum = method_config.key_momentum if constant else method_config.base_momentum
     left = math.exp(-(1 - momentum) * (1.0 if constant else 0.5) * steps)
@@ -250,14 +254,14 @@ def test_a_run_whose_weights_can_hardly_move_says_so(
     assert adapt(dataset=images()) == 0
     said = capsys.readouterr().out
     assert "caution: at these rates LARS moves a weight tensor by 0.00% of its length in all 3 steps" in said
-    rate = float(said.partition("--learning_rate ")[2].split()[0])
-    assert adapt(dataset=images(), learning_rate=1.1 * rate, output_dir=tmp_path / "other") == 0
+    rate = float(said.partition("--base_learning_rate ")[2].split()[0])
+    assert adapt(dataset=images(), base_learning_rate=1.1 * rate, output_dir=tmp_path / "other") == 0
     assert "caution" not in capsys.readouterr().out
 
 
 def test_a_streamed_run_is_warmed_up_over_a_tenth_of_its_steps() -> None:
     optim = OptimConfig(warmup_epochs=10.0)
-    streamed, known = (pretraining.schedule(optim, 1000, steps) for steps in (None, 5))
+    streamed, known = (preparing.schedule(optim, 1000, steps) for steps in (None, 5))
     assert [streamed(step) for step in (0, 50, 100)] == pytest.approx([0.0, 0.15, 0.3])
     assert known(50) == pytest.approx(0.3), "ten epochs of five steps"
-    assert pretraining.schedule(OptimConfig(warmup_epochs=0.0), 1000, None)(0) == pytest.approx(0.3)
+    assert preparing.schedule(OptimConfig(warmup_epochs=0.0), 1000, None)(0) == pytest.approx(0.3)

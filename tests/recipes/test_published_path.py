@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
+from tpssl_hf.tasks.classify import report as classified
 from tpssl_hf.tasks.classify import run as finetuning
+from tpssl_hf.tasks.segment import report as segmented
 from tpssl_hf.tasks.segment import run as segmenting
 
 CLASSES = ("dark", "light")
@@ -67,7 +69,7 @@ def learn(
 ) -> Callable[..., dict[str, Any]]:
     """Finetune a tiny network until it tells two classes apart; returns results.json."""
     recipe = load_recipe("ssl_classify")
-    for module, name in ((finetuning, "draw_views"), (recipe, "draw_curves"), (recipe, "draw_pseudo_labels")):
+    for module, name in ((finetuning, "draw_views"), (classified, "draw_curves"), (classified, "draw_pseudo_labels")):
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"method": "supervised", "labels": "all", "label_column": "folder", "backbone": "test_resnet"}
     tiny |= {"image_size": 32, "batch_size": 16, "max_steps": 40, "learning_rate": 0.02, "precision": "fp32"}
@@ -123,7 +125,7 @@ def test_without_test_images_others_are_asked_about(learn: Any, tmp_path: Path) 
 def test_a_wrong_normalization_in_the_saved_folder_is_noticed(
     learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = finetuning.check_classifier
+    real = classified.check_classifier
 
     def spoiled(folder: Path, *rest: Any) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text())
@@ -131,7 +133,7 @@ def test_a_wrong_normalization_in_the_saved_folder_is_noticed(
         (folder / "config.json").write_text(json.dumps(config))
         return real(folder, *rest)
 
-    monkeypatch.setattr(finetuning, "check_classifier", spoiled)
+    monkeypatch.setattr(classified, "check_classifier", spoiled)
     found = learn(dataset=folders(tmp_path / "data", eight_bits, [(24, 24)]))
     assert found["published_path"]["warning"].endswith(", also if they are read as in training")
 
@@ -139,14 +141,14 @@ def test_a_wrong_normalization_in_the_saved_folder_is_noticed(
 def test_a_folder_that_does_not_load_is_a_warning_and_not_the_end_of_the_run(
     learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = finetuning.check_classifier
+    real = classified.check_classifier
 
     def spoiled(folder: Path, *rest: Any) -> dict[str, Any]:
         config = (folder / "config.json").read_text()
         (folder / "config.json").write_text(config.replace('"test_resnet"', '"test_nothing"'))
         return real(folder, *rest)
 
-    monkeypatch.setattr(finetuning, "check_classifier", spoiled)
+    monkeypatch.setattr(classified, "check_classifier", spoiled)
     found = learn(dataset=folders(tmp_path / "data", eight_bits, [(24, 24)]), max_steps=2)
     assert "transformers' pipeline: cannot use the folder (" in found["published_path"]["warning"]
 
@@ -177,7 +179,7 @@ def learn_masks(
 ) -> Callable[..., dict[str, Any]]:
     """Finetune a tiny segmenter a little; returns results.json."""
     recipe = load_recipe("ssl_segment")
-    for module, name in ((segmenting, "draw_views"), (recipe, "draw_curves"), (recipe, "draw_predictions")):
+    for module, name in ((segmenting, "draw_views"), (segmented, "draw_curves"), (segmented, "draw_predictions")):
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"method": "supervised", "labels": "all", "backbone": "test_resnet", "crop_height": 32, "crop_width": 48}
     tiny |= {"batch_size": 2, "decoder_width": 16, "max_steps": 40, "learning_rate": 0.003, "precision": "fp32"}
@@ -213,13 +215,13 @@ def test_a_segmenter_answers_as_it_was_scored_in_every_mode_and_shape(
 def test_a_processor_that_does_not_shrink_is_noticed(
     learn_masks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = segmenting.check_segmenter
+    real = segmented.check_segmenter
 
     def spoiled(folder: Path, *rest: Any) -> dict[str, Any]:
         settings = json.loads((folder / "preprocessor_config.json").read_text())
         (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"shorter_side": None}))
         return real(folder, *rest)
 
-    monkeypatch.setattr(segmenting, "check_segmenter", spoiled)
+    monkeypatch.setattr(segmented, "check_segmenter", spoiled)
     found = learn_masks(dataset=scenes(tmp_path / "data", [(160, 200)]))
     assert "of the pixels" in found["published_path"]["warning"]

@@ -14,10 +14,11 @@ import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from tpssl_hf.config.parser import parse_with_method
+from tpssl_hf.config.parser import flat
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.monitoring.pseudo_labels import NeverAcceptedWarning
+from tpssl_hf.tasks.classify import config, report
 from tpssl_hf.tasks.classify import run as finetuning
 from tpssl_hf.training.run_dir import read_metrics
 
@@ -37,7 +38,7 @@ def learn(
     run_recipe: Any, classify: Any, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Learn:
     """Run the recipe in this process with these settings; a setting of None is left out."""
-    for module, name in ((finetuning, "draw_views"), (classify, "draw_curves"), (classify, "draw_pseudo_labels")):
+    for module, name in ((finetuning, "draw_views"), (report, "draw_curves"), (report, "draw_pseudo_labels")):
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"dataset": "digits", "labels": 20, "backbone": "test_resnet", "image_size": 32, "work_size": 16}
     tiny |= {"batch_size": 4, "unlabeled_ratio": 2, "max_steps": 3, "log_every": 1, "limit_images": 300}
@@ -150,7 +151,8 @@ def test_without_curves_the_test_images_are_read_once(
 ) -> None:
     asked = []
     original = finetuning.probabilities
-    monkeypatch.setattr(finetuning, "probabilities", lambda *given: asked.append(1) or original(*given))
+    for module in (finetuning, report):
+        monkeypatch.setattr(module, "probabilities", lambda *given: asked.append(1) or original(*given))
     assert learn() == 0
     assert len(asked) == 1
 
@@ -216,7 +218,7 @@ def test_a_classifier_starts_from_an_adapted_folder_with_a_new_head(learn: Learn
         ({"label_seeds": "1,1"}, "not a list of different whole numbers"),
         ({"streaming": True}, "leave streaming off"),
         ({"validation_labels": 20}, "without any to train on"),
-        ({"learning_rte": 0.1}, "unknown setting 'learning_rte'"),
+        ({"learning_rte": 0.1}, "unknown key 'learning_rte'"),
         ({"test_dataset": "digits", "test_split": "train"}, "labeled images are in the test set"),
     ],
 )
@@ -244,22 +246,17 @@ def test_classes_of_the_test_images_are_told_apart_by_name(learn: Learn, tmp_pat
     assert results(tmp_path / "run")["metrics"]["per_class_accuracy"][0] is None
 
 
-def test_the_digits_say_which_weights_they_start_from(
-    classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(classify, "ADAPTED_DIGITS", tmp_path)
-    assert classify.read_settings([])[0]["init"] == "random"
+def test_the_digits_say_which_weights_they_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "ADAPTED_DIGITS", tmp_path)
+    assert config.parse_classify([]).model.init == "random"
     (tmp_path / "config.json").write_text("{}")
-    assert classify.read_settings([])[0]["init"] == str(tmp_path)
-    assert classify.read_settings(["--init", "random"])[0]["init"] == "random"
+    assert config.parse_classify([]).model.init == str(tmp_path)
+    assert config.parse_classify(["--init", "random"]).model.init == "random"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_parses_and_says_what_it_needs(path: Path, classify: Any) -> None:
-    methods = {name: (spec.config, spec.defaults) for name, spec in CLASSIFY.items()}
-    settings, _ = parse_with_method(
-        ["--config", str(path)], classify.GROUPS, methods, description="", default="fixmatch"
-    )
+def test_every_config_parses_and_says_what_it_needs(path: Path) -> None:
+    settings = flat(config.parse_classify(["--config", str(path)]))
     assert settings["output_dir"].startswith("outputs/")
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("Needs:" in line for line in header) and any("Command:" in line for line in header)
@@ -280,10 +277,10 @@ def test_every_config_parses_and_says_what_it_needs(path: Path, classify: Any) -
     ],
 )
 def test_a_rate_that_would_undo_pretrained_weights_is_noted(
-    classify: Any, batch_size: int, rate: float, start: str, optimizer: str, noted: bool
+    batch_size: int, rate: float, start: str, optimizer: str, noted: bool
 ) -> None:
-    settings = {"batch_size": batch_size, "learning_rate": rate, "optimizer": optimizer}
-    note = classify.rate_note(settings, start)
+    keys = {"dataset": "x", "batch_size": batch_size, "learning_rate": rate, "optimizer": optimizer}
+    note = finetuning.rate_note(config.parse_classify(keys), start)
     assert (note is not None) == noted
     assert not noted or "0.03 for 64 it would be 0.0037" in note
 

@@ -15,11 +15,13 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from tpssl_hf.config.parser import parse_with_method
+from tpssl_hf.config.parser import flat
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
+from tpssl_hf.tasks.segment import report
 from tpssl_hf.tasks.segment import run as segmenting
+from tpssl_hf.tasks.segment.config import parse_segment
 from tpssl_hf.training.checkpoint import load_latest
 from tpssl_hf.training.run_dir import read_metrics
 
@@ -74,7 +76,7 @@ def learn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Learn:
     """Run the recipe in this process with these settings; a setting of None is left out."""
-    drawn = ((segmenting, "draw_views"), (recipe_segment, "draw_curves"), (recipe_segment, "draw_predictions"))
+    drawn = ((segmenting, "draw_views"), (report, "draw_curves"), (report, "draw_predictions"))
     for module, name in drawn:
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"dataset": made, "labels": 4, "backbone": "test_resnet", "crop_height": 32, "crop_width": 48}
@@ -145,7 +147,7 @@ def test_the_backbone_inside_is_the_adapted_one_until_the_first_step(
     save_timm_folder(plain, adapted, preprocessing=Preprocessing(64, (0.5,) * 3, (0.5,) * 3), provenance={})
     given = ["--dataset", str(made), "--labels", "4", "--backbone", "test_resnet", "--init", str(adapted)]
     given += ["--decoder_width", "16", "--batch_size", "2", "--cache_dir", str(tmp_path), "--crop_height", "32"]
-    job = segmenting.prepare(*recipe_segment.read_settings(given), Accelerator(), None)
+    job = segmenting.prepare(parse_segment(given), Accelerator(), None)
     assert job.statistics_frozen
     for network in (job.method.student, job.method.teacher.network):
         inside = network.backbone.state_dict()  # type: ignore[union-attr, operator]
@@ -231,8 +233,8 @@ def test_a_run_without_test_images_has_no_score(
         ),
         ({"test_split": "validation"}, "test images could not be opened"),
         ({"label_seeds": "1,1"}, "not a list of different whole numbers"),
-        ({"learning_rte": 0.1}, "unknown setting 'learning_rte'"),
-        ({"image_size": 32}, "unknown setting 'image_size'"),
+        ({"learning_rte": 0.1}, "unknown key 'learning_rte'"),
+        ({"image_size": 32}, "unknown key 'image_size'"),
         ({"test_split": "train"}, "labeled images are in the test set"),
         ({"test_dataset": "digit_scenes"}, "not the 3 of the training masks"),
         ({"output_stride": 4}, "output_stride 4 is not 16 or 8"),
@@ -268,17 +270,15 @@ def test_label_files_that_do_not_fit_are_refused(
         learn(labels=tmp_path / name)
 
 
-def test_the_digit_scenes_are_the_default(recipe_segment: Any) -> None:
-    settings, _ = recipe_segment.read_settings([])
-    assert (settings["dataset"], settings["method"], settings["labels"]) == ("digit_scenes", "cutmix", 100)
-    assert recipe_segment.read_settings(["--dataset", "x"])[0]["backbone"] == "resnet50"
+def test_the_digit_scenes_are_the_default() -> None:
+    args = parse_segment([])
+    assert (args.data.dataset, args.task.method, args.task.labels) == ("digit_scenes", "cutmix", 100)
+    assert parse_segment(["--dataset", "x"]).model.backbone == "resnet50"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_parses_and_says_what_it_needs(path: Path, recipe_segment: Any) -> None:
-    methods = {name: (spec.config, spec.defaults) for name, spec in SEGMENT.items()}
-    arguments = ["--config", str(path)]
-    settings, _ = parse_with_method(arguments, recipe_segment.GROUPS, methods, description="", default="cutmix")
+def test_every_config_parses_and_says_what_it_needs(path: Path) -> None:
+    settings = flat(parse_segment(["--config", str(path)]))
     assert settings["output_dir"] == f"outputs/{path.stem}"
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("Needs:" in line for line in header) and any("Command:" in line for line in header)

@@ -16,11 +16,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tpssl_hf.config.parser import read_config_file
+from tpssl_hf.config.parser import flat, read_config_file
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain.byol import BYOL
 from tpssl_hf.paper.grid import STATISTICS_ONLY
+from tpssl_hf.tasks.pretrain import prepare, report
 from tpssl_hf.tasks.pretrain import run as pretraining
+from tpssl_hf.tasks.pretrain.config import parse_pretrain
 from tpssl_hf.training.checkpoint import load_latest
 from tpssl_hf.training.run_dir import read_metrics
 
@@ -154,8 +156,10 @@ def test_a_backbone_that_has_become_worse_is_called_so_in_the_first_line(
     (tmp_path / "table").mkdir()
     labeled.to_parquet(tmp_path / "table" / "train.parquet")
     first = {"linear_probe_accuracy": [1] * 50}
-    monkeypatch.setattr(pretraining, "probed_before", lambda job: {"before": first, "statistics_only": first})
-    monkeypatch.setattr(sys.modules["target_pretrain"], "probed", lambda job, backbone: {n: [0] * 50 for n in first})
+    monkeypatch.setattr(
+        pretraining, "probed_before", lambda run: pretraining.Progress(before=first, statistics_only=first)
+    )
+    monkeypatch.setattr(report, "probed", lambda run, backbone: {n: [0] * 50 for n in first})
     if resumed:
         with monkeypatch.context() as patch:
             stop_after_forward(2, patch)
@@ -173,7 +177,7 @@ def test_without_labels_the_summary_claims_nothing_and_says_how_to_find_out(
 ) -> None:
     assert adapt(dataset=images()) == 0
     summary = capsys.readouterr().out.rpartition("\n\n")[2]
-    assert summary.startswith("Whether adapting helped is not known") and "python recipes/verdict.py" in summary
+    assert summary.startswith("Whether adapting helped is not known") and "tpssl-hf verdict --adapted" in summary
     assert results(tmp_path / "run")["verdict"]["verdict"] == "unknown"
 
 
@@ -184,7 +188,7 @@ def test_streamed_parquet_needs_no_scan(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pretraining, "REESTIMATION_IMAGES", 32)  # or the stream comes round a hundred times
+    monkeypatch.setattr(prepare, "REESTIMATION_IMAGES", 32)  # or the stream comes round a hundred times
     (tmp_path / "table").mkdir()
     labeled.to_parquet(tmp_path / "table" / "train.parquet")
     assert adapt(dataset=tmp_path / "table", streaming=True) == 0
@@ -308,8 +312,8 @@ def refused(adapt: Adapt, tmp_path: Path, **settings: Any) -> str:
 
 
 def test_unknown_key_is_refused_before_anything_is_made(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
-    sentence = refused(adapt, tmp_path, dataset=images(), learning_rat=0.1)
-    assert sentence == "unknown setting 'learning_rat'; the nearest known one is 'learning_rate'."
+    sentence = refused(adapt, tmp_path, dataset=images(), base_learning_rat=0.1)
+    assert sentence == "unknown key 'base_learning_rat'; the nearest known one is 'base_learning_rate'."
     assert not (tmp_path / "run").exists()
 
 
@@ -397,8 +401,8 @@ def test_checkpoints_of_another_run_are_not_touched(
         assert adapt(dataset=dataset, init=first / "model") == 143
     before = snapshot(run)
 
-    with pytest.raises(InputError, match=r"learning_rate 0\.3 -> 0\.5.*weight_decay 1e-06 -> 0\.1"):
-        adapt(dataset=dataset, init=first / "model", learning_rate=0.5, weight_decay=0.1)
+    with pytest.raises(InputError, match=r"base_learning_rate 0\.3 -> 0\.5.*weight_decay 1e-06 -> 0\.1"):
+        adapt(dataset=dataset, init=first / "model", base_learning_rate=0.5, weight_decay=0.1)
     assert snapshot(run) == before
 
     (first / "model" / "config.json").unlink()
@@ -441,8 +445,8 @@ def test_every_config_is_read_and_begins_with_its_command(
         assert command[2:script] == ["--config_file", str(path.relative_to(ROOT))]
         assert {"compute_environment", "distributed_type", "num_processes"} <= set(yaml.safe_load(path.read_text()))
     else:
-        settings, _ = recipe.read_settings(command[script + 1 :])
-        assert settings == recipe.read_settings(["--config", str(path)])[0]
+        settings = flat(parse_pretrain(command[script + 1 :]))
+        assert settings == flat(parse_pretrain(["--config", str(path)]))
         given = read_config_file(path)
         assert given and {key: settings[key] for key in given} == given
 

@@ -1,20 +1,26 @@
-"""The verdict's recipe, run in this process on tiny backbones."""
+"""The verdict's recipe and its public function, run in this process on tiny backbones."""
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
+from tpssl_hf.commands import verdict as command
+from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
+from tpssl_hf.verdicts.config import VerdictArgs, VerdictConfig, command_of
 
 ROOT = Path(__file__).parents[2]
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -28,19 +34,31 @@ def verdict(load_recipe: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture
-def ask(run_recipe: Any, verdict: Any, shared_cache: Path, tmp_path: Path) -> Ask:
+def tiny(shared_cache: Path, tmp_path: Path) -> dict[str, Any]:
+    """The keys of a verdict that takes a second."""
+    chosen: dict[str, Any] = {"dataset": "digits", "image_size": 32, "limit_images": 160, "labels": 20, "draws": 5}
+    chosen |= {"base": "random", "backbone": "test_resnet", "cache_dir": shared_cache}
+    return chosen | {"feature_dir": tmp_path / "features", "output_dir": tmp_path / "verdict"}
+
+
+@pytest.fixture
+def ask(run_recipe: Any, verdict: Any, tiny: dict[str, Any]) -> Ask:
     """Run the recipe in this process with these settings; a setting of None is left out."""
-    tiny = {"dataset": "digits", "image_size": 32, "limit_images": 160, "labels": 20, "draws": 5, "base": "random"}
-    tiny |= {"backbone": "test_resnet", "cache_dir": shared_cache, "feature_dir": tmp_path / "features"}
-    tiny |= {"output_dir": tmp_path / "verdict"}
     return lambda **settings: run_recipe(verdict, tiny | settings)
+
+
+@pytest.fixture
+def call(run_recipe: Any, tiny: dict[str, Any]) -> Callable[..., Any]:
+    """Call the public function with these keywords in a process that has computed in bfloat16 before."""
+    Accelerator(mixed_precision="bf16")
+    return lambda **keys: command.verdict(**tiny | keys)
 
 
 @pytest.fixture(autouse=True)
 def few_clusterings(monkeypatch: pytest.MonkeyPatch) -> None:
     """k-means takes most of the time otherwise."""
-    from tpssl_hf.verdict import decision as module
-    from tpssl_hf.verdict import paired_bootstrap as paired
+    from tpssl_hf.verdicts import decision as module
+    from tpssl_hf.verdicts import paired_bootstrap as paired
 
     monkeypatch.setattr(module, "CLUSTER_SEEDS", 2)
     monkeypatch.setattr(paired, "RESAMPLES", 500)
@@ -130,13 +148,13 @@ def test_asking_again_says_it_is_done_until_the_weights_change(
 
 
 def test_what_new_statistics_alone_give_is_advised_and_saved(
-    ask: Ask, tmp_path: Path, verdict: Any, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dataclasses import replace
 
-    original = verdict.judge
+    original = command.judge
     monkeypatch.setattr(
-        verdict, "judge", lambda *rows, **settings: replace(original(*rows, **settings), recommendation="statistics")
+        command, "judge", lambda *rows, **settings: replace(original(*rows, **settings), recommendation="statistics")
     )
     base = weights(tmp_path / "base")
     assert ask(adapted=weights(tmp_path / "run", seed=3), base=base, backbone=None) == 0
@@ -159,7 +177,7 @@ def test_several_runs_of_other_widths_are_ranked_and_it_is_said(ask: Ask, tmp_pa
     assert {row["name"] for row in numbers["rows"]} == {"base", "base, statistics only", "one", "two"}
     assert numbers["comparisons"][0]["probe"]["level"] == pytest.approx(0.975)
     assert any("two (test_convnext) has" in note for note in numbers["notes"])
-    assert any("adapted at 32 px and is asked at 48" in note for note in numbers["notes"])
+    assert any("adapted at 32 px and is compared at 48" in note for note in numbers["notes"])
     assert "is first of 2" in (tmp_path / "verdict" / "verdict.md").read_text()
 
 
@@ -192,7 +210,7 @@ def test_forty_labels_of_a_file_are_split_and_it_says_how_few_it_asked(ask: Ask,
     numbers = found(tmp_path / "verdict")
     assert numbers["questions"]["labels_per_draw"] == 30 and numbers["questions"]["asked_per_draw"] == 10
     assert not numbers["questions"]["same_for_all_draws"] and numbers["questions"]["images_looked_at"] == 60
-    assert "40 labeled images into 30 to learn from and only 10 to ask about" in numbers["questions"]["chosen"]
+    assert "40 labeled images into 30 to learn from and only 10 to predict" in numbers["questions"]["chosen"]
 
 
 @pytest.mark.parametrize("labels", ["40", "none"])
@@ -227,7 +245,7 @@ BAD = [
     ({"split": "test"}, "is taken on training images"),
     ({"streaming": True}, "no streaming"),
     ({"adapted_backbone": "test_resnet", "backbone": "resnet_18"}, "is no timm model"),
-    ({"label": 40}, "unknown setting 'label'"),
+    ({"label": 40}, "unknown key 'label'"),
 ]
 
 
@@ -279,15 +297,68 @@ def test_a_file_of_other_classes_than_the_data_set_has_is_refused(ask: Ask, tmp_
 
 
 def test_the_digits_are_the_default_and_what_is_missing_is_named_with_its_command(
-    verdict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "ADAPTED_DIGITS", tmp_path / "digits_byol")
+    monkeypatch.setattr(command, "ADAPTED_DIGITS", tmp_path / "digits_byol")
     with pytest.raises(InputError, match="accelerate launch recipes/target_pretrain.py"):
-        verdict.read_settings([])
+        command.read_args([])
     (tmp_path / "digits_byol").mkdir()
-    settings = verdict.read_settings([])
-    assert settings["adapted"] == str(tmp_path / "digits_byol")
-    assert (settings["base"], settings["image_size"], settings["dataset"]) == ("random", 32, "digits")
-    assert verdict.read_settings(["--adapted", "x", "--base", "timm"])["base"] == "timm"
-    other = verdict.read_settings(["--dataset", "cifar10"])
-    assert (other["adapted"], other["base"], other["image_size"]) == ("", "timm", 224)
+    args = command.read_args([])
+    assert command.read_args({"adapted": []}).task.adapted == ""  # not the default: something was to be named
+    assert args.task.adapted == str(tmp_path / "digits_byol")
+    assert (args.task.base, args.data.image_size, args.data.dataset) == ("random", 32, "digits")
+    assert command.read_args(["--adapted", "x", "--base", "timm"]).task.base == "timm"
+    other = command.read_args(["--dataset", "cifar10"])
+    assert (other.task.adapted, other.task.base, other.data.image_size) == ("", "timm", 0)
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[VerdictArgs]:
+    """The arguments that reach the work, which is not done."""
+    seen: list[VerdictArgs] = []
+    monkeypatch.setattr(command, "compare", seen.append)
+    return seen
+
+
+def test_the_function_and_the_recipe_resolve_to_the_same_arguments(
+    compared: list[VerdictArgs], verdict: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--base=timm", "--adapted=one,two", "--dataset=photos", "--labels=mine.csv", "--horizontal_flip"]
+    monkeypatch.setattr(sys, "argv", ["verdict.py", *words])
+    assert verdict.main() == 0
+    monkeypatch.setattr(sys, "argv", ["notebook", "--draws=7"])
+    run, labels = SimpleNamespace(path=Path("one")), Path("mine.csv")
+    command.verdict(base="timm", adapted=[run, "two"], dataset="photos", labels=labels, horizontal_flip=True)
+    command.verdict(base="timm", adapted="one,two", dataset=Path("photos"), labels="mine.csv", horizontal_flip=True)
+    assert command.main(words) == 0
+    assert compared == [compared[0]] * 4
+    assert compared[0].task == VerdictConfig(base="timm", adapted="one,two", labels="mine.csv")
+    assert compared[0].data == DataConfig(dataset="photos", horizontal_flip=True)
+
+
+def test_the_command_in_the_report_resolves_to_the_same_arguments(tmp_path: Path) -> None:
+    given = {"adapted": [tmp_path / "a b", "two"], "draws": 7, "cache_dir": tmp_path, "label_mode": "proportional"}
+    for keys in (given, given | {"base": "timm", "image_size": 224}, given | {"dataset": "photos"}):
+        args = command.read_args(keys)
+        words = command_of(args)
+        assert words[:2] == ["tpssl-hf", "verdict"] and command.read_args(words[2:]) == args
+        assert words[2] == f"--adapted={tmp_path}/a b,two" or words[2] == "--base=random"
+
+
+def test_a_misspelt_keyword_is_refused_with_the_nearest(compared: list[VerdictArgs]) -> None:
+    with pytest.raises(InputError, match="unknown key 'adaptd'; the nearest known one is 'adapted'"):
+        command.verdict(base="timm", adaptd=["outputs/mine"])
+    assert not compared
+
+
+def test_the_function_returns_what_it_has_found_and_again_without_computing(
+    call: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SimpleNamespace(path=weights(tmp_path / "run", seed=3))
+    first = call(adapted=[run])
+    assert first.path == tmp_path / "verdict" and first.results == found(first.path, "results.json")
+    assert first.sentence == first.results["sentence"] and first.sentence in (first.path / "verdict.md").read_text()
+    assert first.results["recommendation"] == found(first.path)["recommendation"]
+    monkeypatch.setattr(command, "scored_rows", None)
+    assert call(adapted=run) == first
+    assert "holds the verdict of these settings" in capsys.readouterr().out

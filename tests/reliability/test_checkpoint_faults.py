@@ -17,7 +17,7 @@ import pytest
 import torch
 from forked_runs import Forks
 
-from tpssl_hf.training import checkpoint as checkpoint_module
+from tpssl_hf.files import atomic
 from tpssl_hf.training.checkpoint import CheckpointError, load_latest, save_checkpoint
 
 FILES = ("method.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json")
@@ -54,7 +54,7 @@ class Disk:
         self.calls, self.at, self.fault = 0, at, fault
         for name in ("open", "fsync", "replace", "mkdir", "unlink", "rmdir"):
             patch.setattr(os, name, self.counted(getattr(os, name)))
-        patch.setattr(checkpoint_module, "open", self.open, raising=False)
+        patch.setattr(atomic, "open", self.open, raising=False)
 
     def counted(self, function: Callable[..., Any], before_fault: Callable[..., Any] | None = None) -> Any:
         def call(*arguments: Any, **settings: Any) -> Any:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from test_loop import Toy, batches
+from test_loop import Toy, batches, steps_of
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,7 +14,8 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch, Losses
 from tpssl_hf.models.queue import KeyQueue
 from tpssl_hf.training.checkpoint import pack_optimizer, unpack_optimizer
-from tpssl_hf.training.loop import LoopSettings, NonFiniteGuard, train
+from tpssl_hf.training.loop import LoopSettings
+from tpssl_hf.training.nonfinite_guard import NonFiniteGuard
 from tpssl_hf.training.optim import build_optimizer
 
 
@@ -54,18 +54,9 @@ def optimizer_of(name: str, method: nn.Module) -> Optimizer:
 def learn(method: nn.Module, optimizer: Optimizer, numbers: list[int], bad: set[int], parts: int = 1) -> None:
     """Train on the batches of these numbers, ``parts`` to a step; one feature of a bad one is not a number."""
     poison = dict.fromkeys(bad, float("nan"))
-    train(
-        Accelerator(cpu=True),
-        method,
-        optimizer,
-        lambda step: 0.05,
-        (next(batches(poison, start=number)) for number in numbers),
-        LoopSettings(len(numbers) // parts, 8 * parts, accumulation_steps=parts),
-        start_step=0,
-        log=lambda step, values: None,
-        save=lambda step: None,
-        stop=lambda: False,
-    )
+    source = (next(batches(poison, start=number)) for number in numbers)
+    settings = LoopSettings(len(numbers) // parts, 8 * parts, accumulation_steps=parts)
+    list(steps_of(method, optimizer, source, settings))
 
 
 def assert_same(one: Any, other: Any) -> None:

@@ -4,14 +4,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.methods.base import Batch, Losses
-from tpssl_hf.training.loop import LoopSettings, train
+from tpssl_hf.methods.base import Batch, Losses, Method
+from tpssl_hf.training.loop import LoopSettings, Step, agreed, training_steps, with_progress_bar
 from tpssl_hf.training.optim import build_optimizer
 
 
-class Toy(nn.Module):
+class Toy(Method):
     """Least squares behind a BatchNorm, with a teacher, so that every kind of poison has something to poison."""
 
     def __init__(self) -> None:
@@ -50,26 +51,26 @@ def run(
     *,
     steps: int = 12,
     poison: dict[int, float] | None = None,
-    stop_at: int | None = None,
     **settings: int,
 ) -> tuple[int, list[tuple[int, dict[str, float]]], list[int]]:
-    accelerator = Accelerator(cpu=True)
     optimizer = build_optimizer("sgd", method, weight_decay=0.0, momentum=0.9)
-    logged: list[tuple[int, dict[str, float]]] = []
-    saved: list[int] = []
-    done = train(
-        accelerator,
-        method,
-        optimizer,
-        lambda step: 0.05,
-        batches(poison),
-        LoopSettings(steps, 8, **settings),
-        start_step=0,
-        log=lambda step, values: logged.append((step, values)),
-        save=saved.append,
-        stop=lambda: stop_at is not None and len(method.seen) >= stop_at,
+    made = list(steps_of(method, optimizer, batches(poison), LoopSettings(steps, 8, **settings)))
+    logged = [(step.done, step.losses) for step in made if step.losses is not None]
+    return made[-1].done, logged, [step.done for step in made if step.save_due]
+
+
+def steps_of(
+    method: nn.Module,
+    optimizer: Optimizer,
+    source: Iterator[Batch],
+    settings: LoopSettings,
+    *,
+    start_step: int = 0,
+    learning_rate: float = 0.05,
+) -> Iterator[Step]:
+    return training_steps(
+        Accelerator(cpu=True), method, optimizer, lambda step: learning_rate, source, settings, start_step=start_step
     )
-    return done, logged, saved
 
 
 def finite(method: nn.Module) -> bool:
@@ -91,9 +92,47 @@ def test_progress_is_step_over_length() -> None:
     assert method.seen == [0.0, 0.25, 0.5, 0.75]
 
 
-def test_a_stop_saves_first() -> None:
-    done, _, saved = run(Toy(), steps=12, stop_at=3)
-    assert done == 3 and saved == [3]
+def test_each_step_says_what_is_due_after_it() -> None:
+    method, settings = Toy(), LoopSettings(7, 8, log_every=2, save_every=3)
+    optimizer = build_optimizer("sgd", method, weight_decay=0.0, momentum=0.9)
+    made = list(steps_of(method, optimizer, batches(start=2), settings, start_step=2))
+    assert [(step.done, step.losses is not None, step.save_due) for step in made] == [
+        (3, False, True),
+        (4, True, False),
+        (5, False, False),
+        (6, True, True),
+        (7, True, True),
+    ]
+    assert all(step.may_stop for step in made)  # a single process need not ask others
+
+
+def test_several_processes_may_stop_only_where_a_log_line_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "reduce", lambda self, tensor, how: tensor)
+    method = Toy()
+    optimizer = build_optimizer("sgd", method, weight_decay=0.0, momentum=0.9)
+    made = list(steps_of(method, optimizer, batches(), LoopSettings(5, 8, log_every=2)))
+    assert [step.done for step in made if step.may_stop] == [2, 4, 5]
+    assert agreed(Accelerator(cpu=True), True) and not agreed(Accelerator(cpu=True), False)
+
+
+def test_who_stops_taking_steps_ends_the_training() -> None:
+    method = Toy()
+    optimizer = build_optimizer("sgd", method, weight_decay=0.0, momentum=0.9)
+    for step in steps_of(method, optimizer, batches(), LoopSettings(12, 8)):
+        if step.done == 3:
+            break
+    assert len(method.seen) == 3
+
+
+def test_the_bar_counts_the_images_of_the_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
+    method, settings = Toy(), LoopSettings(6, 8)
+    optimizer = build_optimizer("sgd", method, weight_decay=0.0, momentum=0.9)
+    steps = steps_of(method, optimizer, batches(start=2), settings, start_step=2)
+    shown = list(with_progress_bar(steps, settings, title="toy", shown=True, start_step=2))
+    assert [step.done for step in shown] == [3, 4, 5, 6]
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "toy: 100%" in last and "48/48" in last
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
@@ -115,7 +154,9 @@ def test_training_goes_on_after_two_bad_steps() -> None:
 @pytest.mark.filterwarnings("ignore:step")
 def test_three_bad_steps_in_a_row_stop_with_step_rate_and_advice() -> None:
     method = Toy()
-    with pytest.raises(InputError, match=r"3 steps in a row up to step 5 \(learning rate 0.05\).*--learning_rate"):
+    with pytest.raises(
+        InputError, match=r"3 steps in a row up to step 5 \(learning rate 0.05\).*Lower the learning rate"
+    ):
         run(method, steps=8, poison={2: float("nan"), 3: float("nan"), 4: float("nan")})
     assert finite(method)
 
@@ -142,18 +183,7 @@ def test_accumulation_averages_the_parts() -> None:
     for source, parts in ((batches(), 1), (halves(), 2)):
         method = Plain()
         optimizer = build_optimizer("sgd", method.linear, weight_decay=0.0, momentum=0.9)
-        train(
-            Accelerator(cpu=True),
-            method,
-            optimizer,
-            lambda step: 0.05,
-            source,
-            LoopSettings(5, 8, accumulation_steps=parts),
-            start_step=0,
-            log=lambda step, values: None,
-            save=lambda step: None,
-            stop=lambda: False,
-        )
+        list(steps_of(method, optimizer, source, LoopSettings(5, 8, accumulation_steps=parts)))
         results.append(method.linear.weight.detach())
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
 
@@ -164,21 +194,10 @@ def test_layers_that_draw_randomly_do_not_depend_on_where_the_run_was_resumed() 
             return {"loss": nn.functional.dropout(self.linear(batch["images"]["x"]), 0.5).square().mean()}
 
     def losses_from(method: Toy, start: int, steps: int) -> list[float]:
-        seen: list[float] = []
         optimizer = build_optimizer("sgd", method.linear, weight_decay=0.0, momentum=0.0)
-        train(
-            Accelerator(cpu=True),
-            method,
-            optimizer,
-            lambda step: 0.0,
-            batches(start=start),
-            LoopSettings(steps, 8, log_every=1),
-            start_step=start,
-            log=lambda step, values: seen.append(values["loss"]),
-            save=lambda step: None,
-            stop=lambda: False,
-        )
-        return seen
+        settings = LoopSettings(steps, 8, log_every=1)
+        made = steps_of(method, optimizer, batches(start=start), settings, start_step=start, learning_rate=0.0)
+        return [step.losses["loss"] for step in made if step.losses is not None]
 
     whole = losses_from(Dropped(), 0, 6)
     torch.rand(17)
@@ -190,16 +209,5 @@ def test_a_group_with_a_rate_factor_learns_so_many_times_as_fast() -> None:
     optimizer = build_optimizer(
         "sgd", toy, weight_decay=0.0, momentum=0.0, heads=toy.linear.parameters(), head_lr_multiplier=10.0
     )
-    train(
-        Accelerator(cpu=True),
-        toy,
-        optimizer,
-        lambda step: 0.01,
-        batches(),
-        LoopSettings(1, 8),
-        start_step=0,
-        log=lambda step, values: None,
-        save=lambda step: None,
-        stop=lambda: False,
-    )
+    list(steps_of(toy, optimizer, batches(), LoopSettings(1, 8), learning_rate=0.01))
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.01, 0.1])

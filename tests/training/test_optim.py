@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from timm.optim import Lars
 from torch import Tensor, nn
 
 from tpssl_hf.training.optim import (
@@ -68,6 +69,43 @@ def test_lars_adapts_without_weight_decay() -> None:
     weight.grad = torch.full((3, 3), 100.0)
     LARS([weight], lr=1.0, weight_decay=0.0).step()
     assert weight.detach().sub(2.0).norm().item() == pytest.approx(1e-3 * 6.0, rel=1e-4)
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
+
+
+def timm_lars(module: nn.Module, weight_decay: float) -> Lars:
+    groups = parameter_groups(module, weight_decay)
+    for group in groups:
+        group["always_adapt"] = not group.pop("lars_exclude")
+    return Lars(groups, lr=0.3, momentum=0.9)
+
+
+@pytest.mark.parametrize(("weight_decay", "alike"), [(0.0, True), (0.1, False)])
+def test_lars_is_that_of_timm_but_for_weight_decay(weight_decay: float, alike: bool) -> None:
+    ours, theirs = small_network(), small_network()
+    optimizers = LARS(parameter_groups(ours, weight_decay), lr=0.3), timm_lars(theirs, weight_decay)
+    for step in range(5):
+        images = torch.randn(8, 5, generator=torch.Generator().manual_seed(step))
+        for module, optimizer in zip((ours, theirs), optimizers, strict=True):
+            module(images).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in pairs) == alike
+
+
+def test_lars_of_timm_lets_a_bad_step_through() -> None:
+    """The reason for ours: a release in which this fails would do instead."""
+    module = small_network()
+    optimizer = timm_lars(module, 0.0)
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.step()
+    assert all(value.isnan().any() for value in module.parameters())
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])

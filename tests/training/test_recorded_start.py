@@ -13,8 +13,8 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 from tpssl_hf.training.recorded_start import recorded_start, same_start
-from tpssl_hf.verdict.config import VerdictConfig
-from tpssl_hf.verdict.inputs import find_weights
+from tpssl_hf.verdicts.config import VerdictConfig
+from tpssl_hf.verdicts.weights import find_weights
 
 TIMM = {"kind": "timm", "name": "test_resnet.another_tag", "weights": "1" * 64}
 

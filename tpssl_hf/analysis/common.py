@@ -1,4 +1,4 @@
-"""What the analyses share: weights and images to look at, their features, and the form of what is found."""
+"""What the analyses share: weights and images, their features, and the form of results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,9 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tpssl_hf.analysis.config import AnalyzeConfig
+from tpssl_hf.analysis.config import AnalyzeArgs, AnalyzeConfig
 from tpssl_hf.augment.pretrain_views import ViewSettings
-from tpssl_hf.config.parser import take
 from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.image_cache import ImageCache
@@ -29,12 +28,12 @@ from tpssl_hf.training.run_dir import RunDir
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """What an analysis found.
+    """The result of an analysis.
 
     Attributes:
         table: one entry for each value: row keys, ``value``, and ``seed`` where there is one.
-        lines: the same for people, in Markdown.
-        facts: whatever else belongs into the JSON file.
+        lines: the same to print, in Markdown.
+        facts: the other facts of the JSON file.
     """
 
     table: list[dict[str, Any]]
@@ -44,11 +43,11 @@ class AnalysisResult:
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of weights to look at.
+    """One set of weights to analyze.
 
     Attributes:
-        key: ``base``, ``base_statistics`` (the base with BatchNorm statistics of these training images, as every
-            adapted backbone has them: what that alone gains is no merit of adapting), ``adapted`` or ``adapted_N``.
+        key: ``base``, ``base_statistics`` (the base with BatchNorm statistics re-estimated on these training images,
+            as every adapted backbone has them: that gain is no merit of adapting), ``adapted`` or ``adapted_N``.
         init: where they are, as :func:`tpssl_hf.models.backbone.load_backbone` takes it.
         backbone: timm model.
     """
@@ -67,7 +66,7 @@ class Weights:
         """For people: key and name."""
         path = Path(self.init)
         name = f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
-        return f"{self.key.replace('_statistics', ', new statistics').replace('_', ' ')} ({name})"
+        return f"{self.key.replace('_statistics', ', re-estimated BatchNorm').replace('_', ' ')} ({name})"
 
 
 def located(init: str, backbone: str) -> tuple[str, str]:
@@ -77,47 +76,41 @@ def located(init: str, backbone: str) -> tuple[str, str]:
     return init, str(stored_config(init).get("architecture", backbone))
 
 
-def weights_of(options: AnalyzeConfig) -> list[Weights]:
-    """Return base, base with new statistics, and each of ``adapted``.
+def weights_of(config: AnalyzeConfig) -> list[Weights]:
+    """Return base, base with re-estimated BatchNorm statistics, and each of ``adapted``.
 
     Raises:
         InputError: if nothing adapted is named.
     """
-    named = [part.strip() for part in options.adapted.split(",") if part.strip()]
+    named = [part.strip() for part in config.adapted.split(",") if part.strip()]
     if not named:
         raise InputError(
             "adapted names no weights to compare with base; give --adapted FOLDER of a target pretraining "
-            "(`accelerate launch recipes/target_pretrain.py` leaves one in outputs/digits_byol)."
+            "(`tpssl-hf pretrain` leaves one in outputs/digits_byol)."
         )
-    adapted_places = [located(init, options.backbone)[0] for init in named]
-    tagged = timm_start(adapted_places, options.backbone) if options.base == "timm" else None
-    base = located(options.base, tagged or options.backbone)
+    adapted_locations = [located(init, config.backbone)[0] for init in named]
+    tagged = timm_start(adapted_locations, config.backbone) if config.base == "timm" else None
+    base = located(config.base, tagged or config.backbone)
     keys = ["adapted"] if len(named) == 1 else [f"adapted_{number}" for number in range(1, len(named) + 1)]
-    adapted = [Weights(key, *located(init, options.backbone)) for key, init in zip(keys, named, strict=True)]
+    adapted = [Weights(key, *located(init, config.backbone)) for key, init in zip(keys, named, strict=True)]
     return [Weights("base", *base), Weights("base_statistics", *base), *adapted]
 
 
 def open_split(
-    settings: dict[str, Any],
-    split: str,
-    accelerator: Accelerator,
-    run: RunDir | None = None,
-    *,
-    wide_range: Range | None = None,
+    data: DataConfig, accelerator: Accelerator, run: RunDir | None = None, *, wide_range: Range | None = None
 ) -> tuple[Source, ImageCache]:
-    """Open the images of one split; their number is limited by ``limit_images``, whichever split it is.
+    """Open the images of the split ``data.split``.
 
-    With ``run`` the report of the images is printed and left there.
+    With ``run`` the report of the images is printed and written to its folder.
 
     Raises:
         InputError: if they are to be streamed, or cannot be had.
     """
-    data = replace(take(DataConfig, settings), split=split)
     if data.streaming:
         raise InputError("images are looked up by number here, which streamed ones have not; leave streaming off.")
     source = load_source(
         data.dataset,
-        split=split,
+        split=data.split,
         dataset_config=data.dataset_config,
         image_column=data.image_column,
         label_column=data.label_column,
@@ -125,13 +118,14 @@ def open_split(
     return source, open_image_cache(source, data, accelerator, run, wide_range=wide_range)
 
 
-def open_splits(settings: dict[str, Any], accelerator: Accelerator) -> dict[str, tuple[Source, ImageCache]]:
+def open_splits(args: AnalyzeArgs, accelerator: Accelerator) -> dict[str, tuple[Source, ImageCache]]:
     """Open the training and, unless it is ``none``, the test split."""
-    found = {"train": open_split(settings, settings["split"], accelerator)}
-    if settings["test_split"] != "none":
+    found = {"train": open_split(args.data, accelerator)}
+    if args.task.test_split != "none":
         try:
             wide_range = found["train"][1].wide_range
-            found["test"] = open_split(settings, settings["test_split"], accelerator, wide_range=wide_range)
+            test = replace(args.data, split=args.task.test_split)
+            found["test"] = open_split(test, accelerator, wide_range=wide_range)
         except InputError as error:
             raise InputError(f"the test images: {error} Say --test_split none to go without.") from error
     return found
@@ -141,31 +135,30 @@ def features(
     weights: Weights,
     store: ImageCache,
     indices: np.ndarray,
-    settings: dict[str, Any],
+    args: AnalyzeArgs,
     device: torch.device,
     *,
     training: ImageCache,
 ) -> np.ndarray:
-    """(N, D) float32 features of images, kept on disk; new statistics are those of the ``training`` images."""
+    """Return (N, D) float32 features of images, kept on disk; statistics are re-estimated on ``training`` images."""
     return features_of(
         store,
         indices,
         backbone=weights.backbone,
         init=weights.init,
-        image_size=settings["image_size"],
+        image_size=args.data.image_size,
         device=device,
         statistics=training if weights.key == "base_statistics" else None,
-        seed=settings["seed"],
-        cache_dir=Path(settings["cache_dir"]) / "features" if settings["cache_dir"] else None,
+        seed=args.task.seed,
+        cache_dir=Path(args.data.cache_dir) / "features" if args.data.cache_dir else None,
     ).values
 
 
 def network_of(
-    weights: Weights, settings: dict[str, Any], device: torch.device
+    weights: Weights, image_size: int, seed: int, device: torch.device
 ) -> tuple[nn.Module, ViewSettings, WeightsSource]:
-    """Load a backbone at the size and with the seed of the settings."""
-    size, seed = settings["image_size"], settings["seed"]
-    return open_backbone(weights.backbone, init=weights.init, image_size=size, device=device, seed=seed)
+    """Load a backbone for images of this size; ``seed`` is that of random weights."""
+    return open_backbone(weights.backbone, init=weights.init, image_size=image_size, device=device, seed=seed)
 
 
 def class_count(source: Source, store: ImageCache, name: str) -> int:

@@ -1,12 +1,12 @@
-"""Configuration of the analyses of finished weights and runs, and of the choice of images to label."""
+"""Configuration of the analyses of finished weights and runs."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from tpssl_hf.config.parser import key
+from tpssl_hf.config.shared import DataConfig
 
 
-@dataclass
+@dataclass(frozen=True)
 class AnalyzeConfig:
     """What is analyzed."""
 
@@ -35,26 +35,14 @@ class AnalyzeConfig:
     labels: str = key("40,250", "steps: labels of the linear probe, with commas between.", several=True)
     samples: int = key(500, "tsne: images drawn at random, fewer where there are fewer (paper: 500).")
     perplexity: float = key(30.0, "tsne: perplexity.")
-    output_dir: str = key("outputs/analyze", "Folder of the tables and images.")
+    output_dir: str = key("outputs/analyze", "Folder of the tables and images.", carry_out=True)
     seed: int = key(0, "Seed of random weights, draws, k-means and t-SNE.")
     cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
 
 
-@dataclass
-class LabelPickerConfig:
-    """Which images to label next."""
+@dataclass(frozen=True)
+class AnalyzeArgs:
+    """Arguments of the analyses."""
 
-    count: int = key(40, "Images to label.")
-    strategy: Literal["typical", "coverage", "random"] = key(
-        "typical",
-        "typical: the most typical image of each cluster (TypiClust); coverage: images whose surroundings hold "
-        "most others (ProbCover); random: neither.",
-    )
-    labeled: str | None = key(
-        None, "Labels there are already, a .json or .csv file as --labels of ssl_classify takes it."
-    )
-    init: str = key("random", "Weights of the features: a run's folder, or whatever --init of ssl_classify takes.")
-    backbone: str = key("resnet18", "timm model, where the weights do not say of which model they are.")
-    output_dir: str = key("outputs/to_label", "Folder of the list and the contact sheet.")
-    seed: int = key(0, "Seed of k-means and of random draws.")
-    cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
+    task: AnalyzeConfig
+    data: DataConfig

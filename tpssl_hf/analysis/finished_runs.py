@@ -31,7 +31,7 @@ class FinishedRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved settings."""
+        """Every key of the run with its value."""
         config: dict[str, Any] = self.results["config"]
         return config
 
@@ -110,18 +110,18 @@ def transfer_table(runs: Sequence[FinishedRun]) -> dict[str, dict[str, FinishedR
     return table
 
 
-def _refuse_mixture(runs: Sequence[FinishedRun], setting: str) -> None:
-    """Refuse runs that differ in a setting that would make their scores incomparable."""
+def _refuse_mixture(runs: Sequence[FinishedRun], key: str) -> None:
+    """Refuse runs that differ in a key that makes their scores incomparable."""
     found: dict[str, Path] = {}
     for run in runs:
-        found.setdefault(str(run.config[setting]), run.folder)
+        found.setdefault(str(run.config[key]), run.folder)
     if len(found) > 1:
         mixed = " and ".join(f"{value} ({folder})" for value, folder in list(found.items())[:2])
-        raise InputError(f"the runs mix {setting} {mixed}; one table compares starts, give --runs of one {setting}.")
+        raise InputError(f"the runs mix {key} {mixed}; one table compares starts, give --runs of one {key}.")
 
 
 def missing_commands(table: dict[str, dict[str, FinishedRun]]) -> list[str]:
-    """Return the commands that would fill the empty cells, each with the settings of a run of its column."""
+    """Return the commands that would fill the empty cells, each with the keys of a run of its column."""
     commands = []
     for task in dict.fromkeys(task for row in table.values() for task in row):
         donor = next(row[task] for row in table.values() if task in row)
@@ -129,7 +129,7 @@ def missing_commands(table: dict[str, dict[str, FinishedRun]]) -> list[str]:
             if task not in row:
                 init = str(next(iter(row.values())).config["init"])
                 name = re.sub(r"[^\w@.-]+", "_", f"{start}_on_{task}")
-                words = ["accelerate", "launch", "recipes/ssl_classify.py", "--config", str(donor.folder / CONFIG)]
+                words = ["tpssl-hf", "classify", "--config", str(donor.folder / CONFIG)]
                 words += ["--init", init, "--output_dir", str(donor.folder.parent / name)]
                 commands.append(shlex.join(words))
     return commands
@@ -145,10 +145,10 @@ def steps_of_runs(runs: Sequence[FinishedRun]) -> dict[str, dict[int, list[float
     _refuse_mixture(runs, "method")
     _refuse_mixture(runs, "backbone")
     series: dict[str, dict[int, list[float]]] = {}
-    places = {Path(run.config["init"]).parent for run in runs}
+    folders = {Path(run.config["init"]).parent for run in runs}
     for run in runs:
         match = re.fullmatch(r"step_(\d+)", Path(run.config["init"]).name)
-        if match is None or len(places) > 1:
+        if match is None or len(folders) > 1:
             raise InputError(
                 f"{run.folder} starts from {run.config['init']}; for steps all --runs must start from snapshots of "
                 "one target pretraining, snapshots/step_N as `--analysis steps --run FOLDER` leaves them."

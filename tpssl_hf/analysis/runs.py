@@ -4,6 +4,7 @@ Paper §IV-E.1, 4 and 5: Table VI, Fig. 3 and 4.
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tpssl_hf.analysis.common import AnalysisResult, Weights, class_count, features, markdown, network_of, open_split
-from tpssl_hf.analysis.config import AnalyzeConfig
+from tpssl_hf.analysis.config import AnalyzeArgs
 from tpssl_hf.analysis.figures import draw_convergence, draw_steps
 from tpssl_hf.analysis.finished_runs import (
     convergence_curves,
@@ -24,7 +25,7 @@ from tpssl_hf.analysis.finished_runs import (
     steps_of_runs,
     transfer_table,
 )
-from tpssl_hf.config.parser import read_config_file, take
+from tpssl_hf.config.parser import read_config_file
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.label_splits import draw_labels
 from tpssl_hf.errors import InputError
@@ -38,9 +39,9 @@ from tpssl_hf.training.checkpoint import STATE, TENSORS_SUFFIX
 from tpssl_hf.training.run_dir import CHECKPOINTS, CONFIG, RunDir
 
 
-def transfer(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> AnalysisResult:
+def transfer(args: AnalyzeArgs, accelerator: Accelerator, run: RunDir) -> AnalysisResult:
     """Arrange finished runs by start and by data set (Table VI), and say how to make those that are missing."""
-    runs = find_runs(settings["runs"])
+    runs = find_runs(args.task.runs)
     table = [
         {"start": start, "task": task, "run": str(one.folder), "draw": number, "value": value}
         for start, row in transfer_table(runs).items()
@@ -54,9 +55,9 @@ def transfer(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) ->
     return AnalysisResult(table, lines, {"method": runs[0].config["method"], "missing": commands, "paper": "Table VI"})
 
 
-def convergence(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> AnalysisResult:
+def convergence(args: AnalyzeArgs, accelerator: Accelerator, run: RunDir) -> AnalysisResult:
     """Draw the test accuracy of finished runs along the way (Fig. 4)."""
-    runs = find_runs(settings["runs"])
+    runs = find_runs(args.task.runs)
     curves = convergence_curves(runs)
     draw_convergence(run.path / "convergence.png", curves)
     table = [
@@ -68,11 +69,11 @@ def convergence(settings: dict[str, Any], accelerator: Accelerator, run: RunDir)
     return AnalysisResult(table, lines, {"paper": "Fig. 4"})
 
 
-def steps(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> AnalysisResult:
+def steps(args: AnalyzeArgs, accelerator: Accelerator, run: RunDir) -> AnalysisResult:
     """Accuracy over steps of target pretraining (Fig. 3): of finished runs, or of probes of one run's snapshots."""
-    options = take(AnalyzeConfig, settings)
-    if options.runs:
-        runs = find_runs(options.runs)
+    config = args.task
+    if config.runs:
+        runs = find_runs(config.runs)
         series = steps_of_runs(runs)
         method = runs[0].config["method"]
         draw_steps(run.path / "steps.png", series, title=f"test accuracy of {method} by its start")
@@ -83,39 +84,37 @@ def steps(settings: dict[str, Any], accelerator: Accelerator, run: RunDir) -> An
             for number, value in enumerate(values)
         ]
         return AnalysisResult(table, [*markdown(table, "task", "step")], {"method": method, "paper": "Fig. 3"})
-    if not options.run:
+    if not config.run:
         raise InputError(
             "steps needs --run FOLDER of a target pretraining whose checkpoints to score, or --runs of finetunings "
             "that started from its snapshots."
         )
-    return _score_snapshots(settings, Path(options.run), accelerator, run)
+    return _score_snapshots(args, Path(config.run), accelerator, run)
 
 
-def _score_snapshots(settings: dict[str, Any], folder: Path, accelerator: Accelerator, run: RunDir) -> AnalysisResult:
+def _score_snapshots(args: AnalyzeArgs, folder: Path, accelerator: Accelerator, run: RunDir) -> AnalysisResult:
     """Save each snapshot as a folder of weights, and score frozen features of held-out training images."""
-    options = take(AnalyzeConfig, settings)
-    counts = _whole_numbers(options.labels)
-    if options.repeats < 1:
-        raise InputError(f"repeats {options.repeats}: give a number of draws of labels from 1.")
-    source, store = open_split(settings, settings["split"], accelerator)
+    config = args.task
+    counts = _whole_numbers(config.labels)
+    if config.repeats < 1:
+        raise InputError(f"repeats {config.repeats}: give a number of draws of labels from 1.")
+    source, store = open_split(args.data, accelerator)
     classes = class_count(source, store, "training")
     assert store.labels is not None  # counted above
-    split = probe_split(store.labels, seed=options.seed)
+    split = probe_split(store.labels, seed=config.seed)
     if split is None:
         raise InputError("there are too few labeled images to probe with; each class needs several of them.")
     draws = {
-        count: [
-            draw_labels(split.bank_labels, count, classes, mode="balanced", seed=n) for n in range(options.repeats)
-        ]
+        count: [draw_labels(split.bank_labels, count, classes, mode="balanced", seed=n) for n in range(config.repeats)]
         for count in counts
     }
-    snapshots = save_snapshots(folder, store, settings, accelerator, run.path / "snapshots")
-    settled = read_config_file(folder / CONFIG)
-    start = Weights("Φ_pre as it came", settled["init"], settled["backbone"])
+    snapshots = save_snapshots(folder, store, args, accelerator, run.path / "snapshots")
+    former = read_config_file(folder / CONFIG)
+    start = Weights("Φ_pre as it came", former["init"], former["backbone"])
     table: list[dict[str, Any]] = []
     for step, weights in [(0, start), *snapshots.items()]:
         bank, queries = (
-            features(weights, store, part, settings, accelerator.device, training=store)
+            features(weights, store, part, args, accelerator.device, training=store)
             for part in (split.bank, split.queries)
         )
         row = {"step": step, "model": weights.key, "images": len(queries)}
@@ -125,7 +124,7 @@ def _score_snapshots(settings: dict[str, Any], folder: Path, accelerator: Accele
             for seed, rows in enumerate(drawn):
                 value = linear_probe_accuracy(bank[rows], split.bank_labels[rows], queries, split.query_labels)
                 table.append({**row, "probe": f"linear, {count} labels", "seed": seed, "value": value})
-    return _steps_found(table, snapshots, settings, run)
+    return _steps_result(table, snapshots, args, run)
 
 
 def _whole_numbers(text: str) -> list[int]:
@@ -135,10 +134,10 @@ def _whole_numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _steps_found(
-    table: list[dict[str, Any]], snapshots: dict[int, Weights], settings: dict[str, Any], run: RunDir
+def _steps_result(
+    table: list[dict[str, Any]], snapshots: dict[int, Weights], args: AnalyzeArgs, run: RunDir
 ) -> AnalysisResult:
-    """Draw the figure and say what can be said."""
+    """Draw the figure and describe it."""
     series: dict[str, dict[int, list[float]]] = {}
     untouched: dict[str, list[float]] = {}
     for entry in table:
@@ -155,21 +154,21 @@ def _steps_found(
     last = snapshots[max(snapshots)]
     lines = [
         f"Probes of frozen features on held-out training images, %, by snapshot: {run.path / 'steps.png'}",
-        "A cheap stand-in: the paper finetunes from every snapshot. Each has BatchNorm statistics measured anew, as",
-        "the weights a run leaves have them; the rate was not annealed at any snapshot but the last.",
+        "A cheap stand-in: the paper finetunes from every snapshot. Each has re-estimated BatchNorm statistics, as",
+        "the weights of a run have them; the learning rate was annealed at the last snapshot only.",
         "",
         *markdown(table, "model", "probe"),
         "",
         "To finetune from a snapshot, then draw Fig. 3 with --analysis steps --runs:",
-        f"  accelerate launch recipes/ssl_classify.py --method supervised --init {last.init} "
-        f"--backbone {last.backbone} --dataset {settings['dataset']} --image_size {settings['image_size']} "
+        f"  tpssl-hf classify --method supervised --init {last.init} "
+        f"--backbone {last.backbone} --dataset {args.data.dataset} --image_size {args.data.image_size} "
         "--output_dir FOLDER",
     ]
     return AnalysisResult(table, lines, {"paper": "Fig. 3", "protocol": "probes of frozen features, no finetuning"})
 
 
 def save_snapshots(
-    folder: Path, store: ImageCache, settings: dict[str, Any], accelerator: Accelerator, place: Path
+    folder: Path, store: ImageCache, args: AnalyzeArgs, accelerator: Accelerator, output_dir: Path
 ) -> dict[int, Weights]:
     """Write Φ_pre and the backbone of every checkpoint of a target pretraining as folders of weights.
 
@@ -178,9 +177,9 @@ def save_snapshots(
     Args:
         folder: of the run.
         store: its images.
-        settings: of the analysis.
+        args: of the analysis.
         accelerator: where to compute.
-        place: where to write ``step_N``.
+        output_dir: where to write ``step_N``.
 
     Returns:
         Step -> weights; step 0 is Φ_pre.
@@ -194,20 +193,20 @@ def save_snapshots(
     found = {int(p.name[5:]): p for p in folder.glob(f"{CHECKPOINTS}/step_*") if p.name[5:].isdecimal()}
     if config.get("method") not in PRETRAIN or not found:
         raise InputError(
-            f"run {folder} holds no checkpoints of a target pretraining; run recipes/target_pretrain.py with "
+            f"run {folder} holds no checkpoints of a target pretraining; run `tpssl-hf pretrain` with "
             "--save_every and --keep_checkpoints as many as there shall be snapshots."
         )
     start = Weights("step_0", config["init"], config["backbone"])
     device = accelerator.device
-    network, views, origin = network_of(start, settings | {"seed": config["seed"]}, device)
+    network, views, origin = network_of(start, args.data.image_size, config["seed"], device)
     former = json.loads((found[max(found)] / STATE).read_text(encoding="utf-8"))["facts"]["origin"]
     if former != origin.as_dict():
         raise InputError(f"{config['init']} is no longer what {folder} started from; put the former weights there.")
-    place.mkdir(parents=True, exist_ok=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
     snapshots = {}
     for step in (0, *sorted(found)):
         one = _backbone_in(found[step], config).to(device) if step else network
-        target = place / f"step_{step}"
+        target = output_dir / f"step_{step}"
         save_timm_folder(
             with_reestimated_batchnorm(one, sample_for_statistics(store), views, device),
             target,
@@ -224,7 +223,8 @@ def _backbone_in(path: Path, config: dict[str, Any]) -> nn.Module:
     set_seed(config["seed"])
     backbone, _ = load_backbone(config["backbone"], init="random", image_size=config["image_size"])
     try:
-        method = Anchor(spec.build(backbone, take(spec.config, config)), 0.0)
+        own = spec.config(**{item.name: config[item.name] for item in fields(spec.config)})
+        method = Anchor(spec.build(backbone, own), 0.0)
         method.load_state_dict(load_file(path / f"method{TENSORS_SUFFIX}"))
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

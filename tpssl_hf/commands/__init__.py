@@ -1,1 +1,1 @@
-"""The commands: each a ``main``, and the public function where there is one."""
+"""What people start: each command and its public function, which take the same keys."""

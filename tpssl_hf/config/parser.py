@@ -20,7 +20,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
     DefaultHelpFormatter,
 )
 
-from tpssl_hf.config.lists import WRITTEN, settle_lists
+from tpssl_hf.config.lists import WRITTEN, normalize_lists
 from tpssl_hf.errors import InputError
 from tpssl_hf.process import values_of
 
@@ -188,7 +188,7 @@ def _parse(
         namespace = parser.parse_args(list(arguments))
     except Exception as error:  # jsonargparse raises several kinds; every one is about what the user gave
         raise InputError(_first_sentence(str(error))) from error
-    return settle_lists(groups, {name: getattr(namespace, name) for name in known})
+    return normalize_lists(groups, {name: getattr(namespace, name) for name in known})
 
 
 def _given_keys(arguments: Sequence[str]) -> list[str]:
@@ -242,46 +242,3 @@ def method_named(arguments: Sequence[str], default: str) -> str:
     for path in config_files(arguments):
         name = str(read_config_file(path).get(METHOD, name))
     return ([name] + values_of(f"--{METHOD}", arguments))[-1]
-
-
-# Until every room is converted.
-
-
-def parse_config(
-    groups: Sequence[type],
-    arguments: Sequence[str],
-    *,
-    description: str,
-    defaults: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return key -> value of the dataclasses."""
-    return _parse(groups, arguments, description, defaults or {})
-
-
-def take(config_type: type[ArgsType], values: Mapping[str, Any]) -> ArgsType:
-    """Build one dataclass from the resolved values it declares."""
-    assert is_dataclass(config_type)
-    return config_type(**{item.name: values[item.name] for item in fields(config_type)})
-
-
-def as_plain(*configs: Any) -> dict[str, Any]:
-    """Merge dataclasses into one flat dictionary."""
-    merged: dict[str, Any] = {}
-    for config in configs:
-        merged.update(asdict(config))
-    return merged
-
-
-def parse_with_method(
-    arguments: Sequence[str],
-    groups: Sequence[type],
-    methods: Mapping[str, tuple[type, Mapping[str, Any]]],
-    *,
-    description: str,
-    default: str = "byol",
-) -> tuple[dict[str, Any], Any]:
-    """Return every key with its value, and the method's own dataclass."""
-    name = method_named(arguments, default)
-    config_type, defaults = Methods(methods, default).get(name)
-    values = parse_config([*groups, config_type], arguments, description=description, defaults=defaults)
-    return values, take(config_type, values)

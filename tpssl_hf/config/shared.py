@@ -1,9 +1,10 @@
 """Configuration shared by the tasks: images, backbone, optimization, run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tpssl_hf.config.parser import key
+from tpssl_hf.models.own_size import own_image_size
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class DataConfig:
     label_column: str | None = key(None, "Column that holds labels; found when not given. `folder`: sub-folder names.")
     streaming: bool = key(False, "Read a Hub or parquet data set in shards, never holding it whole.")
     limit_images: int | None = key(None, "Use only so many images, a fixed random subset.")
-    image_size: int = key(224, "Side of the square views, in pixels.")
+    image_size: int = key(
+        0, "Side of the square views, in pixels; 0: the size the weights were trained at, 224 for random ones."
+    )
     horizontal_flip: bool | None = key(
         None, "Flip half of the views; off by default where it changes meaning (digits)."
     )
@@ -52,7 +55,7 @@ class OptimConfig:
     epochs: int = key(100, "Passes over the images.")
     max_steps: int | None = key(None, "Optimizer steps instead of epochs; every schedule is rescaled to it.")
     optimizer: Literal["lars", "sgd", "adamw"] = key("lars", "Optimizer.")
-    learning_rate: float = key(0.3, "Base learning rate for 256 images; multiplied by batch_size / 256.")
+    base_learning_rate: float = key(0.3, "Learning rate for 256 images a step; multiplied by batch_size / 256.")
     weight_decay: float = key(1e-6, "Weight decay of weights with two or more dimensions.")
     decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
     momentum: float = key(0.9, "Momentum of SGD and LARS, first beta of AdamW.")
@@ -87,7 +90,7 @@ class PushConfig:
 
     push_to_hub: bool = key(
         False,
-        "Publish the finished run as recipes/publish.py does; of several draws of labels, the first one given.",
+        "Publish the finished run as `tpssl-hf publish` does; of several label seeds, the first one given.",
         carry_out=True,
     )
     hub_model_id: str | None = key(None, "Repository on the Hub, `owner/name`.", carry_out=True)
@@ -112,22 +115,6 @@ class PushConfig:
     )
 
 
-HUB_KEYS = frozenset({"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}) | frozenset(
-    {"hub_license", "hub_base_model", "hub_base_note"}
-)
-
-
-# Keys that change how a run is carried out but not what comes out of it; a resumed run may change them.
-CARRY_OUT_KEYS = HUB_KEYS | frozenset(
-    {
-        "output_dir",
-        "resume",
-        "save_every",
-        "keep_checkpoints",
-        "log_with",
-        "num_workers",
-        "cache_dir",
-        "cache_budget",
-        "plan",
-    }
-)
+def with_image_size(data: DataConfig, backbone: str, init: str) -> DataConfig:
+    """Return ``data`` with the size its images are shown at, that of the weights where none was given."""
+    return data if data.image_size else replace(data, image_size=own_image_size(backbone, init))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tpssl_hf.convert.families import NAMINGS, Naming, branch_rank
 from tpssl_hf.convert.read import WeightFile
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.timm_network import timm_network
 
 OPTIONAL = ("num_batches_tracked",)
 POSITIONS = ("pos_embed",)  # may have another size
@@ -151,7 +152,7 @@ def classifier_of(match: Match, model: nn.Module, file: WeightFile) -> dict[str,
 
 def _is_classifier(names: list[str], model: nn.Module, file: WeightFile) -> bool:
     weight, *bias = (file.tensors[name] for name in names)
-    features = int(getattr(model, "head_hidden_size", None) or model.num_features)  # type: ignore[arg-type]
+    features = int(getattr(model, "head_hidden_size", None) or timm_network(model).num_features)
     rows = weight.shape[0] if weight.ndim else 0
     return weight.shape == (rows, features) and all(value.shape == (rows,) for value in bias) and rows > 0
 

@@ -1,9 +1,6 @@
 """Turn weights from elsewhere into a folder that timm, transformers and ``--init`` load, and prove it."""
 
 import math
-import os
-import shutil
-import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +8,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models import is_model
 from torch import Tensor, nn
 
@@ -31,8 +27,11 @@ from tpssl_hf.convert.match import (
 from tpssl_hf.convert.proof import prove
 from tpssl_hf.convert.read import WeightFile, read_weights
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.atomic import replacing_folder
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, stored_config
+from tpssl_hf.models.tensors import resampled_positions
 from tpssl_hf.models.timm_export import save_timm_folder
+from tpssl_hf.models.timm_network import timm_network
 from tpssl_hf.training.provenance import run_facts
 
 RECIPE = "convert"
@@ -83,21 +82,18 @@ def convert(options: ConvertConfig) -> Converted:
     family = family_of(file.tensors, file.keys)
     source = {"file": file.name, "sha256": file.sha256, "family": family, "names": match.naming}
     provenance = run_facts(recipe=RECIPE, source={**source, "prefix": match.prefix}, license=options.license)
-    staged = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        save_timm_folder(network, staged, preprocessing=preprocessing, provenance=provenance, license=options.license)
-        difference, compared_with = prove(
-            staged, name, network, match, file, preprocessing.image_size, classifier=bool(kept)
-        )
-        _refuse_others(folder)  # again: it may have been filled meanwhile
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(staged, folder)
+        with replacing_folder(folder) as staged:
+            save_timm_folder(
+                network, staged, preprocessing=preprocessing, provenance=provenance, license=options.license
+            )
+            difference, compared_with = prove(
+                staged, name, network, match, file, preprocessing.image_size, classifier=bool(kept)
+            )
+            _refuse_others(folder)  # again: it may have been filled meanwhile
     except OSError as error:
         raise InputError(f"output_dir {folder} cannot be written ({error.strerror}); choose another.") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     lines = (
         f"  read       {file.name}, SHA-256 {file.sha256}" + (f", {family}" if family else ""),
         f"  matched    all tensors of {name}, {len(match.used)} of {_count(file)} in the file"
@@ -186,7 +182,7 @@ def _filled(
     arguments: dict[str, Any] = {"img_size": image_size} if image_size else {}
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=rows, **arguments)
     own, remarks, kinds = model.state_dict(), [], Counter[str]()
-    head = model.pretrained_cfg["classifier"] if classifier else ""  # type: ignore[index]
+    head = timm_network(model).pretrained_cfg["classifier"] if classifier else ""
     if not isinstance(head, str):
         raise InputError(f"keep_classifier: {name} has several classifiers ({', '.join(head)}); leave it out.")
     sources = {**match.sources, **{f"{head}.{leaf}": (source,) for leaf, source in classifier.items()}}
@@ -221,9 +217,7 @@ def _resampled(value: Tensor, model: nn.Module, name: str) -> Tensor:
             f"{name} has {value.shape[1]} positions, which are not {extra} tokens and a square of patches; the "
             "network was made for other images than square ones, or has other tokens, and is not this --backbone."
         )
-    grid: list[int] = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
-    resampled: Tensor = resample_abs_pos_embed(value, grid, num_prefix_tokens=extra)
-    return resampled
+    return resampled_positions(model, value, extra)
 
 
 def _left_out(file: WeightFile, match: Match, kept: dict[str, str]) -> tuple[tuple[str, int], ...]:

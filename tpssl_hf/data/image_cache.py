@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tpssl_hf.data.conversion import Range
-from tpssl_hf.data.decode import decode_row, place
+from tpssl_hf.data.decode import decode_row, describe_location
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache_folder import choose_rows, is_usable, key_of, locked, read_meta, report_of
 from tpssl_hf.data.image_cache_writer import CHUNK, EncodedImages, write_image_cache
@@ -81,7 +81,8 @@ class ImageCache:
         self.source_name = source.name
         self.is_cached = is_cached
         if is_cached:
-            self._file = os.open(folder / "pixels.bin", os.O_RDONLY)
+            self._path = folder / "pixels.bin"
+            self._file = os.open(self._path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)
         else:
             self._encoded = EncodedImages(source)
@@ -108,7 +109,7 @@ class ImageCache:
 
     def place_of(self, index: int, value: dict[str, Any] | None) -> str:
         """Return where the image ``index``, encoded as ``value``, stands, for people."""
-        return place(self._source, int(self.rows[index]), value)
+        return describe_location(self._source, int(self.rows[index]), value)
 
     def gather(self, indices: np.ndarray, epoch: np.ndarray | int) -> ImageBatch:
         """Return the images ``indices`` (B,) as a batch that is marked with ``epoch``, a number or (B,)."""
@@ -135,10 +136,18 @@ class ImageCache:
         for target, offset, (height, width) in zip(targets, offsets.tolist(), sizes.tolist(), strict=True):
             # rows of a narrower image do not lie one behind the other in the padded batch
             part = target if (height, width) == whole else np.empty((height, width, *depth), dtype=np.uint8)
-            if os.preadv(self._file, [part.data], offset) != part.nbytes:
+            if self._read_at(offset, part) != part.nbytes:
                 raise InputError(f"The image cache {self.fingerprint} of {self.source_name!r} is damaged: remove it.")
             if part is not target:
                 target[:height, :width] = part
+
+    def _read_at(self, offset: int, target: np.ndarray) -> int:
+        """Fill ``target`` with the bytes from ``offset`` on, in any thread, and return how many there were."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file, [target.data], offset)
+        with self._path.open("rb", buffering=0) as file:  # Windows
+            file.seek(offset)
+            return file.readinto(target.data)
 
     def _decode(self, indices: np.ndarray, sizes: np.ndarray, pixels: np.ndarray, masks: np.ndarray | None) -> None:
         for start in range(0, len(indices), CHUNK):
@@ -160,7 +169,8 @@ class ImageCache:
                     or (image.mask is not None) != self.has_mask[indices[position]]
                 ):
                     raise InputError(
-                        f"{place(self._source, row, value)} of {self.source_name!r} has changed since it was scanned: "
+                        f"{describe_location(self._source, row, value)} of {self.source_name!r} has changed "
+                        "since it was scanned: "
                         "leave the files alone while training, or start again."
                     )
                 pixels[position, :height, :width] = image.image.pixels
@@ -209,10 +219,7 @@ def load_image_cache(
     if isinstance(source.dataset, datasets.IterableDataset):
         raise InputError(f"{source.name!r} is streamed and cannot be stored: turn streaming off.")
     rows = choose_rows(len(source.dataset), limit_images, source.name)
-    if shorter_side is None:
-        shorter_side = stored_side(image_size, cache_scale)
-    elif shorter_side < 1:
-        raise InputError(f"`shorter_side` is {shorter_side}: give a number of pixels from 1.")
+    shorter_side = stored_side(image_size, cache_scale) if shorter_side is None else _checked_side(shorter_side)
     root = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "images"
     folder = root / key_of(source, shorter_side, wide_range, len(rows) if len(rows) < len(source.dataset) else None)
     with locked(folder):
@@ -227,23 +234,42 @@ def load_image_cache(
                 num_workers=num_workers,
                 progress=progress,
             )
-        meta = read_meta(folder)
-        is_cached = meta["has_pixels"] and meta["pixel_bytes"] <= cache_budget
-        report = replace(
-            report_of(meta["report"]), cached=is_cached, left_out=list(source.left_out), notes=list(source.notes)
-        )
-        store = ImageCache(
-            folder,
-            source,
-            shorter_side=shorter_side,
-            wide_range=report.wide_range,
-            is_cached=is_cached,
-            num_workers=num_workers,
-        )
-    if store.labels is not None and not allow_unlabeled and (store.labels == UNLABELED).any():
-        count = int((store.labels == UNLABELED).sum())
-        raise InputError(f"{count:,} of {len(store):,} images of {source.name!r} have no label, and each needs one.")
-    return store, report
+        cache, report = _open(folder, source, shorter_side, cache_budget, num_workers)
+    if not allow_unlabeled:
+        _refuse_unlabeled(cache)
+    return cache, report
+
+
+def _open(
+    folder: Path, source: Source, shorter_side: int, cache_budget: int, num_workers: int
+) -> tuple[ImageCache, ScanReport]:
+    """Open a cache that was written, and its report with what is true of this use of it."""
+    meta = read_meta(folder)
+    is_cached = meta["has_pixels"] and meta["pixel_bytes"] <= cache_budget
+    report = replace(
+        report_of(meta["report"]), cached=is_cached, left_out=list(source.left_out), notes=list(source.notes)
+    )
+    cache = ImageCache(
+        folder,
+        source,
+        shorter_side=shorter_side,
+        wide_range=report.wide_range,
+        is_cached=is_cached,
+        num_workers=num_workers,
+    )
+    return cache, report
+
+
+def _refuse_unlabeled(cache: ImageCache) -> None:
+    count = 0 if cache.labels is None else int((cache.labels == UNLABELED).sum())
+    if count:
+        raise InputError(f"{count:,} of {len(cache):,} images of {cache.source_name!r} have no label; each needs one.")
+
+
+def _checked_side(shorter_side: int) -> int:
+    if shorter_side < 1:
+        raise InputError(f"`shorter_side` is {shorter_side}: give a number of pixels from 1.")
+    return shorter_side
 
 
 def stored_side(image_size: int, cache_scale: float) -> int:

@@ -1,6 +1,5 @@
 """The folder of a store: its name, its lock, which rows of the data set it holds, and its record."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+from filelock import lock_descriptor
 
 from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.scan import ScanReport
@@ -35,7 +35,7 @@ def locked(folder: Path) -> Iterator[None]:
             f"Cannot write to {folder.parent} ({error.strerror}): set `cache_dir` to another folder."
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_descriptor(lock)
         yield
     finally:
         os.close(lock)

@@ -3,7 +3,6 @@
 import errno
 import json
 import mmap
-import os
 import pickle
 import shutil
 import time
@@ -20,13 +19,14 @@ from tqdm import tqdm
 
 from tpssl_hf.data import scan
 from tpssl_hf.data.conversion import SIXTEEN_BITS, Range
-from tpssl_hf.data.decode import Decoded, decode_row, place
+from tpssl_hf.data.decode import Decoded, decode_row, describe_location
 from tpssl_hf.data.gathered import Gathered
 from tpssl_hf.data.masks import refuse_masks_without_classes, share_of_pixels
 from tpssl_hf.data.reading import UnreadableImage
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.atomic import replacing_folder, sync_file
 
 CHUNK = 32  # images that are read and decoded together
 BYTES_IN_FLIGHT = 256 * 2**20  # encoded, waiting for a thread
@@ -127,18 +127,16 @@ def write_image_cache(
     start = time.perf_counter()
     pixel_file = _PixelFile(temporary / "pixels.bin", cache_budget)
     try:
-        used = wide_range or SIXTEEN_BITS
-        found = _scan(source, rows, shorter_side, used, pixel_file, num_workers, progress)
-        own = found.wide_range()
-        if wide_range is None and own is not None and own != used:
-            used, pixel_file = own, _PixelFile(temporary / "pixels.bin", cache_budget)
+        with replacing_folder(folder, temporary):
+            used = wide_range or SIXTEEN_BITS
             found = _scan(source, rows, shorter_side, used, pixel_file, num_workers, progress)
-        _write_store(temporary, source, rows, labels, found, used, pixel_file, time.perf_counter() - start)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(temporary)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            own = found.wide_range()
+            if wide_range is None and own is not None and own != used:
+                used, pixel_file = own, _PixelFile(temporary / "pixels.bin", cache_budget)
+                found = _scan(source, rows, shorter_side, used, pixel_file, num_workers, progress)
+            _write_store(temporary, source, rows, labels, found, used, pixel_file, time.perf_counter() - start)
+    except OSError as error:
+        if error.errno in DISK_FULL:
             needed = pixel_file.bytes * len(rows) // max(1, pixel_file.images)
             raise InputError(
                 f"No room for the decoded images of {source.name!r} ({error.strerror}): about {needed:,} bytes are "
@@ -215,8 +213,7 @@ def _write_store(
     meta = {"pixel_bytes": pixel_file.bytes, "has_pixels": pixel_file.is_kept, "report": asdict(report)}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
 
 
 def _read_labels(source: Source, rows: np.ndarray) -> np.ndarray | None:
@@ -261,6 +258,6 @@ def _decode_chunk(
     source: Source, rows: list[int], values: list[Any], masks: list[Any], shorter_side: int, wide_range: Range
 ) -> list[tuple[int, str, Decoded | UnreadableImage]]:
     return [
-        (row, place(source, row, value), decode_row(source, row, value, mask, shorter_side, wide_range))
+        (row, describe_location(source, row, value), decode_row(source, row, value, mask, shorter_side, wide_range))
         for row, value, mask in zip(rows, values, masks, strict=True)
     ]

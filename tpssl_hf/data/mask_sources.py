@@ -58,33 +58,33 @@ def load_mask_source(
     given = Path(dataset).expanduser()
     folder = given.resolve() if dataset not in DATASETS and given.is_dir() else None
     pairs = _find_files(folder, split, image_column, mask_column) if folder is not None else None
-    left_out: tuple[str, ...] = ()
     if pairs is not None and folder is not None:
-        image_column, mask_column = "image", "mask"
-        loaded, fingerprint = _load_pairs(folder, pairs, dataset_config)
-        left_out = tuple(str(path.relative_to(folder)) for path in look_below(folder)[1])
+        loaded, fingerprint, image_column, mask_column = _load_pairs(folder, pairs, dataset_config)
     else:
         loaded, fingerprint, folder, image_column, mask_column = _load_columns(
             dataset, split, dataset_config, image_column, mask_column
         )
     masks = replace(_find_masks(dataset, folder, pairs, mask_threshold), orientation=mask_orientation)
     spec = DATASETS.get(dataset)
-    for column in (image_column, mask_column):
-        loaded = loaded.cast_column(column, datasets.Image(decode=False))
     return Source(
-        dataset=loaded,
+        dataset=_cast(loaded, image_column, mask_column),
         image_column=image_column,
         label_column=None,
         class_names=masks.class_names,
         name=folder.name if folder is not None else dataset,
         fingerprint=fingerprint,
-        flip_is_safe=spec.flip_is_safe if spec is not None else True,
+        flip_is_safe=spec is None or spec.flip_is_safe,
         spec=spec,
         folder=folder,
         mask_column=mask_column,
         masks=masks,
-        left_out=left_out,
+        left_out=_left_out(folder) if pairs is not None and folder is not None else (),
     )
+
+
+def _left_out(folder: Path) -> tuple[str, ...]:
+    """Return what looks like an image below ``folder`` and is not read."""
+    return tuple(str(path.relative_to(folder)) for path in look_below(folder)[1])
 
 
 def _find_files(folder: Path, split: str, image_folder: str | None, mask_folder: str | None) -> Pairs | None:
@@ -94,8 +94,15 @@ def _find_files(folder: Path, split: str, image_folder: str | None, mask_folder:
     return find_pairs(folder, split, image_folder or "images", mask_folder or "masks")
 
 
-def _load_pairs(folder: Path, pairs: Pairs, config: str | None) -> tuple[Any, str]:
-    """Return a data set of the files, and the fingerprint of those that are used."""
+def _cast(loaded: Any, *columns: str) -> Any:
+    """Return a data set whose ``columns`` are read as images that stay encoded."""
+    for column in columns:
+        loaded = loaded.cast_column(column, datasets.Image(decode=False))
+    return loaded
+
+
+def _load_pairs(folder: Path, pairs: Pairs, config: str | None) -> tuple[Any, str, str, str]:
+    """Return a data set of the files, the fingerprint of those that are used, and its columns of images and masks."""
     if config is not None:
         raise InputError(f"Folder {folder.name!r} has no configuration {config!r}: leave `dataset_config` out.")
     used = [path for path in pairs.labels if path is not None]
@@ -109,7 +116,8 @@ def _load_pairs(folder: Path, pairs: Pairs, config: str | None) -> tuple[Any, st
         "mask": [None if path is None else str(path) for path in pairs.labels],
     }
     features = datasets.Features(image=datasets.Value("string"), mask=datasets.Value("string"))
-    return datasets.Dataset.from_dict(columns, features=features), fingerprint_files(folder, [*pairs.images, *used])
+    loaded = datasets.Dataset.from_dict(columns, features=features)
+    return loaded, fingerprint_files(folder, [*pairs.images, *used]), "image", "mask"
 
 
 def _load_columns(

@@ -5,19 +5,19 @@ is opened again at the step that comes next.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from itertools import count, islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 from datasets.distributed import split_dataset_by_node
 
 from tpssl_hf.data.conversion import SIXTEEN_BITS
-from tpssl_hf.data.decode import decode_or_reason, place
+from tpssl_hf.data.decode import decode_or_reason, describe_location
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import CACHE_SCALE, ImageCache, as_images, stored_side
 from tpssl_hf.data.reading import Reduced, UnreadableImage
@@ -79,7 +79,7 @@ class ImageStream:
         start = position * self._global_batch_size
         return self._store.gather(self.order(epoch)[start : start + self._global_batch_size][self._own_rows], epoch)
 
-    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+    def batches(self, start_step: int) -> Generator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         steps = count(start_step)
         return _prefetched(lambda: self.batch(next(steps)))
@@ -125,7 +125,7 @@ class EndlessStream:
     def _order(self, epoch: int) -> np.ndarray:
         return _shuffled(self._indices, self._seed, epoch)
 
-    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+    def batches(self, start_step: int) -> Generator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         steps = count(start_step)
         return _prefetched(lambda: self.batch(next(steps)))
@@ -137,9 +137,9 @@ class WithoutMasks:
     def __init__(self, stream: EndlessStream) -> None:
         self._stream = stream
 
-    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+    def batches(self, start_step: int) -> Generator[ImageBatch]:
         """Yield the batches from ``start_step`` on, without masks."""
-        with closing(cast(Any, self._stream.batches(start_step))) as batches:
+        with closing(self._stream.batches(start_step)) as batches:
             for images in batches:
                 yield replace(images, masks=None)
 
@@ -191,7 +191,7 @@ class StreamingImages:
         self.seen = 0
         self.bad: list[dict[str, str]] = []
 
-    def batches(self, start_step: int) -> Iterator[ImageBatch]:
+    def batches(self, start_step: int) -> Generator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
         self.seen = 0
         self.bad = []
@@ -219,7 +219,9 @@ class StreamingImages:
                 decoded = pool.map(self._decode, values)
                 for value, epoch, image in zip(values, epochs, decoded, strict=True):
                     if isinstance(image, UnreadableImage):
-                        self.bad.append({"where": place(self._source, self.seen, value), "reason": str(image)})
+                        self.bad.append(
+                            {"where": describe_location(self._source, self.seen, value), "reason": str(image)}
+                        )
                     else:
                         yield image.pixels, epoch
                     self.seen += 1
@@ -250,7 +252,7 @@ class StreamingImages:
                 )
 
 
-def _prefetched(produce: Callable[[], T]) -> Iterator[T]:
+def _prefetched(produce: Callable[[], T]) -> Generator[T]:
     """Yield what ``produce`` returns, over and over, called a little ahead in one thread.
 
     An exception in the thread is raised here. When this generator is closed or forgotten, the thread ends.

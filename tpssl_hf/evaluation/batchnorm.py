@@ -12,6 +12,7 @@ from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.evaluation.features import batches_of
+from tpssl_hf.models.batchnorm import BatchNorm, batchnorm_layers
 
 REESTIMATION_IMAGES = 4096
 
@@ -43,8 +44,8 @@ def with_reestimated_batchnorm(
         The copy, in evaluation mode.
     """
     network = copy.deepcopy(backbone).eval()
-    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    sums: dict[nn.Module, list[Tensor]] = {}
+    layers = [layer for layer in batchnorm_layers(network) if layer.track_running_stats]
+    sums: dict[BatchNorm, list[Tensor]] = {}
 
     def measure(layer: Any, inputs: tuple[Tensor, ...]) -> None:
         values = inputs[0].float()
@@ -53,8 +54,7 @@ def with_reestimated_batchnorm(
         found = [mean, variance * (count / max(1, count - 1))]
         sums[layer] = [old + new for old, new in zip(sums[layer], found, strict=True)] if layer in sums else found
         # Set before the layer runs, so that it may stay in evaluation mode: in training it might wait for processes.
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(variance)
+        _set_statistics(layer, mean, variance)
 
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
     seen = 0
@@ -64,6 +64,11 @@ def with_reestimated_batchnorm(
     for hook in hooks:
         hook.remove()
     for layer, (mean, variance) in sums.items():
-        layer.running_mean.copy_(mean / seen)  # type: ignore[operator]
-        layer.running_var.copy_(variance / seen)  # type: ignore[operator]
+        _set_statistics(layer, mean / seen, variance / seen)
     return network
+
+
+def _set_statistics(layer: BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert layer.running_mean is not None and layer.running_var is not None
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(variance)

@@ -17,6 +17,7 @@ from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
 from tpssl_hf.evaluation.features import extract_features
+from tpssl_hf.files.atomic import replacing_file
 from tpssl_hf.models.backbone import WeightsSource, load_backbone, weights_digest
 from tpssl_hf.models.timm_export import preprocessing_of
 
@@ -101,8 +102,7 @@ def features_of(
         network = with_reestimated_batchnorm(network, sample_for_statistics(statistics), views, device)
     values = extract_features(network, store, indices, views, device)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{name}.{os.getpid()}.partial"
-    with partial.open("wb") as file:
+    # others may compute the same features at the same time
+    with replacing_file(path, folder / f"{name}.{os.getpid()}.partial") as partial, partial.open("wb") as file:
         np.save(file, values)
-    partial.replace(path)
     return Features(values, origin, cached=False)

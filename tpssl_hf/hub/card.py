@@ -1,14 +1,13 @@
 """Render a model card from what a run left behind; every number in it is one the run wrote."""
 
-from importlib.resources import files
+from dataclasses import fields
 from pathlib import PurePath
-from string import Template
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from tpssl_hf.hub.run_record import Evidence
-from tpssl_hf.hub.snippets import snippets
+from tpssl_hf.hub.run_record import CONTROLS, Evidence
+from tpssl_hf.hub.snippets import TEMPLATES, snippets
 from tpssl_hf.tasks.pretrain.helped import sentence
 
 PAPER = "2205.03001"
@@ -31,8 +30,9 @@ SCORES = {  # name in results.json -> (metric on the Hub, words)
     "knn_accuracy_after": ("accuracy", "kNN accuracy"),
     "linear_probe_accuracy_after": ("accuracy", "linear probe accuracy"),
 }
-PROBED = "training images, labels held out"
-ADAPTED, BASE, STATISTICS = "this model", "base", "base, statistics only"
+PROBES = {"knn_accuracy": "kNN accuracy", "linear_probe_accuracy": "linear probe accuracy"}
+WHEN = ("before", "statistics_only", "after")
+PROBED_ON = "training images, labels held out"
 
 
 def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], more_usage: str | None = None) -> str:
@@ -44,20 +44,31 @@ def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], mor
         files_beside: names of the files published with it; images among them are shown.
         more_usage: what stands below the usual ways to load the model.
     """
-    results = evidence.results
-    template = Template(files("tpssl_hf.hub").joinpath("card_template.md").read_text(encoding="utf-8"))
-    text = template.substitute(
+    results, found = evidence.results, evidence.results["metrics"]
+    facts = {field.name: getattr(evidence, field.name) for field in fields(evidence)}
+    facts["spread"] = next(filter(None, map((evidence.spread or {}).get, ("accuracy", "mean_iou"))), None)
+    card = ModelCard.from_template(
+        metadata(evidence, repo),
+        template_str=TEMPLATES.joinpath("card.md").read_text(encoding="utf-8"),
         title=repo.partition("/")[2],
-        intro=_intro(evidence),
-        results=_results(evidence),
+        run=results,
+        kind=KINDS[results["recipe"]],
+        paper=PAPER,
+        count=f"{results['dataset']['images']:,}" if results["dataset"].get("images") else "streamed",
+        dataset=_dataset(evidence),
+        duration=_duration(results["seconds"]),
+        adapted=results["recipe"] == "target_pretrain",
+        judged=sentence(results["verdict"]) if results.get("verdict") else None,
+        scores=[(words, found[name]) for name, (_, words) in SCORES.items() if found.get(name) is not None],
+        probes=[(words, [found.get(f"{name}_{when}") for when in WHEN]) for name, words in PROBES.items()],
+        probed_on=PROBED_ON,
+        published_path=results.get("published_path"),
         usage=snippets(results, repo) + (f"\n\n{more_usage}" if more_usage else ""),
-        verdict=_verdict(evidence, files_beside),
-        origin=_origin(evidence),
-        training=_training(evidence),
-        health=_health(evidence, files_beside),
-        limits=_limits(evidence),
+        verdict_rows=_verdict_rows(evidence),
+        files_beside=files_beside,
+        **facts,
     )
-    return f"---\n{metadata(evidence, repo).to_yaml()}\n---\n\n{text}"
+    return f"{card}\n"
 
 
 def metadata(evidence: Evidence, repo: str) -> ModelCardData:
@@ -83,7 +94,7 @@ def metadata(evidence: Evidence, repo: str) -> ModelCardData:
 def _eval_results(evidence: Evidence) -> list[EvalResult]:
     results = evidence.results
     probing = results["recipe"] == "target_pretrain"
-    protocol: dict[str, Any] = {"protocol": PROBED if probing else results.get("protocol"), "seed": results["seed"]}
+    protocol: dict[str, Any] = {"protocol": PROBED_ON if probing else results.get("protocol"), "seed": results["seed"]}
     if results.get("labels"):
         protocol |= {"labels": results["labels"]["count"], "label_seed": results["labels"]["seed"]}
     split = results["config"].get("split") if probing else (results.get("test") or {}).get("split")
@@ -105,180 +116,24 @@ def _eval_results(evidence: Evidence) -> list[EvalResult]:
     ]
 
 
-def _intro(evidence: Evidence) -> str:
-    results = evidence.results
-    labels = f" and {results['labels']['count']} labels" if results.get("labels") else ""
-    return (
-        f"`{results['backbone']}` as {KINDS[results['recipe']]}: {results['method']} on "
-        f"{_count(results)} images of {_dataset(evidence)}{labels}. Made with tpssl_hf after "
-        f"[arXiv:{PAPER}](https://arxiv.org/abs/{PAPER})."
-    )
-
-
 def _dataset(evidence: Evidence) -> str:
-    name = evidence.results["dataset"]["name"]
     if evidence.dataset_id is None:
-        return f"`{name}`"
+        return f"`{evidence.results['dataset']['name']}`"
     return f"[{evidence.dataset_id}](https://huggingface.co/datasets/{evidence.dataset_id})"
 
 
-def _count(results: dict[str, Any]) -> str:
-    images = results["dataset"].get("images")
-    return f"{images:,}" if images else "streamed"
-
-
-def _results(evidence: Evidence) -> str:
-    results, found = evidence.results, evidence.results["metrics"]
-    rows = [(words, found[name]) for name, (_, words) in SCORES.items() if found.get(name) is not None]
-    if not rows:
-        unknown = f" {sentence(results['verdict'])}" if results.get("verdict") else ""
-        return f"There were no test images, so nothing was scored.{unknown}"
-    if results["recipe"] == "target_pretrain":
-        lines = ["| | before | statistics only | after |", "|---|---|---|---|"]
-        for name in ("knn_accuracy", "linear_probe_accuracy"):
-            cells = [found.get(f"{name}_{when}") for when in ("before", "statistics_only", "after")]
-            shown = [f"{100 * cell:.1f} %" if cell is not None else "" for cell in cells]
-            lines.append(f"| {SCORES[f'{name}_after'][1]} | {' | '.join(shown)} |")
-        words = (
-            f"Features frozen; {PROBED}. *statistics only*: the base weights with nothing but BatchNorm statistics "
-            "measured anew on these images."
-        )
-        judged = f"**{sentence(results['verdict'])}**\n\n" if results.get("verdict") else ""
-        return judged + "\n".join(lines) + f"\n\n{words}"
-    lines = ["| measure | value |", "|---|---|", *(f"| {words} | {100 * value:.1f} % |" for words, value in rows)]
-    text = "\n".join(lines)
-    if results.get("test"):
-        text += (
-            f"\n\nOn {results['test']['images']:,} images of the split `{results['test']['split']}`; "
-            f"{results['protocol']}."
-        )
-    return text + _spread(evidence) + _published_path(results.get("published_path"))
-
-
-def _published_path(found: dict[str, Any] | None) -> str:
-    """Say whether the ways to use the model give what was scored; runs of before that was checked say nothing."""
-    if found is None:
-        return ""
-    asked = f"{found['images']} {found['of']} images"
-    if found["warning"] is None:
-        return f"\n\nLoaded as below, this model gave {asked} the answers that were scored, but for rounding."
-    return (
-        "\n\n**Warning**: what is above was measured on images read as in training, and loaded as below this model "
-        f"does not give the same. Of {asked}: {found['warning']}."
-    )
-
-
-def _spread(evidence: Evidence) -> str:
-    whole = evidence.spread or {}
-    found = whole.get("accuracy") or whole.get("mean_iou")
-    if not found:
-        return " One run with one draw of labels: another draw gives another number."
-    plus = f" ± {100 * found['standard_deviation']:.1f}" if found.get("standard_deviation") is not None else ""
-    each = ", ".join(f"{100 * value:.1f}" for value in found["values"])
-    return (
-        f" This is one of {len(found['values'])} draws of labels, over which it is {100 * found['mean']:.1f}{plus} % "
-        f"({each})."
-    )
-
-
-def _verdict(evidence: Evidence, files_beside: frozenset[str]) -> str:
-    verdict = evidence.verdict
-    if verdict is None:
-        return ""
+def _verdict_rows(evidence: Evidence) -> list[dict[str, Any]]:
+    """Return the rows of the verdict that speak of this run and what it started from, with the name to show."""
     own = evidence.folder.resolve().name
-    rows = [row for row in verdict["rows"] if row["name"] in (BASE, STATISTICS, own) and row["probe"]]
-    lines = ["| weights | linear probe | kNN | probe − base | probe − statistics only |", "|---|---|---|---|---|"]
-    for row in rows:
-        differences = [_difference(verdict, row["name"], against) for against in (BASE, STATISTICS)]
-        scores = [f"{100 * sum(row[kind]) / len(row[kind]):.1f} %" for kind in ("probe", "knn")]
-        name = ADAPTED if row["name"] == own else row["name"]
-        lines.append(f"| {' | '.join([name, *scores, *differences])} |")
-    parts = ["## Did adapting help", verdict["sentence"], *(["\n".join(lines)] if rows else [])]
-    if "verdict.png" in files_beside:
-        parts.append("![each draw of labels, and the differences](verdict.png)")
-    chosen = verdict["questions"]["chosen"]
-    parts.append(f"Intervals in points, over draws of labels and questions; {chosen}. All numbers: `verdict.json`.")
-    return "\n\n".join(parts) + "\n\n"
-
-
-def _difference(verdict: dict[str, Any], name: str, against: str) -> str:
-    for entry in verdict["comparisons"]:
-        if (entry["name"], entry["against"]) == (name, against):
-            mean, low, high = (100 * entry["probe"][part] for part in ("mean", "low", "high"))
-            return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
-    return ""
-
-
-def _origin(evidence: Evidence) -> str:
-    results, base = evidence.results, evidence.base
-    if base.hub_id is None:
-        nowhere = "" if base.converted else " (published nowhere)"
-        start = f"{base.note.rstrip('.')}{nowhere}" if base.note else "random weights"
-    else:
-        at = f" at commit `{base.revision}`" if base.revision else ""
-        start = f"[{base.hub_id}](https://huggingface.co/{base.hub_id}){at}"
-    lines = [f"- **Base weights**: {start}" + "".join(f"; then {step}" for step in base.steps)]
-    lines.append(
-        f"- **Images**: {_dataset(evidence)}, {_count(results)} of them, fingerprint "
-        f"`{results['dataset']['fingerprint']}`"
-    )
-    if results.get("labels"):
-        lines.append(f"- **Labels**: {results['labels']['chosen']} ({results['labels']['count']} in all)")
-        if results.get("unlabeled_images"):
-            lines.append(f"- **Without labels**: {results['unlabeled_images']:,} images")
-    if results.get("class_names"):
-        names = results["class_names"]
-        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-        lines.append(f"- **Classes**: {', '.join(map(str, names[:20]))}{more}")
-    return "\n".join(lines)
-
-
-def _training(evidence: Evidence) -> str:
-    results = evidence.results
-    passes = f" ({results['epochs']:.1f} epochs)" if results.get("epochs") else ""
-    commit = f"; source commit `{results['commit']}`" if results.get("commit") else ""
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    stopped = f" {results['stopped']}" if results.get("stopped") else ""
-    machine = f"\n\nMachine: {results['machine']}. Energy was not measured." if results.get("machine") else ""
-    return (
-        f"{results['method']}, {results['steps']:,} steps{passes} in {_duration(results['seconds'])}, seed "
-        f"{results['seed']}.{stopped} Every setting is in `run_config.yaml`:\n\n"
-        f"```bash\naccelerate launch recipes/{results['recipe']}.py --config run_config.yaml\n```\n\n"
-        f"Versions: {versions}{commit}.{machine}"
-    )
+    rows = evidence.verdict["rows"] if evidence.verdict else []
+    return [
+        row | {"shown": "this model" if row["name"] == own else row["name"]}
+        for row in rows
+        if row["name"] in (*CONTROLS, own) and row["probe"]
+    ]
 
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _health(evidence: Evidence, files_beside: frozenset[str]) -> str:
-    parts = []
-    if evidence.health:
-        rows = [
-            f"| {name.removeprefix('health_').replace('_', ' ')} | {value:.4g} |"
-            for name, value in evidence.health.items()
-        ]
-        parts.append("\n".join(["| at the end of training | |", "|---|---|", *rows]))
-    if "curves.png" in files_beside:
-        parts.append("![curves of training](curves.png)")
-    return "\n\n".join(["## Drift and health", *parts]) + "\n\n" if parts else ""
-
-
-def _limits(evidence: Evidence) -> str:
-    results, base = evidence.results, evidence.base
-    few = "" if results["recipe"] == "target_pretrain" else " The classes it knows are those listed above, no others."
-    stated = base.license or "not stated where they were taken from"
-    lines = [
-        f"- It was made for images like those of {_dataset(evidence)}; on others expect less.{few} Nothing was "
-        "checked for bias, and errors are not spread evenly over classes.",
-        f"- **Weights**: {evidence.license}."
-        + (f" Base weights: {stated}." if base.hub_id or base.note else " They started from random weights."),
-        f"- **Images**: {evidence.dataset_license or 'terms not stated by who published this'}. They are not part "
-        "of this repository.",
-    ]
-    if evidence.dataset_citation:
-        lines.append(f"- **Source of the images**: {evidence.dataset_citation}.")
-    return "\n".join(lines)

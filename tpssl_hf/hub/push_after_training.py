@@ -12,8 +12,8 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi, is_offline_mode
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
-from tpssl_hf.config.parser import take
-from tpssl_hf.config.shared import PushConfig
+from tpssl_hf.config.parser import flat
+from tpssl_hf.config.shared import ModelConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import PushError, already_public, check_target, discreet, known_secrets
 from tpssl_hf.hub.config import PublishConfig
@@ -22,8 +22,12 @@ from tpssl_hf.hub.redaction import without_secrets
 from tpssl_hf.hub.retry import Retry, limited, reason_of
 from tpssl_hf.hub.run_record import gather, start_and_license
 from tpssl_hf.models.backbone import WeightsSource, load_backbone
+from tpssl_hf.tasks.classify.config import ClassifyArgs
+from tpssl_hf.tasks.pretrain.config import PretrainArgs
+from tpssl_hf.tasks.segment.config import SegmentArgs
 from tpssl_hf.training.run_dir import RESULTS
 
+Args = PretrainArgs | ClassifyArgs | SegmentArgs
 EARLY_PATIENCE = 60.0  # seconds the Hub may take to say who we are, before anything is trained
 _KEYS = re.compile(r"(?:^|(?<=--))(?=(?:license|base_model|base_note)\b)")  # of PublishConfig, in its sentences
 
@@ -43,15 +47,14 @@ class Push:
     choices: PublishConfig
 
 
-def validate_push(settings: Mapping[str, Any], accelerator: Accelerator, say: Callable[..., None]) -> Push | None:
+def validate_push(args: Args, accelerator: Accelerator) -> Push | None:
     """Check before training that the run can be published after it; without ``push_to_hub`` nothing is asked.
 
     Only the main process talks to the Hub; the others wait for what it finds out.
 
     Args:
-        settings: every key with its value.
+        args: of the run.
         accelerator: which process of how many this is.
-        say: where progress goes.
 
     Returns:
         What to give to :func:`push_finished`; None on other processes, and where nothing is to be published.
@@ -59,7 +62,7 @@ def validate_push(settings: Mapping[str, Any], accelerator: Accelerator, say: Ca
     Raises:
         InputError: on the main process, if the run could not be published; other processes exit with code 2.
     """
-    wanted = take(PushConfig, settings)
+    wanted, say = args.push, accelerator.print
     if not wanted.push_to_hub:
         if wanted.hub_model_id:
             say(f"note: nothing will be pushed to {wanted.hub_model_id}; that takes `--push_to_hub`")
@@ -67,7 +70,7 @@ def validate_push(settings: Mapping[str, Any], accelerator: Accelerator, say: Ca
     push, refusal = None, None
     if accelerator.is_main_process:
         try:
-            push = _settled(wanted, settings, say)
+            push = _settled(args, say)
         except InputError as error:
             refusal = error
     refused = broadcast_object_list([refusal is not None])[0]
@@ -78,7 +81,7 @@ def validate_push(settings: Mapping[str, Any], accelerator: Accelerator, say: Ca
     return push
 
 
-def push_finished(push: Push | None, say: Callable[..., None]) -> int:
+def push_finished(push: Push | None, accelerator: Accelerator) -> int:
     """Publish the finished run, if that was asked for; returns the exit code 0.
 
     Raises:
@@ -88,7 +91,7 @@ def push_finished(push: Push | None, say: Callable[..., None]) -> int:
     if push is None:
         return 0
     try:
-        publish_run(push.run_dir, push.repo, push.choices, say=say)
+        publish_run(push.run_dir, push.repo, push.choices, say=accelerator.print)
     except PushError:
         raise
     except InputError as error:  # the run itself lacks something; it is not lost for that
@@ -97,7 +100,8 @@ def push_finished(push: Push | None, say: Callable[..., None]) -> int:
     return 0
 
 
-def _settled(wanted: PushConfig, settings: Mapping[str, Any], say: Callable[..., None]) -> Push:
+def _settled(args: Args, say: Callable[..., None]) -> Push:
+    wanted, folder = args.push, Path(args.run.output_dir)
     if not wanted.hub_model_id:
         raise InputError("push_to_hub is given, but not where to; add `--hub_model_id owner/name`.")
     choices = PublishConfig(
@@ -107,20 +111,19 @@ def _settled(wanted: PushConfig, settings: Mapping[str, Any], say: Callable[...,
         base_model=wanted.hub_base_model,
         base_note=wanted.hub_base_note,
     )
-    folder = Path(settings["output_dir"])
-    if settings.get("label_seeds"):  # the first draw given: chosen before any score is known
-        folder = folder / f"label_seed_{settings['label_seeds'][0]}"
+    if not isinstance(args, PretrainArgs) and args.task.label_seeds:  # first: no score is known
+        folder = folder / f"label_seed_{args.task.label_seeds[0]}"
     repo, known = wanted.hub_model_id, known_secrets(None)
     with discreet(known):
         check_target(repo, choices, name="hub_model_id", revision="hub_revision")
         _check_access(repo, choices, say, known)
-        _check_card(folder, settings, choices)
+        _check_card(folder, args, choices)
     return Push(folder, repo, choices)
 
 
 def _check_access(repo: str, choices: PublishConfig, say: Callable[..., None], known: list[str]) -> None:
     """Ask the Hub who we are and whether we may write there, and no more than that."""
-    later = "Mend that, or leave `--push_to_hub` out and publish later with recipes/publish.py."
+    later = "Mend that, or leave `--push_to_hub` out and publish later with `tpssl-hf publish`."
     public = False
     try:
         with limited(min(choices.timeout, EARLY_PATIENCE / 4)):
@@ -164,21 +167,21 @@ def _may_not_write(person: Mapping[str, Any], repo: str) -> str | None:
     return None
 
 
-def _check_card(folder: Path, settings: Mapping[str, Any], choices: PublishConfig) -> None:
+def _check_card(folder: Path, args: Args, choices: PublishConfig) -> None:
     """Refuse what a card will lack: base weights and license, as far as they are known before training."""
     try:
         if (folder / RESULTS).is_file():  # finished before, so that all is known
             gather(folder, choices)
         else:
-            origin = _origin(settings)
-            begun = {"init": origin.as_dict(), "config": dict(settings)}
+            origin = _origin(args.model)
+            begun = {"init": origin.as_dict(), "config": flat(args)}
             start_and_license(begun, choices, "this run")
     except InputError as error:
         raise InputError(_KEYS.sub("hub_", str(error))) from None
 
 
-def _origin(settings: Mapping[str, Any]) -> WeightsSource:
+def _origin(model: ModelConfig) -> WeightsSource:
     """Return where the backbone's weights come from; loading them is the only way to be told without fail."""
-    if settings["init"] == "random":
-        return WeightsSource("random", settings["backbone"])
-    return load_backbone(settings["backbone"], init=settings["init"])[1]
+    if model.init == "random":
+        return WeightsSource("random", model.backbone)
+    return load_backbone(model.backbone, init=model.init)[1]

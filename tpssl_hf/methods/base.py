@@ -1,8 +1,9 @@
 """What a method is, as the engine and the recipes see it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -14,18 +15,62 @@ Losses = dict[str, Tensor]  # "loss" carries the gradient; every other entry is 
 Views = Mapping[str, Callable[[ImageBatch], dict[str, Tensor]]]  # stream name -> transform of its images
 
 
-class Method(Protocol):
-    """What the engine needs. Implementations are plain ``nn.Module``s; there is no base class to inherit."""
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What a learner took its unlabeled images for in one step, for the audit; without gradients.
 
+    Attributes:
+        index: (U,) int64, number of each unlabeled image in its store.
+        labels: (U,) int64, the class it was taken for.
+        confidence: (U,) float32 in [0, 1], the probability of that class.
+        weights: (U,) float32 in [0, 1], how much the image counts in the loss; 0 or 1 for a threshold.
+    """
+
+    index: Tensor
+    labels: Tensor
+    confidence: Tensor
+    weights: Tensor
+
+
+class Method(nn.Module, ABC):
+    """Base class of every method: its networks, its losses, and what follows the optimizer step.
+
+    All state is in parameters and buffers, so that a state dict is the whole of it. A bad step is undone by copies of
+    all buffers from before it; a module with large ones can spare the copy by a class attribute ``buffers_change``
+    (:mod:`tpssl_hf.models.buffers`).
+
+    Attributes:
+        pseudo_labels: those of the last forward pass, for the audit; None before it and for methods without any.
+    """
+
+    pseudo_labels: PseudoLabels | None = None
+
+    @abstractmethod
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Compute all losses of one step. The only entry point wrapped by DDP and autocast."""
+        """Compute all losses of one step. The only entry point wrapped by DDP and autocast.
+
+        Args:
+            batch: the streams that the spec's ``views`` names.
+            progress: completed part of the run, in [0, 1).
+        """
 
     def after_step(self, progress: float) -> None:
-        """Update teachers and queues after the optimizer step. Called on the unwrapped module."""
+        """Update teachers and queues after the optimizer step; nothing by default. Called on the unwrapped module."""
+        return
 
     @property
+    @abstractmethod
     def deployed(self) -> nn.Module:
         """The network that is evaluated, saved and published (online backbone, EMA teacher or student)."""
+
+    @property
+    def scored(self) -> Literal["teacher", "student"]:
+        """Which network ``deployed`` is: one that the optimizer trains, or one that only follows it."""
+        return "student" if any(p.requires_grad for p in self.deployed.parameters()) else "teacher"
+
+    def moved(self) -> dict[str, tuple[float, float]]:
+        """Return ‖w − w_start‖² and ‖w_start‖² of each trainable tensor of ``deployed``; empty if no start is kept."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -43,7 +88,7 @@ class MethodSpec:
     """
 
     config: type
-    build: Callable[[nn.Module, Any], nn.Module]
+    build: Callable[[nn.Module, Any], Method]
     views: Callable[[ViewSettings, Any], Views]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[nn.Module, Any, int, int], None] = lambda backbone, config, image_size, batch_size: None
@@ -63,23 +108,6 @@ class LearnerSpec:
     """
 
     config: type
-    build: Callable[[nn.Module, Any, int], nn.Module]
+    build: Callable[[Any, Any, int], Method]
     views: Callable[[Any, Any], Views]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PseudoLabels:
-    """What a learner took its unlabeled images for in one step, for the audit; without gradients.
-
-    Attributes:
-        index: (U,) int64, number of each unlabeled image in its store.
-        labels: (U,) int64, the class it was taken for.
-        confidence: (U,) float32 in [0, 1], the probability of that class.
-        weights: (U,) float32 in [0, 1], how much the image counts in the loss; 0 or 1 for a threshold.
-    """
-
-    index: Tensor
-    labels: Tensor
-    confidence: Tensor
-    weights: Tensor

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.sizes import built, check_image_size, size_arguments
 from tpssl_hf.models.tensors import load_backbone_tensors
+from tpssl_hf.models.timm_network import timm_network
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -82,7 +83,7 @@ def load_backbone(architecture: str, *, init: str, image_size: int | None = None
     if tag and tag not in (tags := _tags(name)):
         raise InputError(f"backbone {architecture!r}: timm has no tag {tag!r} of {name}; it has {', '.join(tags)}.")
     model, origin = _load(architecture, init, image_size)
-    facts: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    facts = dict(timm_network(model).pretrained_cfg)
     if origin.kind == "random":  # weights that have seen nothing are shown whole images
         facts |= {"crop_pct": 1.0, "crop_mode": "center"}
     else:
@@ -91,7 +92,7 @@ def load_backbone(architecture: str, *, init: str, image_size: int | None = None
         if tuple(facts["input_size"][1:]) != (image_size, image_size):
             facts |= {"input_size": (3, image_size, image_size), "pool_size": None}
         check_image_size(model, name, image_size)
-    model.pretrained_cfg = facts  # type: ignore[assignment]
+    timm_network(model).pretrained_cfg = facts
     return model, origin
 
 
@@ -167,7 +168,7 @@ def _from_timm(tagged: str, architecture: str, image_size: int | None) -> tuple[
         raise InputError(
             f"timm's weights {tagged!r} could not be loaded, offline or unknown tag ({reason})."
         ) from error
-    facts: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    facts = timm_network(model).pretrained_cfg
     tagged = f"{name}.{facts.get('tag') or 'default'}"
     return model, WeightsSource("timm", tagged, license=facts.get("license"), image_size=facts["input_size"][-1])
 
@@ -218,27 +219,37 @@ def _from_file(
     load_backbone_tensors(model, tensors, path)
     if any(key in facts for key in ("mean", "std", "input_size")):
         # as plain timm reads them: what is missing is timm's general default, not the architecture's
-        model.pretrained_cfg = {**model.pretrained_cfg, **resolve_data_config(pretrained_cfg=facts)}  # type: ignore[assignment, dict-item]
+        network = timm_network(model)
+        network.pretrained_cfg = {**network.pretrained_cfg, **resolve_data_config(pretrained_cfg=facts)}
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     own_size = facts["input_size"][-1] if "input_size" in facts else None
     return model, replace(origin, license=facts.get("license"), sha256=digest, image_size=own_size)
 
 
-def _from_hub(repository: str, architecture: str, image_size: int | None) -> tuple[nn.Module, WeightsSource]:
+def hub_folder(repository: str) -> Path:
+    """Download weights and their config from a Hub id with an optional ``@revision``; returns the folder, a commit's.
+
+    Raises:
+        InputError: if the Hub does not deliver them.
+    """
     from huggingface_hub import snapshot_download
 
     repo_id, _, revision = repository.partition("@")
     try:
-        folder = Path(
-            snapshot_download(repo_id, revision=revision or None, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE])
-        )
+        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
     except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
             f"init {repository!r}: no such folder here, and the Hub did not deliver it ({reason})."
         ) from error
-    return _from_folder(folder, WeightsSource("hub", repo_id, folder.name), architecture, image_size)
+
+
+def _from_hub(repository: str, architecture: str, image_size: int | None) -> tuple[nn.Module, WeightsSource]:
+    folder = hub_folder(repository)
+    return _from_folder(
+        folder, WeightsSource("hub", repository.partition("@")[0], folder.name), architecture, image_size
+    )
 
 
 def _public_name(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,14 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
+
+Network = TypeVar("Network", bound=nn.Module)
+BatchNorm = nn.modules.batchnorm._BatchNorm  # the base of all of torch's and timm's
+
+
+def batchnorm_layers(module: nn.Module) -> list[BatchNorm]:
+    """Return the BatchNorm layers of ``module``, itself included, of every kind."""
+    return [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -33,7 +41,7 @@ def _sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
-class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class SyncedBatchNorm(BatchNorm):
     """BatchNorm over the batch of every process of the default group; torch's own version runs on GPUs only.
 
     Every process must contribute equally many values per channel, which an equal share of a global batch does.
@@ -69,19 +77,19 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return normalized.to(input.dtype)
 
 
-def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batchnorm(module: Network, device: torch.device) -> Network:
     """Replace the BatchNorm layers below ``module`` by ones that share statistics; parameters and keys stay.
 
     Raises:
         InputError: on a CPU for BatchNorm layers fused with an activation (some timm models have them).
     """
     if device.type == "cuda":
-        converted: nn.Module = convert_sync_batchnorm(module)
+        converted: Network = convert_sync_batchnorm(module)
         return converted
     for name, child in list(module.named_children()):
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
             setattr(module, name, _converted(child))
-        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+        elif isinstance(child, BatchNorm):
             raise InputError(f"{type(child).__name__} cannot share statistics on a CPU; set sync_batchnorm to false.")
         else:
             synchronize_batchnorm(child, device)
@@ -89,7 +97,7 @@ def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _converted(layer: nn.Module) -> SyncedBatchNorm:
-    assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    assert isinstance(layer, BatchNorm)
     synced = SyncedBatchNorm(
         layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
     ).train(layer.training)
@@ -109,8 +117,8 @@ def keep_statistics(module: nn.Module) -> Iterator[None]:
     """
     kept = [
         (layer, name, buffer)
-        for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
+        for layer in batchnorm_layers(module)
+        if layer.training
         for name, buffer in layer.named_buffers(recurse=False)
     ]
     for layer, name, buffer in kept:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import WeightsSource, load_backbone
+from tpssl_hf.models.timm_network import timm_network
 
 
 def load_classifier(
@@ -24,8 +25,9 @@ def load_classifier(
         InputError: for an architecture whose classifier is not one linear layer, and as ``load_backbone`` does.
     """
     model, origin = load_backbone(architecture, init=init, image_size=image_size)
-    model.reset_classifier(classes)  # type: ignore[operator]
-    head = model.get_classifier()  # type: ignore[operator]
+    network = timm_network(model)
+    network.reset_classifier(classes)
+    head = network.get_classifier()
     if not isinstance(head, nn.Linear):
         raise InputError(
             f"backbone {architecture!r} ends in a {type(head).__name__}, not in a linear layer on pooled features; "
@@ -42,8 +44,9 @@ def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     Returns:
         Pooled features (B, D) and logits (B, K); the logits are those of ``model(images)``.
     """
-    features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]
-    logits: Tensor = model.get_classifier()(features)  # type: ignore[operator]
+    network = timm_network(model)
+    features = network.forward_head(network.forward_features(images), pre_logits=True)
+    logits: Tensor = network.get_classifier()(features)
     return features, logits
 
 

@@ -86,15 +86,18 @@ class DeepLabDecoder(nn.Module):
         """
         if layer is self.classifier:
             nn.init.normal_(self.classifier.weight, std=0.01)
-            nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+            assert self.classifier.bias is not None
+            nn.init.zeros_(self.classifier.bias)
         elif isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         elif isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None  # statistics are tracked
+            assert layer.num_batches_tracked is not None
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
-            nn.init.zeros_(layer.running_mean)  # type: ignore[arg-type]
-            nn.init.ones_(layer.running_var)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.num_batches_tracked)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.running_mean)
+            nn.init.ones_(layer.running_var)
+            nn.init.zeros_(layer.num_batches_tracked)
 
     def forward(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Decode the map of stride 4 (B, C_low, h, w) and the last map (B, C_high, h', w').

@@ -3,13 +3,15 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def frozen_copy(module: nn.Module) -> nn.Module:
+
+def frozen_copy(module: Network) -> Network:
     """Return a deep copy without gradients, to be moved by :func:`ema_update` only."""
     return copy.deepcopy(module).requires_grad_(False)
 

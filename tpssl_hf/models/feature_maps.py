@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.timm_network import timm_network
 
 
 def feature_maps(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -14,8 +15,9 @@ def feature_maps(backbone: nn.Module, images: Tensor) -> Tensor:
     Raises:
         InputError: if the backbone has no maps (a sequence of tokens, say).
     """
-    maps: Any = backbone.forward_features(images)  # type: ignore[operator]
-    width, shape = backbone.num_features, tuple(getattr(maps, "shape", ()))
+    network = timm_network(backbone)
+    maps: Any = network.forward_features(images)  # whatever it says, some models give other things
+    width, shape = network.num_features, tuple(getattr(maps, "shape", ()))
     if len(shape) == 4 and width in (shape[1], shape[3]):
         found: Tensor = maps if shape[1] == width else maps.permute(0, 3, 1, 2)
         return found

@@ -1,12 +1,16 @@
 """First in, first out memory of keys, and gathering over processes."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+from torch.distributed.nn.functional import all_gather as untyped_all_gather
 
 from tpssl_hf.errors import InputError
+
+all_gather: Callable[[Tensor], tuple[Tensor, ...]] = untyped_all_gather  # one that gradients flow through
 
 
 class KeyQueue(nn.Module):
@@ -19,6 +23,8 @@ class KeyQueue(nn.Module):
         size: keys kept.
         features: width of a key.
     """
+
+    buffers_change = "after_step"
 
     def __init__(self, size: int, features: int) -> None:
         super().__init__()
@@ -57,8 +63,7 @@ def gather_rows(rows: Tensor, *, with_gradient: bool) -> Tensor:
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
     if with_gradient:
-        gathered: Tensor = torch.cat(all_gather(rows.contiguous()))  # type: ignore[no-untyped-call]
-        return gathered
+        return torch.cat(all_gather(rows.contiguous()))
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)

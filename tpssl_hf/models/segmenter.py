@@ -1,9 +1,6 @@
 """The segmenter: DeepLabv3+ over a timm backbone, as a transformers model."""
 
 import copy
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +16,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.atomic import replacing_folder
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, WeightsSource, load_backbone
+from tpssl_hf.models.batchnorm import batchnorm_layers
 from tpssl_hf.models.deeplabv3plus import RATES, DeepLabDecoder
 from tpssl_hf.models.segmentation_inference import slide
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
@@ -67,8 +66,8 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         """Initialize what is ours; timm's initialization and everything loaded from a file must stay."""
         if any(module is layer for layer in self.decoder.modules()):
             self.decoder.reset_layer(module)
-        elif hasattr(module, "init_non_persistent_buffers"):  # timm's blur filters are in no file
-            module.init_non_persistent_buffers()  # type: ignore[operator]
+        elif callable(initialize := getattr(module, "init_non_persistent_buffers", None)):
+            initialize()  # timm's blur filters are in no file
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
@@ -95,9 +94,8 @@ class TpsslForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         """Set training or evaluation mode; frozen BatchNorm layers stay in evaluation mode."""
         super().train(mode)
         if self.backbone_statistics_frozen:
-            for layer in self.backbone.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+            for layer in batchnorm_layers(self.backbone):
+                layer.eval()
         return self
 
     def decode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,16 +284,10 @@ def save_segmenter(
     model.config.provenance = {**model.config.provenance, **(provenance or {})}
     model.config.window = window
     processor = processor_of(model.config, shorter_side, image_size)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
+    with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)  # its owner alone could read it
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

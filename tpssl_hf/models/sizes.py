@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.timm_network import timm_network
 
 TOO_SMALL_OR_ODD = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError)
 
@@ -39,8 +40,7 @@ def built(architecture: str, image_size: int | None) -> nn.Module:
 def side_of(model: nn.Module) -> int:
     """Return the side of images that ``model`` takes for sure: that it is built for, or that of its weights."""
     embedding = getattr(model, "patch_embed", None)
-    facts: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return int((getattr(embedding, "img_size", None) or facts["input_size"][1:])[0])
+    return int((getattr(embedding, "img_size", None) or timm_network(model).pretrained_cfg["input_size"][1:])[0])
 
 
 @torch.no_grad()
@@ -111,8 +111,9 @@ def _patch_of(model: nn.Module) -> int:
     """Side of the patches that images are cut into, 1 for other networks: pixels beyond the last one would be lost."""
     embedding = getattr(model, "patch_embed", None)
     cut = getattr(embedding, "proj", None)
-    apart = isinstance(cut, nn.Conv2d) and cut.kernel_size == cut.stride
-    return int(cut.stride[0]) if apart and not getattr(embedding, "dynamic_img_pad", False) else 1  # type: ignore[union-attr]
+    if not isinstance(cut, nn.Conv2d) or cut.kernel_size != cut.stride or getattr(embedding, "dynamic_img_pad", False):
+        return 1
+    return cut.stride[0]
 
 
 def _refusal(name: str, image_size: int, error: Exception) -> str:

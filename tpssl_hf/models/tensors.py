@@ -57,12 +57,17 @@ def _differing(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
 def _resampled(model: nn.Module, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Resample what depends on the image size, by timm's own rule for the architecture where it has one."""
     if _differing(own, tensors) == ["pos_embed"] and own["pos_embed"].ndim == 3 and hasattr(model, "patch_embed"):
-        grid: list[int] = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
         prefix = int(getattr(model, "num_prefix_tokens", 0))
-        embedding = resample_abs_pos_embed(tensors["pos_embed"], grid, num_prefix_tokens=prefix)
-        return {**tensors, "pos_embed": embedding}
+        return {**tensors, "pos_embed": resampled_positions(model, tensors["pos_embed"], prefix)}
     rule = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     return dict(rule(dict(tensors), model)) if rule else tensors
+
+
+def resampled_positions(model: nn.Module, embedding: Tensor, prefix: int) -> Tensor:
+    """Resample a position embedding (1, ``prefix`` + N, D) to the grid of patches that ``model`` is built for."""
+    patches: Any = model.patch_embed
+    resampled: Tensor = resample_abs_pos_embed(embedding, list(patches.grid_size), num_prefix_tokens=prefix)
+    return resampled
 
 
 def _prefix_hint(own: dict[str, Tensor], keys: Iterable[str], path: Path, name: str) -> str:

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from timm.data import resolve_data_config
 from timm.models import save_for_hf
 from torch import nn
 
+from tpssl_hf.files.atomic import replacing_folder
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 
 
@@ -79,9 +77,8 @@ def save_timm_folder(
         label_names: class names of a classifier, in order.
     """
     model = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     size = preprocessing.image_size
-    try:
+    with replacing_folder(folder) as temporary:
         save_for_hf(
             model,
             temporary,
@@ -108,9 +105,4 @@ def save_timm_folder(
         config["tpssl_hf"] = provenance
         config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (temporary / WEIGHTS_FILE).chmod(config_path.stat().st_mode)  # safetensors makes it readable by its owner only
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -1,48 +1,79 @@
-"""One run for each of several draws of labels, and the spread over them."""
+"""One run for each of several label seeds, and the spread over them."""
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
-from tpssl_hf.config.shared import CARRY_OUT_KEYS
-from tpssl_hf.training.run_dir import RunDir
+from tpssl_hf.config.parser import flat
+from tpssl_hf.tasks.classify.config import ClassifyArgs
+from tpssl_hf.tasks.segment.config import SegmentArgs
+from tpssl_hf.training.checkpoint_manager import locked_run_dir
+from tpssl_hf.training.provenance import run_facts
+from tpssl_hf.training.run_dir import RESULTS, RunDir
+
+ArgsType = TypeVar("ArgsType", ClassifyArgs, SegmentArgs)
+# What the runs of all label seeds have in common, as far as their results have it
+SHARED = ("recipe", "method", "task", "dataset", "test", "class_names", "backbone", "init", "scored", "protocol")
 
 
 def run_each_label_seed(
-    settings: dict[str, Any],
-    accelerator: Accelerator,
-    run_once: Callable[[dict[str, Any]], int],
-    save_label_seed_summary: Callable[[RunDir, list[int]], None],
+    args: ArgsType, accelerator: Accelerator, run_once: Callable[[ArgsType], int], metric: str
 ) -> int:
-    """Run ``settings``, or once below output_dir for each of its ``label_seeds``; returns the exit code.
+    """Run ``args``, or once below output_dir for each of its ``label_seeds``; returns the exit code.
 
     Args:
-        settings: every key with its value.
-        accelerator: freed of the network after each draw.
-        run_once: settings of one draw -> exit code; another than 0 ends the rest.
-        save_label_seed_summary: called on the main process with the folder of all draws and their seeds, once
-            all are finished.
+        args: of the run.
+        accelerator: freed of the network after each run.
+        run_once: arguments of one label seed -> exit code; another than 0 ends the rest.
+        metric: what is averaged over the label seeds, a name in the ``metrics`` of ``results.json``.
     """
-    if not settings["label_seeds"]:
-        return run_once(settings)
-    folder, seeds = Path(settings["output_dir"]), list(settings["label_seeds"])
+    seeds = args.task.label_seeds
+    if not seeds:
+        return run_once(args)
     with ExitStack() as stack:
-        whole = None
-        if accelerator.is_main_process:
-            whole = stack.enter_context(RunDir(folder, settings, ignore=CARRY_OUT_KEYS))
+        whole = stack.enter_context(locked_run_dir(args)) if accelerator.is_main_process else None
         for seed in seeds:
-            own = {"label_seeds": None, "label_seed": seed, "output_dir": str(folder / f"label_seed_{seed}")}
-            code = run_once(settings | own)
-            if code:
+            if code := run_once(of_label_seed(args, seed)):
                 return code
             accelerator.free_memory()
         if whole:
-            save_label_seed_summary(whole, seeds)
+            accelerator.print(save_label_seed_summary(whole, args, seeds, metric))
     return 0
+
+
+def of_label_seed(args: ArgsType, seed: int) -> ArgsType:
+    """Return the arguments of the run of one label seed, in a folder below ``output_dir``."""
+    task = replace(args.task, label_seeds=None, label_seed=seed)
+    run = replace(args.run, output_dir=str(Path(args.run.output_dir) / f"label_seed_{seed}"))
+    return replace(args, task=task, run=run)
+
+
+def save_label_seed_summary(
+    run_dir: RunDir, args: ClassifyArgs | SegmentArgs, seeds: Sequence[int], metric: str
+) -> str:
+    """Write results.json over several label seeds; returns the summary for people."""
+    files = [run_dir.path / f"label_seed_{seed}" / RESULTS for seed in seeds]
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    values = [part["metrics"][metric] for part in parts if metric in part["metrics"]]
+    spread = mean_and_spread(values)
+    facts = {name: parts[0][name] for name in SHARED if name in parts[0]}
+    facts |= {"label_seeds": list(seeds), metric: spread, "seconds": sum(part["seconds"] for part in parts)}
+    run_dir.write_json(RESULTS, run_facts(**facts, config=flat(args)))
+    if not values:
+        return f"\n{len(seeds)} label seeds, no test images, so no score: {run_dir.path}"
+    plus = f" ± {100 * spread['standard_deviation']:.1f}" if len(values) > 1 else ""
+    each = ", ".join(f"{100 * value:.1f}" for value in values)
+    title = {"accuracy": "Accuracy", "mean_iou": "Mean IoU"}[metric]
+    return (
+        f"\n{title} over {len(seeds)} label seeds: {100 * spread['mean']:.1f}{plus} % ({each})\n"
+        f"  in {run_dir.path / RESULTS}"
+    )
 
 
 def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:

@@ -4,16 +4,19 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from tpssl_hf.config.shared import ModelConfig, RunConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.batchnorm import synchronize_batchnorm
-from tpssl_hf.process import cpu_has_bf16
+from tpssl_hf.process import cpu_has_bf16, threads_in_use
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -35,10 +38,15 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         "Grad strides do not match bucket view strides",  # 1 x 1 convolutions: two descriptions of one layout
     ):
         warnings.filterwarnings("ignore", message)
+    if config.cpu_threads and threads_in_use() is None:  # torch was there first, so OpenMP's settings are read already
+        torch.set_num_threads(config.cpu_threads)
+    precision = _mixed_precision(config.precision)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # that of an earlier run in this process, which is over
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
         cpu=several and not torch.accelerator.is_available(),  # untold, accelerate would start them all as single ones
-        mixed_precision=_mixed_precision(config.precision),
+        mixed_precision=precision,
         log_with=None if config.log_with == "none" else config.log_with,
         project_dir=config.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
@@ -55,13 +63,17 @@ def _mixed_precision(asked: str) -> str:
     return "bf16" if cpu_has_bf16() else "no"
 
 
-def describe(accelerator: Accelerator, threads: str) -> str:
+def describe(accelerator: Accelerator) -> str:
     """Say in one line where and how this run computes, with the number of processes it really has."""
     device = accelerator.device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else threads_in_use() or _threads_of_torch()
     precision = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
     count = accelerator.num_processes
     return f"{where}; {count} process{'es' if count > 1 else ''}; {precision}"
+
+
+def _threads_of_torch() -> str:
+    return f"CPU: {torch.get_num_threads()} of {os.cpu_count()} cores (as this process was set up)"
 
 
 def per_device_batch_size(batch_size: int, processes: int, accumulation_steps: int) -> int:
@@ -80,7 +92,7 @@ def per_device_batch_size(batch_size: int, processes: int, accumulation_steps: i
     return batch_size // parts
 
 
-def place(method: nn.Module, model: ModelConfig, accelerator: Accelerator) -> nn.Module:
+def prepare_method(method: Network, model: ModelConfig, accelerator: Accelerator) -> Network:
     """Bring the method to the device in the form it is trained in."""
     if model.sync_batchnorm and accelerator.num_processes > 1:
         method = synchronize_batchnorm(method, accelerator.device)

@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.atomic import REPLACED, swap_folder, sync_folder, write_new_file
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 TENSORS_SUFFIX = ".safetensors"
 TEMPORARY = ".tmp-"
-REPLACED = ".replaced-"  # where an existing step_N waits while a new step_N takes its name
 
 
 class CheckpointError(InputError, OSError):
@@ -147,10 +147,10 @@ def _save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         manifest: dict[str, Any] = {"format": FORMAT_VERSION, "step": step, "files": files}
         manifest["seal"] = _hash(json.dumps(manifest).encode())
         _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync_folder(temporary)
+        sync_folder(temporary)
         for _ in _verified_files(temporary, step):
             pass
-        _move_into_place(temporary, final)
+        swap_folder(temporary, final)  # readers look for step_N under its waiting name too
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already unless the save failed
     older = [path for other, path in _candidates(folder) if other < step]
@@ -161,33 +161,12 @@ def _save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_new_file(path, data)
     return {"sha256": _hash(data), "size": len(data)}
 
 
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _move_into_place(temporary: Path, final: Path) -> None:
-    replaced = final.with_name(REPLACED + final.name)
-    if final.exists():
-        os.replace(final, replaced)  # a folder cannot be renamed onto a filled one; readers look here meanwhile
-    os.replace(temporary, final)
-    _sync_folder(final.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
 
 
 def _clear_leftovers(folder: Path) -> None:

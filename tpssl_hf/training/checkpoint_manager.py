@@ -1,16 +1,18 @@
 """The run's folder and its checkpoints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from tpssl_hf.config.shared import CARRY_OUT_KEYS
+from tpssl_hf.config.parser import carry_out_keys, flat
+from tpssl_hf.config.shared import RunConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.training.checkpoint import (
     Checkpoint,
@@ -22,9 +24,15 @@ from tpssl_hf.training.checkpoint import (
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
 
-def open_run_dir(
-    stack: ExitStack, settings: Mapping[str, Any], accelerator: Accelerator, say: Callable[..., None]
-) -> tuple[RunDir | None, bool]:
+class TaskArgs(Protocol):
+    """Arguments of a task that has an output folder."""
+
+    @property
+    def run(self) -> RunConfig:
+        """How the run is carried out."""
+
+
+def open_run_dir(stack: ExitStack, args: TaskArgs, accelerator: Accelerator) -> tuple[RunDir | None, bool]:
     """Take the run's folder until ``stack`` ends, on the main process; say so if it holds the finished run.
 
     Returns:
@@ -33,15 +41,21 @@ def open_run_dir(
     Raises:
         InputError: if it holds another run, or an unfinished one that may not be resumed.
     """
-    folder, run = Path(settings["output_dir"]), None
+    folder, run_dir = Path(args.run.output_dir), None
     if accelerator.is_main_process:
-        run = stack.enter_context(RunDir(folder, dict(settings), ignore=CARRY_OUT_KEYS))
-    finished = run.finished if run else (folder / RESULTS).exists()
+        run_dir = stack.enter_context(locked_run_dir(args))
+    finished = run_dir.finished if run_dir else (folder / RESULTS).exists()
     if finished:
-        say(f"{folder} holds the finished run of these settings; its weights are in {folder / 'model'}.")
-    elif not settings["resume"] and (folder / "checkpoints").exists():
+        accelerator.print(f"{folder} holds the finished run of these settings; its weights are in {folder / 'model'}.")
+    elif not args.run.resume and (folder / "checkpoints").exists():
         raise InputError(f"{folder} holds an unfinished run and resume is false; choose another output_dir.")
-    return run, finished
+    return run_dir, finished
+
+
+def locked_run_dir(args: TaskArgs) -> RunDir:
+    """Return the run's folder, to be entered on the main process."""
+    assert is_dataclass(args)
+    return RunDir(Path(args.run.output_dir), flat(args), ignore=carry_out_keys(type(args)))
 
 
 class CheckpointManager:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+PAPER = "arXiv:2205.03001"
 PACKAGES = ("tpssl-hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors")
 
 
@@ -16,11 +17,14 @@ def run_facts(**facts: Any) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree this package runs from, or None outside one."""
+    """Commit of the source tree this package runs from, None where it is installed, be it in another tree."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             check=True,

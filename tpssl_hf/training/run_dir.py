@@ -1,24 +1,28 @@
 """One run's output folder, kept by its main process: who owns it, its config, its metrics log, how it is stopped."""
 
-import fcntl
 import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 import yaml
+from filelock import lock_descriptor
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.atomic import replace_file
 
 LOCK, CONFIG, METRICS, RESULTS = "run.lock", "config.yaml", "metrics.jsonl", "results.json"
 CHECKPOINTS = "checkpoints"
 ECHO_SECONDS = 0.5
+LOCKED_BYTES = 1  # at the start of the lock file; nobody else can read them on Windows
 
 _held_locks: set[int] = set()
 
@@ -29,7 +33,8 @@ def _drop_inherited_locks() -> None:
         os.close(_held_locks.pop())
 
 
-os.register_at_fork(after_in_child=_drop_inherited_locks)
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
 class RunDir:
@@ -74,9 +79,8 @@ class RunDir:
 
     def __exit__(self, *_: object) -> None:
         if self._lock in _held_locks:  # a forked child does not hold it
-            (self.path / LOCK).unlink(missing_ok=True)
             _held_locks.remove(self._lock)
-            os.close(self._lock)
+            _free_lock(self.path / LOCK, self._lock)
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add one line to the metrics log, handed to the system at once. NaN and infinities become ``null``.
@@ -116,12 +120,13 @@ class RunDir:
         Raises:
             TypeError: ``data`` is not JSON; the file is as it was.
         """
-        _write_atomically(self.path / name, _as_json(data, indent=2))
+        replace_file(self.path / name, _as_json(data, indent=2))
 
     def _claim(self) -> None:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": datetime.now(UTC).isoformat()}
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, json.dumps(holder).encode(), 0)
+        os.lseek(self._lock, 0, os.SEEK_SET)
+        os.write(self._lock, b" " * LOCKED_BYTES + json.dumps(holder).encode())
         file = self.path / CONFIG
         former = file.read_bytes() if file.exists() else None
         differences = [] if former is None else self._differences(former)
@@ -134,7 +139,7 @@ class RunDir:
             )
         self.finished = former is not None and (self.path / RESULTS).exists()
         if former != self._config and not self.finished:
-            _write_atomically(file, self._config)
+            replace_file(file, self._config)
 
     def _differences(self, former: bytes) -> list[str]:
         try:
@@ -171,7 +176,7 @@ class StopSignals:
     """Turn the first SIGTERM or Ctrl-C into a wish to stop, so that a checkpoint can be written before the exit.
 
     ``requested`` is the number of that signal, or None. A second signal ends the process at once. The former handlers
-    come back at the end of the ``with`` block. Enter it in the main thread only; elsewhere Python raises ValueError.
+    come back at the end of the ``with`` block. In a thread that is not the main one it does nothing.
     A launcher may pass on a Ctrl-C that the terminal has sent already; such an echo within half a second is the same.
     """
 
@@ -186,7 +191,8 @@ class StopSignals:
         return 0 if self.requested is None else 128 + self.requested
 
     def __enter__(self) -> Self:
-        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -205,30 +211,28 @@ def _take_lock(file: Path) -> int:
     """Lock ``file``, which says who holds it. The system frees the lock when its owner dies, however it dies."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.pread(descriptor, 1000, 0).decode(errors="replace") or "it has only just started"
+        if not lock_descriptor(descriptor, blocking=False):
+            os.lseek(descriptor, LOCKED_BYTES, os.SEEK_SET)
+            owner = os.read(descriptor, 1000).decode(errors="replace") or "it has only just started"
             os.close(descriptor)
             raise InputError(
                 f"Another run is using {file.parent} ({owner}). Wait for it, stop it, or choose another output_dir."
-            ) from error
+            )
         if os.fstat(descriptor).st_nlink:
             _held_locks.add(descriptor)
             return descriptor
         os.close(descriptor)  # its former owner removed this file after we opened it: take the next one
 
 
-def _write_atomically(file: Path, data: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)  # gone already unless the write failed
+def _free_lock(file: Path, descriptor: int) -> None:
+    """Remove a lock file of ours and free it."""
+    if os.name == "nt":  # Windows removes no open file, so another run may take this one first; then it stays
+        os.close(descriptor)
+        with suppress(PermissionError):
+            file.unlink(missing_ok=True)
+    else:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _as_json(value: Any, indent: int | None = None) -> bytes:

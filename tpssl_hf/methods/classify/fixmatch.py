@@ -12,13 +12,13 @@ from torch import nn
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify.streams import weak_and_strong
 from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class FixMatchConfig:
     """FixMatch; defaults are the original's (Sohn et al., 2020, Table 4)."""
 
@@ -27,7 +27,7 @@ class FixMatchConfig:
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
 
 
-class FixMatch(nn.Module):
+class FixMatch(Method):
     """Confident predictions on weak views are the labels of strong views of the same images."""
 
     def __init__(self, classifier: nn.Module, config: FixMatchConfig, unlabeled_count: int) -> None:
@@ -35,7 +35,6 @@ class FixMatch(nn.Module):
         self.config = config
         self.student = classifier
         self.teacher = EMATeacher(classifier, config.ema_momentum)
-        self.pseudo_labels: PseudoLabels | None = None
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``strong``, ``index``.

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify.streams import weak_and_strong
 from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher
 from tpssl_hf.models.queue import gather_rows
+from tpssl_hf.models.timm_network import timm_network
 
 
-@dataclass
+@dataclass(frozen=True)
 class FlexMatchConfig:
     """FlexMatch; defaults are the original's (Zhang et al., 2021)."""
 
@@ -30,7 +31,7 @@ class FlexMatchConfig:
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Zhang et al., 2021, §4).")
 
 
-class FlexMatch(nn.Module):
+class FlexMatch(Method):
     """FixMatch whose threshold is lower for classes of which few images were confidently predicted so far."""
 
     def __init__(self, classifier: nn.Module, config: FlexMatchConfig, unlabeled_count: int) -> None:
@@ -38,10 +39,9 @@ class FlexMatch(nn.Module):
         self.config = config
         self.student = classifier
         self.teacher = EMATeacher(classifier, config.ema_momentum)
-        self.classes: int = classifier.num_classes  # type: ignore[assignment]
+        self.classes = timm_network(classifier).num_classes
         self.memory: Tensor  # the last confident label of every unlabeled image, -1 before there is one
         self.register_buffer("memory", torch.full((unlabeled_count,), -1, dtype=torch.int64))
-        self.pseudo_labels: PseudoLabels | None = None
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``strong``, ``index``.

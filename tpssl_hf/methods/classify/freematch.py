@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import class_fairness, class_membership, masked_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify.streams import weak_and_strong
 from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher, average_into
 from tpssl_hf.models.queue import gather_rows
+from tpssl_hf.models.timm_network import timm_network
 
 
-@dataclass
+@dataclass(frozen=True)
 class FreeMatchConfig:
     """FreeMatch; defaults are the original's (Wang et al., 2023)."""
 
@@ -35,7 +36,7 @@ class FreeMatchConfig:
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Wang et al., 2023, §5.1).")
 
 
-class FreeMatch(nn.Module):
+class FreeMatch(Method):
     """FixMatch with a threshold per class from running averages, and a term for evenly used classes."""
 
     def __init__(self, classifier: nn.Module, config: FreeMatchConfig, unlabeled_count: int) -> None:
@@ -43,7 +44,7 @@ class FreeMatch(nn.Module):
         self.config = config
         self.student = classifier
         self.teacher = EMATeacher(classifier, config.ema_momentum)
-        self.classes: int = classifier.num_classes  # type: ignore[assignment]
+        self.classes = timm_network(classifier).num_classes
         self.mean_confidence: Tensor
         self.mean_probabilities: Tensor
         self.histogram: Tensor
@@ -51,7 +52,6 @@ class FreeMatch(nn.Module):
         self.register_buffer("mean_confidence", torch.tensor(1.0 / self.classes))
         self.register_buffer("mean_probabilities", uniform)
         self.register_buffer("histogram", uniform.clone())
-        self.pseudo_labels: PseudoLabels | None = None
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``strong``, ``index``.

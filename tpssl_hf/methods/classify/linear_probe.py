@@ -19,25 +19,26 @@ from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.classify.streams import labeled_weak
 from tpssl_hf.models.ema import EMATeacher
+from tpssl_hf.models.timm_network import timm_network
 
 
-@dataclass
+@dataclass(frozen=True)
 class LinearProbeConfig:
     """A classifier on frozen features (He et al., 2020); the average is that of FixMatch's code."""
 
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated classifier (Sohn et al., 2020, official code).")
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Method):
     """Cross-entropy of a linear classifier on features that do not change."""
 
     def __init__(self, classifier: nn.Module, config: LinearProbeConfig, unlabeled_count: int) -> None:
         super().__init__()
         classifier.requires_grad_(False)
-        classifier.get_classifier().requires_grad_(True)  # type: ignore[operator]
+        timm_network(classifier).get_classifier().requires_grad_(True)
         self.student = classifier.eval()
         self.teacher = EMATeacher(classifier, config.ema_momentum)
 
@@ -49,12 +50,10 @@ class LinearProbe(nn.Module):
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``batch["labeled"]``: ``weak`` (B, 3, H, W) and ``labels`` (B,)."""
-        model = self.student
+        network = timm_network(self.student)
         with torch.no_grad():
-            maps = model.forward_features(batch["labeled"]["weak"])  # type: ignore[operator]
-            features = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-        logits = model.get_classifier()(features)  # type: ignore[operator]
-        loss = F.cross_entropy(logits.float(), batch["labeled"]["labels"])
+            features = network.forward_head(network.forward_features(batch["labeled"]["weak"]), pre_logits=True)
+        loss = F.cross_entropy(network.get_classifier()(features).float(), batch["labeled"]["labels"])
         return {"loss": loss, "loss_labeled": loss.detach()}
 
     def after_step(self, progress: float) -> None:

@@ -15,13 +15,13 @@ from tpssl_hf.augment.classify_views import weak_view
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import linear_ramp, probability_distance
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.classify.streams import UNLABELED_WEAK, UNLABELED_WEAK2, labeled_weak
 from tpssl_hf.models.batchnorm import keep_statistics
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class MeanTeacherConfig:
     """Mean Teacher; defaults are those of FixMatch's code (Sohn et al., 2020)."""
 
@@ -32,7 +32,7 @@ class MeanTeacherConfig:
     ramp_end: float = key(0.4, "Part of the run over which that weight rises from 0 (Sohn et al., 2020, likewise).")
 
 
-class MeanTeacher(nn.Module):
+class MeanTeacher(Method):
     """The student's probabilities follow the teacher's for another weak view of the same image."""
 
     def __init__(self, classifier: nn.Module, config: MeanTeacherConfig, unlabeled_count: int) -> None:

@@ -22,13 +22,13 @@ from tpssl_hf.augment.classify_views import weak_view
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import linear_ramp, masked_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify.streams import UNLABELED_WEAK, labeled_weak
 from tpssl_hf.models.batchnorm import keep_statistics
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class PseudoLabelConfig:
     """Pseudo-Label; defaults are those of FixMatch's code (Sohn et al., 2020)."""
 
@@ -38,7 +38,7 @@ class PseudoLabelConfig:
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
 
 
-class PseudoLabel(nn.Module):
+class PseudoLabel(Method):
     """Confident predictions are the labels of the very views they were made for."""
 
     def __init__(self, classifier: nn.Module, config: PseudoLabelConfig, unlabeled_count: int) -> None:
@@ -46,7 +46,6 @@ class PseudoLabel(nn.Module):
         self.config = config
         self.student = classifier
         self.teacher = EMATeacher(classifier, config.ema_momentum)
-        self.pseudo_labels: PseudoLabels | None = None
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``index``.

@@ -15,15 +15,16 @@ from tpssl_hf.augment.classify_views import strong_view
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import class_group_contrast
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify import streams
 from tpssl_hf.models.batchnorm import keep_statistics
 from tpssl_hf.models.classifier import features_and_logits
 from tpssl_hf.models.ema import EMATeacher
 from tpssl_hf.models.queue import gather_rows
+from tpssl_hf.models.timm_network import timm_network
 
 
-@dataclass
+@dataclass(frozen=True)
 class SelfTuningConfig:
     """Self-Tuning; defaults are those of its code's run scripts (Wang et al., 2021)."""
 
@@ -43,6 +44,8 @@ class ClassQueue(nn.Module):
         size: Q, keys kept of each class.
         features: L, width of a key.
     """
+
+    buffers_change = "after_step"
 
     def __init__(self, classes: int, size: int, features: int) -> None:
         super().__init__()
@@ -74,19 +77,19 @@ class ClassQueue(nn.Module):
         self.positions.copy_((self.positions + counts[-1]) % size)
 
 
-class SelfTuning(nn.Module):
+class SelfTuning(Method):
     """Each query is drawn to its own key and to the queued keys of its class, labeled or pseudo-labeled."""
 
     def __init__(self, classifier: nn.Module, config: SelfTuningConfig, unlabeled_count: int) -> None:
         super().__init__()
         self.config = config
         self.student = classifier
-        head: nn.Linear = classifier.get_classifier()  # type: ignore[operator]
+        head = timm_network(classifier).get_classifier()
+        assert isinstance(head, nn.Linear)  # load_classifier has seen to it
         self.projector = nn.Linear(head.in_features, config.projection_features)
         self.teacher = EMATeacher(classifier, config.ema_momentum)
         self.key_projector = EMATeacher(self.projector, config.ema_momentum)
         self.queue = ClassQueue(head.out_features, config.queue_size, config.projection_features)
-        self.pseudo_labels: PseudoLabels | None = None
         self._new_keys: list[tuple[Tensor, Tensor]] = []  # between forward and after_step of one step only
 
     def forward(self, batch: Batch, progress: float) -> Losses:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify.streams import weak_and_strong
 from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher, average_into
 from tpssl_hf.models.queue import gather_rows
+from tpssl_hf.models.timm_network import timm_network
 
 
-@dataclass
+@dataclass(frozen=True)
 class SoftMatchConfig:
     """SoftMatch; defaults are the original's (Chen et al., 2023)."""
 
@@ -35,7 +36,7 @@ class SoftMatchConfig:
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Chen et al., 2023).")
 
 
-class SoftMatch(nn.Module):
+class SoftMatch(Method):
     """Pseudo-labels count the less the further their confidence lies below its running mean."""
 
     def __init__(self, classifier: nn.Module, config: SoftMatchConfig, unlabeled_count: int) -> None:
@@ -43,14 +44,13 @@ class SoftMatch(nn.Module):
         self.config = config
         self.student = classifier
         self.teacher = EMATeacher(classifier, config.ema_momentum)
-        classes: int = classifier.num_classes  # type: ignore[assignment]
+        classes = timm_network(classifier).num_classes
         self.confidence_mean: Tensor
         self.confidence_variance: Tensor
         self.mean_probabilities: Tensor
         self.register_buffer("confidence_mean", torch.tensor(1.0 / classes))
         self.register_buffer("confidence_variance", torch.tensor(1.0))
         self.register_buffer("mean_probabilities", torch.full((classes,), 1.0 / classes))
-        self.pseudo_labels: PseudoLabels | None = None
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``strong``, ``index``.

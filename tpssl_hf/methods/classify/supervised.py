@@ -11,19 +11,19 @@ from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.classify.streams import labeled_weak
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class SupervisedConfig:
     """Finetuning on labels alone; the average is that of FixMatch's code (Sohn et al., 2020)."""
 
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
 
 
-class Supervised(nn.Module):
+class Supervised(Method):
     """Cross-entropy on weakly distorted labeled images."""
 
     def __init__(self, classifier: nn.Module, config: SupervisedConfig, unlabeled_count: int) -> None:

@@ -12,13 +12,13 @@ from torch import nn
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_divergence, sharpen
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, PseudoLabels, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify.streams import weak_and_strong
 from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class UDAConfig:
     """UDA; defaults are those of its scripts for few labels (Xie et al., 2020), the average is FixMatch's."""
 
@@ -30,7 +30,7 @@ class UDAConfig:
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
 
 
-class UDA(nn.Module):
+class UDA(Method):
     """Predictions on strong views follow the sharpened, confident ones on weak views of the same images."""
 
     def __init__(self, classifier: nn.Module, config: UDAConfig, unlabeled_count: int) -> None:
@@ -38,7 +38,6 @@ class UDA(nn.Module):
         self.config = config
         self.student = classifier
         self.teacher = EMATeacher(classifier, config.ema_momentum)
-        self.pseudo_labels: PseudoLabels | None = None
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``strong``, ``index``.

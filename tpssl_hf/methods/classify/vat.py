@@ -1,4 +1,4 @@
-"""Virtual adversarial training with entropy minimisation (Miyato et al., 2018, arXiv 1704.03976).
+"""Virtual adversarial training with entropy minimization (Miyato et al., 2018, arXiv 1704.03976).
 
 Deviations, both because an image of 224 pixels is not one of 32: the radius is given per pixel, so that it means the
 same at every size, and the probe of the power iteration is a hundredth of the radius, because the usual 1e-6 is lost
@@ -16,13 +16,13 @@ from tpssl_hf.augment.classify_views import weak_view
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import linear_ramp, masked_divergence, mean_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.classify.streams import UNLABELED_WEAK, labeled_weak
 from tpssl_hf.models.batchnorm import keep_statistics
 from tpssl_hf.models.ema import EMATeacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class VATConfig:
     """VAT; defaults are those of FixMatch's code (Sohn et al., 2020), the radius carried over to larger images."""
 
@@ -40,7 +40,7 @@ class VATConfig:
     probe: float = key(0.01, "Length of the power iteration's probe, relative to the radius (our choice).")
 
 
-class VAT(nn.Module):
+class VAT(Method):
     """Predictions withstand the small perturbation that changes them most, found by one power iteration."""
 
     def __init__(self, classifier: nn.Module, config: VATConfig, unlabeled_count: int) -> None:

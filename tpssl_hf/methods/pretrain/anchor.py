@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpssl_hf.methods.base import Batch, Losses
+from tpssl_hf.methods.base import Batch, Losses, Method
 
 
-class Anchor(nn.Module):
+class Anchor(Method):
     """Wrap a pretraining method and pull its deployed backbone toward where it started.
 
     The distance runs over the trainable backbone tensors (weights and BatchNorm affine), never over heads, running
@@ -23,8 +23,10 @@ class Anchor(nn.Module):
             w ← w − rate·2λ(w − w_pre) after each step, past the optimizer's scaling; None for Eq. 3 as it stands.
     """
 
+    buffers_change = "never"
+
     def __init__(
-        self, inner: nn.Module, weight: float, *, decoupled_rate: Callable[[float], float] | None = None
+        self, inner: Method, weight: float, *, decoupled_rate: Callable[[float], float] | None = None
     ) -> None:
         super().__init__()
         self.inner = inner
@@ -37,8 +39,7 @@ class Anchor(nn.Module):
         self.register_buffer("anchor_norm", torch.sqrt(_sum_of_squares(self._anchors())))
 
     def _backbone_parameters(self) -> list[Tensor]:
-        backbone: nn.Module = self.deployed
-        return [p for p in backbone.parameters() if p.requires_grad]
+        return [p for p in self.deployed.parameters() if p.requires_grad]
 
     def _anchors(self) -> list[Tensor]:
         return [getattr(self, f"anchor_{number}") for number in range(self._count)]
@@ -59,7 +60,7 @@ class Anchor(nn.Module):
             share = min(1.0, 2.0 * self.weight * self.decoupled_rate(progress))
             with torch.no_grad():
                 torch._foreach_lerp_(self._backbone_parameters(), self._anchors(), share)
-        self.inner.after_step(progress)  # type: ignore[operator]
+        self.inner.after_step(progress)
 
     @torch.no_grad()
     def moved(self) -> dict[str, tuple[float, float]]:
@@ -73,7 +74,7 @@ class Anchor(nn.Module):
     @property
     def deployed(self) -> nn.Module:
         """The inner method's deployed network."""
-        return self.inner.deployed  # type: ignore[return-value]
+        return self.inner.deployed
 
 
 class _SquaredDistance(torch.autograd.Function):

@@ -13,13 +13,13 @@ from torch import nn
 from tpssl_hf.augment.pretrain_views import BYOL_VIEW_1, BYOL_VIEW_2, ViewSettings, two_views
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import negative_cosine, normalized_std
-from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
+from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy
 from tpssl_hf.models.heads import mlp_head
 from tpssl_hf.models.sizes import feature_width
 
 
-@dataclass
+@dataclass(frozen=True)
 class BYOLConfig:
     """BYOL; defaults are its official 300-epoch preset (Grill et al., 2020, App. J)."""
 
@@ -29,7 +29,7 @@ class BYOLConfig:
     loss_scale: float = key(1.0, "Factor of the loss: 1 is Eq. 3, 4 the original's sum of 2 - 2cos both ways.")
 
 
-class BYOL(nn.Module):
+class BYOL(Method):
     """The online network predicts the target network's projection of the other view (Eq. 2, both ways)."""
 
     def __init__(self, backbone: nn.Module, config: BYOLConfig) -> None:
@@ -86,7 +86,7 @@ SPEC = MethodSpec(
     # §IV-B: LARS, base rate 0.3, momentum 0.9; the rest from the 300-epoch preset of the original.
     defaults={
         "optimizer": "lars",
-        "learning_rate": 0.3,
+        "base_learning_rate": 0.3,
         "momentum": 0.9,
         "weight_decay": 1e-6,
         "warmup_epochs": 10.0,

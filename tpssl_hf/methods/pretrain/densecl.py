@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from tpssl_hf.augment.pretrain_views import MOCO_VIEW, ViewSettings, two_views
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import info_nce, normalized_std
-from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
+from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
 from tpssl_hf.methods.pretrain import moco
 from tpssl_hf.models.ema import ema_update, frozen_copy
 from tpssl_hf.models.feature_maps import feature_maps, freeze_beyond_maps, map_size
 from tpssl_hf.models.heads import moco_head
 from tpssl_hf.models.queue import KeyQueue, check_queue
+from tpssl_hf.models.timm_network import timm_network
 
 
-@dataclass
+@dataclass(frozen=True)
 class DenseCLConfig:
     """DenseCL; defaults are the official ones (Wang et al., 2021, §4.1), the queues' length is ours."""
 
@@ -46,7 +47,7 @@ class DenseHead(nn.Module):
         return self.whole(maps.mean(dim=(2, 3))), self.cells(maps.flatten(2).transpose(1, 2))
 
 
-class DenseCL(nn.Module):
+class DenseCL(Method):
     """Whole images and matched cells must find their keys among the keys of earlier batches."""
 
     def __init__(self, backbone: nn.Module, config: DenseCLConfig) -> None:
@@ -54,7 +55,7 @@ class DenseCL(nn.Module):
         self.config = config
         freeze_beyond_maps(backbone)
         self.backbone = backbone
-        self.projector = DenseHead(backbone.num_features, config)  # type: ignore[arg-type]
+        self.projector = DenseHead(timm_network(backbone).num_features, config)
         self.key_backbone = frozen_copy(backbone)
         self.key_projector = frozen_copy(self.projector)
         self.queue = KeyQueue(config.queue_size, config.projection_features)

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from tpssl_hf.augment.pretrain_views import MOCO_VIEW, ViewSettings, two_views
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import info_nce, normalized_std
-from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
+from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
 from tpssl_hf.models.ema import ema_update, frozen_copy
 from tpssl_hf.models.heads import moco_head
 from tpssl_hf.models.queue import KeyQueue, check_queue
 from tpssl_hf.models.sizes import feature_width
 
 
-@dataclass
+@dataclass(frozen=True)
 class MoCoConfig:
     """MoCo v2; defaults are those of its ImageNet runs (Chen et al., 2020), the queue's length is ours."""
 
@@ -30,7 +30,7 @@ class MoCoConfig:
     projection_features: int = key(128, "Width of the projections that are compared.")
 
 
-class MoCo(nn.Module):
+class MoCo(Method):
     """A query must find its key, the other view, among the keys of earlier batches (InfoNCE, Eq. 1)."""
 
     def __init__(self, backbone: nn.Module, config: MoCoConfig) -> None:
@@ -85,7 +85,7 @@ SPEC = MethodSpec(
     # lower" is 0.003, in the configs named *_moco_paper.
     defaults={
         "optimizer": "sgd",
-        "learning_rate": 0.03,
+        "base_learning_rate": 0.03,
         "momentum": 0.9,
         "weight_decay": 1e-4,
         "decay_norm_and_bias": True,

@@ -21,15 +21,16 @@ from tpssl_hf.augment.pretrain_views import PIXPRO_VIEW_1, PIXPRO_VIEW_2, ViewSe
 from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import nearby_cells, normalized_std, pixpro_consistency
-from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
+from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy
 from tpssl_hf.models.feature_maps import feature_maps, freeze_beyond_maps, map_size
 from tpssl_hf.models.heads import PixelPropagation, pixpro_head
+from tpssl_hf.models.timm_network import timm_network
 
 SMALLEST_WEIGHT = 0.5  # of a cell: one of which less is left says more about its surroundings
 
 
-@dataclass
+@dataclass(frozen=True)
 class PixProConfig:
     """PixPro; defaults are the official ones (Xie et al., 2021, §4.1), the affine ones the paper's (§III-C)."""
 
@@ -44,7 +45,7 @@ class PixProConfig:
     )
 
 
-class PixPro(nn.Module):
+class PixPro(Method):
     """Each cell, mixed with its like, predicts the target network's cells at the same place in the other view."""
 
     def __init__(self, backbone: nn.Module, config: PixProConfig) -> None:
@@ -52,7 +53,8 @@ class PixPro(nn.Module):
         self.config = config
         freeze_beyond_maps(backbone)
         self.backbone = backbone
-        self.projector = pixpro_head(backbone.num_features, config.hidden_features, config.projection_features)  # type: ignore[arg-type]
+        width = timm_network(backbone).num_features
+        self.projector = pixpro_head(width, config.hidden_features, config.projection_features)
         self.propagation = PixelPropagation(config.projection_features, config.gamma)
         self.target_backbone = frozen_copy(backbone)
         self.target_projector = frozen_copy(self.projector)
@@ -131,7 +133,7 @@ SPEC = MethodSpec(
     # §IV-B: LARS, base rate 0.1, momentum 0.9; weight decay and warm-up from the original.
     defaults={
         "optimizer": "lars",
-        "learning_rate": 0.1,
+        "base_learning_rate": 0.1,
         "momentum": 0.9,
         "weight_decay": 1e-5,
         "warmup_epochs": 5.0,

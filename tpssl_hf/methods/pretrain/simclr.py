@@ -12,13 +12,13 @@ from torch import nn
 from tpssl_hf.augment.pretrain_views import SIMCLR_VIEW, ViewSettings, two_views
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import normalized_std, nt_xent
-from tpssl_hf.methods.base import Batch, Losses, MethodSpec, Views
+from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
 from tpssl_hf.models.heads import simclr_head
 from tpssl_hf.models.queue import gather_rows, own_rows
 from tpssl_hf.models.sizes import feature_width
 
 
-@dataclass
+@dataclass(frozen=True)
 class SimCLRConfig:
     """SimCLR; defaults follow Chen et al. (2020) at CIFAR scale."""
 
@@ -26,7 +26,7 @@ class SimCLRConfig:
     projection_features: int = key(128, "Width of the projections that are compared.")
 
 
-class SimCLR(nn.Module):
+class SimCLR(Method):
     """Two views of an image must be nearer to each other than to any view of another (NT-Xent, Eq. 1)."""
 
     def __init__(self, backbone: nn.Module, config: SimCLRConfig) -> None:
@@ -48,9 +48,6 @@ class SimCLR(nn.Module):
         loss = nt_xent(*gathered, own_rows(len(one)), self.config.temperature)
         return {"loss": loss, "loss_simclr": loss.detach(), "projection_std": normalized_std(one)}
 
-    def after_step(self, progress: float) -> None:
-        """Nothing to update: SimCLR has no teacher and no queue."""
-
     @property
     def deployed(self) -> nn.Module:
         """The backbone."""
@@ -69,7 +66,7 @@ SPEC = MethodSpec(
     # The original's: LARS, 0.3 for 256 images, decay 1e-6, ten epochs of warm-up.
     defaults={
         "optimizer": "lars",
-        "learning_rate": 0.3,
+        "base_learning_rate": 0.3,
         "momentum": 0.9,
         "weight_decay": 1e-6,
         "warmup_epochs": 10.0,

@@ -13,7 +13,7 @@ from tpssl_hf.augment.mixing import class_masks, mix
 from tpssl_hf.augment.segment_views import ColorPolicy, SegmentViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.segmentation import confident_share, pixel_cross_entropy, weighted_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, next_one, predictions, unlabeled_crops
 from tpssl_hf.models.ema import EMATeacher, mean_share
 
@@ -23,7 +23,7 @@ STUDENT_COLORS = ColorPolicy(
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ClassMixConfig:
     """ClassMix; defaults are those of its authors' code (Olsson et al., 2021)."""
 
@@ -35,10 +35,8 @@ class ClassMixConfig:
     color: bool = key(False, "Distort the student's colors, as for Cityscapes, not VOC (Olsson et al., 2021, code).")
 
 
-class ClassMix(nn.Module):
+class ClassMix(Method):
     """The teacher's classes are the labels of mixtures; how sure it is scales the loss of the whole batch."""
-
-    scored = "student"
 
     def __init__(self, segmenter: nn.Module, config: ClassMixConfig, unlabeled_count: int) -> None:
         super().__init__()

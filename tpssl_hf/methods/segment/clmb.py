@@ -13,6 +13,7 @@ official code are left out unless ``ref_quirks`` asks for them.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from tpssl_hf.augment.segment_views import (
 from tpssl_hf.config.parser import key
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.losses.segmentation import pixel_cross_entropy, pixel_entropy, weighted_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.segment.clmb_bank import (
     ClassBank,
     ClassSelectors,
@@ -41,7 +42,7 @@ from tpssl_hf.methods.segment.clmb_bank import (
 from tpssl_hf.methods.segment.streams import LABELED, UNLABELED, logits_of, next_one, predictions
 from tpssl_hf.models.ema import EMATeacher, cosine_momentum
 from tpssl_hf.models.heads import pixpro_head
-from tpssl_hf.models.segmenter import LOW_STRIDE
+from tpssl_hf.models.segmenter import LOW_STRIDE, TpsslForSemanticSegmentation
 
 # official code: colors, how often images are mixed and zoomed, and by how much
 STRONG = ColorPolicy(
@@ -52,7 +53,7 @@ STRONG_MIX, WEAK_MIX, STRONG_ZOOM, WEAK_ZOOM = 0.75, 0.2, 0.8, 0.5
 ZOOM_RANGE = (0.75, 1.75)
 
 
-@dataclass
+@dataclass(frozen=True)
 class CLMBConfig:
     """CLMB; defaults are those of its authors' code for VOC (Alonso et al., 2021)."""
 
@@ -79,19 +80,15 @@ class CLMBConfig:
     )
 
 
-class CLMB(nn.Module):
+class CLMB(Method):
     """Pseudo-labels weighed by their confidence, low entropy, and pixel features close to those of their class."""
 
-    scored = "student"
-
-    def __init__(self, segmenter: nn.Module, config: CLMBConfig, unlabeled_count: int) -> None:
+    def __init__(self, segmenter: TpsslForSemanticSegmentation, config: CLMBConfig, unlabeled_count: int) -> None:
         super().__init__()
         self.config = config
         self.student = segmenter
-        classes: int = segmenter.config.num_labels  # type: ignore[union-attr, assignment]
-        self.classes = classes
-        width: int = segmenter.config.decoder_width  # type: ignore[union-attr, assignment]
-        features = config.projection_features
+        self.classes = classes = int(segmenter.config.num_labels)
+        width, features = int(segmenter.config.decoder_width), config.projection_features
         self.projector = pixpro_head(width, features, features)
         self.predictor = pixpro_head(features, features, features)
         self.selectors = ClassSelectors(classes, features)
@@ -181,7 +178,8 @@ class CLMB(nn.Module):
             images: (B, 3, H, W), as the student sees them.
             labels: (B, h, w) of the decoder's cells.
         """
-        coarse, features = self.teacher.network.decode(images)  # type: ignore[operator]
+        teacher = cast(TpsslForSemanticSegmentation, self.teacher.network)
+        coarse, features = teacher.decode(images)
         found, confidence = predictions(coarse.float(), labels != IGNORED)
         kept = torch.where((found == labels) & (confidence > self.config.bank_confidence), labels, IGNORED)
         projections = self.teacher_projector.network(features)
@@ -217,7 +215,7 @@ def cell_labels(labels: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def views(settings: SegmentViewSettings, config: CLMBConfig) -> Views:
-    """Crops as they are, in one or two colourings, and how they are zoomed and mirrored after they are mixed."""
+    """Crops as they are, in one or two colorings, and how they are zoomed and mirrored after they are mixed."""
     plain = replace(settings, scale=(1.0, 1.0), horizontal_flip=False)
 
     def labeled(images: ImageBatch) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ class ClassBank(nn.Module):
         features: D, width of a feature.
     """
 
+    buffers_change = "after_step"
+
     def __init__(self, classes: int, size: int, features: int) -> None:
         super().__init__()
         self.rows: Tensor

@@ -18,14 +18,14 @@ from tpssl_hf.augment.segment_views import ColorPolicy, SegmentViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.segmentation import confident_share, pixel_cross_entropy, squared_consistency
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, unlabeled_crops
 from tpssl_hf.models.ema import EMATeacher
 
 STUDENT_COLORS = ColorPolicy()  # French et al., 2020, official code
 
 
-@dataclass
+@dataclass(frozen=True)
 class CutMixConfig:
     """CutMix; defaults are those of its authors' code (French et al., 2020)."""
 
@@ -37,10 +37,8 @@ class CutMixConfig:
     color: bool = key(False, "Distort the student's unlabeled colors (French et al., 2020; not the 2019 version).")
 
 
-class CutMix(nn.Module):
+class CutMix(Method):
     """The student's probabilities for mixtures follow the teacher's for the images mixed."""
-
-    scored = "teacher"
 
     def __init__(self, segmenter: nn.Module, config: CutMixConfig, unlabeled_count: int) -> None:
         super().__init__()

@@ -10,20 +10,18 @@ from torch import nn
 
 from tpssl_hf.augment.segment_views import SegmentViewSettings
 from tpssl_hf.losses.segmentation import pixel_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.segment import cutmix
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of
 
 
-@dataclass
+@dataclass(frozen=True)
 class SupervisedConfig:
     """Finetuning on labels alone, with the optimizer of the CutMix learner (French et al., 2020); nothing to set."""
 
 
-class Supervised(nn.Module):
+class Supervised(Method):
     """Cross-entropy on crops of labeled images."""
-
-    scored = "student"
 
     def __init__(self, segmenter: nn.Module, config: SupervisedConfig, unlabeled_count: int) -> None:
         super().__init__()
@@ -33,9 +31,6 @@ class Supervised(nn.Module):
         """Return ``loss`` for ``batch["labeled"]``: ``images`` (B, 3, H, W) and ``masks`` (B, H, W)."""
         loss = pixel_cross_entropy(logits_of(self.student, batch["labeled"]["images"]), batch["labeled"]["masks"])
         return {"loss": loss, "loss_labeled": loss.detach()}
-
-    def after_step(self, progress: float) -> None:
-        """Do nothing: there is no teacher."""
 
     @property
     def deployed(self) -> nn.Module:

@@ -7,7 +7,6 @@ student, as in UniMatch V2 (Yang et al., 2024, arXiv 2410.10777), with the losse
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +16,15 @@ from tpssl_hf.augment.mixing import UNIMATCH_BOX_DRAWS, box_masks, mix, unimatch
 from tpssl_hf.augment.segment_views import IGNORED, ColorPolicy, SegmentViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.segmentation import pixel_cross_entropy, weighted_cross_entropy
-from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Views
+from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.segment.streams import labeled_crops, logits_of, next_one, predictions, unlabeled_crops
 from tpssl_hf.models.ema import EMATeacher, mean_share
-from tpssl_hf.models.segmenter import LOW_STRIDE
+from tpssl_hf.models.segmenter import LOW_STRIDE, TpsslForSemanticSegmentation
 
 STRONG = ColorPolicy(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, blur=0.5)  # ibid., official code
 
 
-@dataclass
+@dataclass(frozen=True)
 class UniMatchConfig:
     """UniMatch; defaults are those of its authors' code (Yang et al., 2023)."""
 
@@ -37,12 +36,10 @@ class UniMatchConfig:
     ema_momentum: float = key(0.996, "EMA momentum of that average in the long run (Yang et al., 2024, code).")
 
 
-class UniMatch(nn.Module):
+class UniMatch(Method):
     """Confident predictions on weak views are the labels of two strong views and of perturbed features."""
 
-    scored = "student"
-
-    def __init__(self, segmenter: nn.Module, config: UniMatchConfig, unlabeled_count: int) -> None:
+    def __init__(self, segmenter: TpsslForSemanticSegmentation, config: UniMatchConfig, unlabeled_count: int) -> None:
         super().__init__()
         self.config = config
         self.student = segmenter
@@ -115,11 +112,13 @@ class UniMatch(nn.Module):
         return self.student
 
 
-def perturbed_logits(segmenter: Any, images: Tensor, start: int, dropout: float) -> tuple[Tensor, Tensor]:
+def perturbed_logits(
+    segmenter: TpsslForSemanticSegmentation, images: Tensor, start: int, dropout: float
+) -> tuple[Tensor, Tensor]:
     """Return the logits of all ``images``, and of those from ``start`` on with channels of their features left out.
 
     Args:
-        segmenter: a :class:`tpssl_hf.models.segmenter.TpsslForSemanticSegmentation`.
+        segmenter: the network.
         images: (B, 3, H, W).
         start: number of images without a second result.
         dropout: share of channels, drawn for each image and map, that the decoder gets as 0.

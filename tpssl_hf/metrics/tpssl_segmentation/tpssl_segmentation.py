@@ -115,5 +115,7 @@ class TpsslSegmentation(evaluate.Metric):  # type: ignore[misc]
         )
 
     def _compute(self, *, predictions: Any, references: Any, classes: int) -> dict[str, Any]:
-        pairs = zip(predictions, references, strict=True)
-        return segmentation_scores(sum(_counts(found, wanted, classes) for found, wanted in pairs))  # type: ignore[arg-type]
+        counts = np.zeros((classes, classes), dtype=np.int64)
+        for found, wanted in zip(predictions, references, strict=True):
+            counts += _counts(found, wanted, classes)
+        return segmentation_scores(counts)

@@ -1,20 +1,25 @@
-"""Configuration of semi-supervised finetuning: which labels, which learner, how it is optimized."""
+"""Arguments of semi-supervised classification: its keys, how they are parsed, and what depends on other keys."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from tpssl_hf.config.parser import key
+from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
+from tpssl_hf.config.shared import DataConfig, ModelConfig, PushConfig, RunConfig, with_image_size
+from tpssl_hf.methods.classify import CLASSIFY
+
+DIGITS = Path(__file__).parent / "defaults" / "digits.yaml"
+ADAPTED_DIGITS = Path("outputs/digits_byol/model")  # where the default target pretraining leaves its weights
+DEFAULT_METHOD = "fixmatch"
+METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in CLASSIFY.items()}, DEFAULT_METHOD)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ClassifyConfig:
     """Semi-supervised classification."""
 
-    method: str = key(
-        "fixmatch",
-        "Learner: supervised, mean_teacher, vat, uda, fixmatch, self_tuning, flexmatch, freematch, softmatch, "
-        "linear_probe, pseudo_label.",
-    )
+    method: str = key(DEFAULT_METHOD, f"Learner: {', '.join(CLASSIFY)}.")
     labels: int | str = key(40, "Labels in all, drawn; or `all`; or a .json or .csv file that says which.")
     label_mode: Literal["balanced", "proportional"] = key(
         "balanced", "Draw the same number for each class, or in proportion to the classes."
@@ -50,7 +55,7 @@ class ClassifyConfig:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Optimization."""
 
@@ -62,7 +67,7 @@ class FinetuneConfig:
     learning_rate: float = key(
         0.03, "Learning rate for the batch as it is; lower it with batch_size (FixMatch: 0.03 for 64)."
     )
-    head_lr_multiplier: float = key(1.0, "The classifier learns so many times as fast as the backbone.")
+    head_lr_multiplier: float = key(1.0, "Learning-rate multiplier for the classifier head.")
     momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
     nesterov: bool = key(True, "Nesterov's form of momentum.")
     weight_decay: float = key(5e-4, "Weight decay of weights with two or more dimensions (1e-3 for CIFAR-100).")
@@ -70,3 +75,40 @@ class FinetuneConfig:
     schedule: Literal["cosine", "steps"] = key(
         "cosine", "cosine: cos(7π/16 · progress), FixMatch's; steps: a tenth at four points, Self-Tuning's."
     )
+
+
+@dataclass(frozen=True)
+class ClassifyArgs:
+    """Everything a classification is told; ``method`` holds the keys of the learner named in ``task``."""
+
+    task: ClassifyConfig
+    data: DataConfig
+    model: ModelConfig
+    optim: FinetuneConfig
+    run: RunConfig
+    push: PushConfig
+    method: Any
+
+
+def parse_classify(arguments: Sequence[str] | Mapping[str, Any], description: str = "") -> ClassifyArgs:
+    """Parse and resolve the keys; without a data set or a config file the embedded digits are learned.
+
+    These start from the weights of the default target pretraining where they are there.
+
+    Raises:
+        InputError: as :func:`tpssl_hf.config.parser.parse_args` does.
+    """
+    line = as_command_line(arguments)
+    given = [argument.partition("=")[0] for argument in line]
+    if not config_files(line) and "--dataset" not in given:
+        line = ["--config", str(DIGITS), *line]
+        if "--init" not in given and "--backbone" not in given:
+            adapted = (ADAPTED_DIGITS / "config.json").is_file()
+            line += ["--init", str(ADAPTED_DIGITS) if adapted else "random"]
+    defaults = {"output_dir": "outputs/ssl_classify"}
+    return resolve(parse_args(ClassifyArgs, line, description=description, methods=METHODS, defaults=defaults))
+
+
+def resolve(args: ClassifyArgs) -> ClassifyArgs:
+    """Return ``args`` with everything put in that depends on other keys: the size of the images."""
+    return replace(args, data=with_image_size(args.data, args.model.backbone, args.model.init))

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tpssl_hf.augment.classify_views import CROP_SCALE
-from tpssl_hf.config.parser import take
 from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.folder_layout import MissingSplit
@@ -28,7 +27,7 @@ from tpssl_hf.data.label_splits import (
 from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
-from tpssl_hf.tasks.classify.config import ClassifyConfig
+from tpssl_hf.tasks.classify.config import ClassifyArgs, ClassifyConfig
 from tpssl_hf.training.open_data import open_image_cache
 from tpssl_hf.training.run_dir import RunDir
 
@@ -78,13 +77,13 @@ class FinetuningData:
     notes: tuple[str, ...] = ()
 
 
-def open_data(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | None) -> FinetuningData:
+def open_data(args: ClassifyArgs, accelerator: Accelerator, run: RunDir | None) -> FinetuningData:
     """Open all images, settle the labels and write ``labels.json``.
 
     Raises:
         InputError: for anything about images or labels that does not fit together, before the first step.
     """
-    choice, data = take(ClassifyConfig, settings), take(DataConfig, settings)
+    choice, data = args.task, args.data
     if data.streaming:
         raise InputError("labels are chosen by number, which streamed images have not; leave streaming off.")
     source = load_source(

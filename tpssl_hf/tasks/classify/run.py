@@ -1,266 +1,178 @@
-"""One run of semi-supervised finetuning: what it is made of, and how it is carried out (paper §III-A, Eq. 4)."""
+"""One run of semi-supervised classification: what it is made of (paper §III-A, Eq. 4)."""
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
-from tpssl_hf.config.parser import take
-from tpssl_hf.config.shared import DataConfig, ModelConfig, RunConfig
-from tpssl_hf.data.streams import EndlessStream
-from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.features import extract_features
-from tpssl_hf.methods.base import PseudoLabels, Views
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
-from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.classifier import load_classifier
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
+from tpssl_hf.models.timm_network import timm_network
 from tpssl_hf.monitoring.pseudo_labels import PseudoLabelAudit
 from tpssl_hf.plots.training import draw_views
-from tpssl_hf.tasks.classify.config import ClassifyConfig, FinetuneConfig
+from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.classify.data import FinetuningData, Split, data_facts, open_data, with_labels
-from tpssl_hf.tasks.published_path import check_classifier, some_of
-from tpssl_hf.training.accelerator import per_device_batch_size, place, start_tracker
-from tpssl_hf.training.checkpoint_manager import CheckpointManager
-from tpssl_hf.training.loop import LoopSettings, Stream, batches_on_device, train_behind_bar
-from tpssl_hf.training.optim import build_optimizer, cosine_7_16, four_steps
-from tpssl_hf.training.run_dir import RunDir, StopSignals
+from tpssl_hf.tasks.finetuning import FinetuningRun, finetuning_optimizer, open_streams
+from tpssl_hf.training.accelerator import prepare_method
+from tpssl_hf.training.optim import cosine_7_16, four_steps
+from tpssl_hf.training.run_dir import RunDir
 
 EPOCH_RATIO = 7  # unlabeled images per labeled one by which epochs are counted, the same for every learner
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine_7_16, "steps": four_steps}
 
 
-@dataclass
-class Job:
-    """Everything one run is made of, settled before its first step."""
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRun(FinetuningRun[ClassifyArgs]):
+    """A run of classification.
 
-    settings: dict[str, Any]
-    accelerator: Accelerator
+    Attributes:
+        data: its images and labels.
+        views: how they are shown.
+        audit: of the pseudo-labels.
+    """
+
     data: FinetuningData
-    origin: WeightsSource
     views: ViewSettings
-    streams: Mapping[str, Stream]
-    transforms: Views
-    method: nn.Module
-    optimizer: torch.optim.Optimizer
-    epoch_steps: int
-    max_steps: int
-    rate: Callable[[int], float]
+    audit: PseudoLabelAudit
 
-    @property
-    def images_per_step(self) -> int:
-        """Labeled and unlabeled images of one step of all processes."""
-        ratio = self.settings["unlabeled_ratio"] if "unlabeled" in self.transforms else 0
-        return int(self.settings["batch_size"] * (1 + ratio))
+    def data_facts(self) -> dict[str, str]:
+        """Return what must be the same of the data when the run is resumed."""
+        return data_facts(self.data)
+
+    def announce(self) -> list[str]:
+        """Return what is said before the first step, a line each."""
+        data = self.data
+        return [
+            f"{data.labeled.chosen}: {len(data.labeled.indices)} of {len(data.store):,} images; "
+            f"from {self.origin.kind} weights ({self.origin.name}); {self.max_steps} steps",
+            *(f"  {note}" for note in data.notes),
+            *(note for note in (rate_note(self.args, self.origin.kind), self._size_note()) if note),
+        ]
+
+    def _size_note(self) -> str:
+        return self.origin.size_note(self.views.image_size)
+
+    def draw_first_views(self, path: Path) -> None:
+        """Write the image of the first eight images and their views."""
+        name = "unlabeled" if "unlabeled" in self.transforms else "labeled"
+        batches = self.streams[name].batches(0)
+        images = next(batches)[:8].to(self.accelerator.device)
+        batches.close()
+        made = {key: value for key, value in self.transforms[name](images).items() if value.ndim == 4}
+        draw_views(path, images, made, mean=self.views.mean, std=self.views.std)
+
+    def observe(self, step: int) -> dict[str, Any]:
+        """Return the audit of pseudo-labels, and scores where they are due."""
+        pseudo = self.method.pseudo_labels
+        entries: dict[str, Any] = {} if pseudo is None else dict(self.audit.look(step, pseudo))
+        epochs, log_every = self.args.task.evaluate_every, self.args.run.log_every
+        every = max(1, round(epochs * (self.epoch_steps or 1))) if epochs > 0 else 0
+        last_logged = (step - 1) // log_every * log_every
+        if every and step // every > last_logged // every:
+            entries |= evaluations(self)
+        return entries
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the audit so far."""
+        return self.audit.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Give back what :meth:`state` returned."""
+        self.audit.load(dict(tensors), dict(values))
 
 
-def prepare(settings: dict[str, Any], method_config: Any, accelerator: Accelerator, run: RunDir | None) -> Job:
+def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None) -> ClassifyRun:
     """Open the images, settle the labels, load Φ, put a new classifier on it and the learner around it."""
-    data, model, tune = (
-        open_data(settings, accelerator, run),
-        take(ModelConfig, settings),
-        take(FinetuneConfig, settings),
-    )
-    spec, seed = CLASSIFY[settings["method"]], settings["seed"]
-    set_seed(seed)
+    data, model, optim = open_data(args, accelerator, run_dir), args.model, args.optim
+    spec = CLASSIFY[args.task.method]
+    set_seed(args.run.seed)
     classifier, origin = load_classifier(
-        model.backbone, init=model.init, classes=len(data.labeled.class_names), image_size=settings["image_size"]
+        model.backbone, init=model.init, classes=len(data.labeled.class_names), image_size=args.data.image_size
     )
     if model.gradient_checkpointing:
         recompute_activations(classifier)
-    views = _view_settings(settings, data, classifier)
-    heads = list(classifier.get_classifier().parameters())  # type: ignore[operator]
-    method = place(spec.build(classifier, method_config, len(data.unlabeled)), model, accelerator)
-    transforms = dict(spec.views(views, method_config))
+    views = _view_settings(args, data, classifier)
+    heads = list(timm_network(classifier).get_classifier().parameters())
+    method = prepare_method(spec.build(classifier, args.method, len(data.unlabeled)), model, accelerator)
+    transforms = dict(spec.views(views, args.method))
     transforms["labeled"] = with_labels(transforms["labeled"], data.labeled, len(data.store), accelerator.device)
-    optimizer = build_optimizer(
-        tune.optimizer,
-        method,
-        weight_decay=tune.weight_decay,
-        momentum=tune.momentum,
-        decay_norm_and_bias=tune.decay_norm_and_bias,
-        nesterov=tune.nesterov,
-        heads=heads,
-        head_lr_multiplier=tune.head_lr_multiplier,
-    )
-    epoch_steps = max(1, len(data.unlabeled) // (EPOCH_RATIO * tune.batch_size))
-    max_steps = tune.max_steps or max(1, round(tune.epochs * epoch_steps))
-    shape = SCHEDULES[tune.schedule]
-    streams = _open_streams(tune, seed, data, accelerator, needed="unlabeled" in transforms)
-    return Job(
-        settings,
-        accelerator,
-        data,
-        origin,
-        views,
-        streams,
-        transforms,
-        method,
-        optimizer,
-        epoch_steps,
-        max_steps,
-        lambda step: tune.learning_rate * shape(step / max_steps),
+    epoch_steps = max(1, len(data.unlabeled) // (EPOCH_RATIO * optim.batch_size))
+    max_steps = optim.max_steps or max(1, round(optim.epochs * epoch_steps))
+    shape = SCHEDULES[optim.schedule]
+    # Images held out for validation stay in: they are seen without their labels, as every training image is.
+    unlabeled = (data.unlabeled, None) if "unlabeled" in transforms else None
+    return ClassifyRun(
+        args=args,
+        accelerator=accelerator,
+        dataset_name=data.source.name,
+        origin=origin,
+        streams=open_streams(args, accelerator, (data.store, data.labeled.indices), unlabeled),
+        transforms=transforms,
+        method=method,
+        optimizer=finetuning_optimizer(args, method, heads),
+        epoch_steps=epoch_steps,
+        max_steps=max_steps,
+        learning_rate=lambda step: optim.learning_rate * shape(step / max_steps),
+        data=data,
+        views=views,
+        # a class may go without any pseudo-label for the first quarter of the run
+        audit=PseudoLabelAudit(data.labeled.class_names, data.truth, warn_after=max(1, max_steps // 4)),
     )
 
 
-def _view_settings(settings: dict[str, Any], data: FinetuningData, classifier: nn.Module) -> ViewSettings:
+def _view_settings(args: ClassifyArgs, data: FinetuningData, classifier: nn.Module) -> ViewSettings:
     """Views at the images' own size where they are small, resized and normalized as the weights expect.
 
     Whole images are evaluated, whatever crop the weights came with: whole images are what is learned from.
     """
-    choice, options = take(ClassifyConfig, settings), take(DataConfig, settings)
-    own = int(np.median(data.unlabeled.shorter_sides))
+    own, flip = int(np.median(data.unlabeled.shorter_sides)), args.data.horizontal_flip
     return ViewSettings.of(
         preprocessing_of(classifier),
-        settings["seed"],
-        horizontal_flip=data.source.flip_is_safe if options.horizontal_flip is None else options.horizontal_flip,
-        work_size=choice.work_size or min(own, options.image_size),
-        crop=choice.crop,
+        args.run.seed,
+        horizontal_flip=data.source.flip_is_safe if flip is None else flip,
+        work_size=args.task.work_size or min(own, args.data.image_size),
+        crop=args.task.crop,
         crop_pct=1.0,
         crop_mode="center",
     )
 
 
-def _open_streams(
-    tune: FinetuneConfig, seed: int, data: FinetuningData, accelerator: Accelerator, *, needed: bool
-) -> dict[str, Stream]:
-    """Open the labeled and, where ``needed``, the unlabeled stream; labeled images are also unlabeled ones."""
-    place_in_world = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    share = per_device_batch_size(tune.batch_size, accelerator.num_processes, 1)
-    labeled = EndlessStream(data.store, batch_size=share, seed=seed, indices=data.labeled.indices, **place_in_world)
-    if not needed:
-        return {"labeled": labeled}
-    if tune.unlabeled_ratio < 1:
-        raise InputError(f"unlabeled_ratio is {tune.unlabeled_ratio}; this learner needs 1 or more (7 is usual).")
-    # Images held out for validation stay in: they are seen without their labels, as every training image is.
-    unlabeled = EndlessStream(data.unlabeled, batch_size=share * tune.unlabeled_ratio, seed=seed, **place_in_world)
-    return {"labeled": labeled, "unlabeled": unlabeled}
+def rate_note(args: ClassifyArgs, start: str) -> str | None:
+    """Say so if pretrained weights are about to be undone: a rate that is far above 0.03 for 64, in proportion."""
+    optim, proportional = args.optim, 0.03 * args.optim.batch_size / 64
+    if start == "random" or optim.optimizer != "sgd" or optim.learning_rate <= 2 * proportional:
+        return None
+    return (
+        f"note: learning_rate {optim.learning_rate:g} is high for {optim.batch_size} labeled images a "
+        "step and may undo what was pretrained; "
+        f"in proportion to FixMatch's 0.03 for 64 it would be {proportional:.2g}"
+    )
 
 
-def probabilities(job: Job, network: nn.Module, split: Split) -> np.ndarray:
+def probabilities(run: ClassifyRun, network: nn.Module, split: Split) -> np.ndarray:
     """Class probabilities (N, K) float64 of undistorted images, in evaluation mode."""
-    logits = extract_features(network, split.store, split.indices, job.views, job.accelerator.device)
+    logits = extract_features(network, split.store, split.indices, run.views, run.accelerator.device)
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     scaled: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
     return scaled
 
 
-def scores(job: Job, split: Split) -> dict[str, Any]:
+def scores(run: ClassifyRun, split: Split) -> dict[str, Any]:
     """Score the deployed network, see :func:`classification_scores`."""
-    return classification_scores(probabilities(job, cast(nn.Module, job.method.deployed), split), split.labels)
+    return classification_scores(probabilities(run, run.method.deployed, split), split.labels)
 
 
-def score_test(job: Job) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Score the deployed network on the test images, if any; returns scores and probabilities, or {} and None."""
-    if job.data.test is None:
-        return {}, None
-    answers = probabilities(job, cast(nn.Module, job.method.deployed), job.data.test)
-    return classification_scores(answers, job.data.test.labels), answers
-
-
-def published_path(job: Job, folder: Path, answers: np.ndarray | None) -> dict[str, Any]:
-    """Compare the folder that was saved with the deployed network, see :func:`check_classifier`.
-
-    Args:
-        job: the finished run.
-        folder: what was saved of it.
-        answers: (N, K) probabilities of the test images that were scored, which are not looked at again; None
-            without a test split.
-    """
-    data = job.data
-    parts = {"test": data.test, "validation": data.validation}
-    parts["training"] = Split(data.store, data.labeled.indices, data.labeled.labels)
-    of, split = next((name, split) for name, split in parts.items() if split is not None)
-    some = some_of(np.arange(len(split.indices)))
-    chosen = replace(split, indices=split.indices[some], labels=split.labels[some])
-    own = probabilities(job, cast(nn.Module, job.method.deployed), chosen) if answers is None else answers[some]
-    names = list(data.labeled.class_names)
-    return check_classifier(folder, chosen.store, chosen.indices, own, names, job.accelerator.device, of)
-
-
-def evaluations(job: Job, *, test: bool = True) -> dict[str, float]:
+def evaluations(run: ClassifyRun, *, test: bool = True) -> dict[str, float]:
     """Return ``test_accuracy`` and ``validation_accuracy`` of the deployed network, as far as there are images."""
-    parts = {"test_accuracy": job.data.test if test else None, "validation_accuracy": job.data.validation}
-    return {name: scores(job, split)["accuracy"] for name, split in parts.items() if split is not None}
-
-
-def make_audit(job: Job) -> PseudoLabelAudit:
-    """Make the audit of pseudo-labels; a class may go without any for the first quarter of the run."""
-    return PseudoLabelAudit(job.data.labeled.class_names, job.data.truth, warn_after=max(1, job.max_steps // 4))
-
-
-def finetune(
-    job: Job, run: RunDir | None, signals: StopSignals, say: Callable[..., None]
-) -> tuple[int, dict[str, Any]]:
-    """Train from the start or from the newest checkpoint; returns the completed steps and the run's state."""
-    options, accelerator = take(RunConfig, job.settings), job.accelerator
-    folder, began = Path(options.output_dir), time.perf_counter()
-    facts = {**data_facts(job.data), "origin": job.origin.as_dict()}
-    checkpoints = CheckpointManager(
-        accelerator, run, folder / "checkpoints", job.method, job.optimizer, facts, options.keep_checkpoints
-    )
-    audit, checkpoint = make_audit(job), checkpoints.restore()
-    start_step, state = 0, {"seconds": 0.0}
-    if checkpoint:
-        start_step, state["seconds"] = checkpoint.step, checkpoint.state["seconds"]
-        audit.load(checkpoint.tensors["audit"], checkpoint.state["audit"])
-        say(f"resuming after step {start_step} of {job.max_steps}")
-    elif run:
-        draw_first_views(job, folder / "augmentations.png")
-        say(f"{folder / 'augmentations.png'} shows the views: look at it before you wait")
-    seconds_before, track = state["seconds"], start_tracker(accelerator, job.settings)
-    epochs_between = take(ClassifyConfig, job.settings).evaluate_every
-    every = max(1, round(epochs_between * job.epoch_steps)) if epochs_between > 0 else 0
-
-    def log(step: int, values: dict[str, float]) -> None:
-        entries: dict[str, Any] = dict(values)
-        pseudo: PseudoLabels | None = getattr(job.method, "pseudo_labels", None)
-        if run and pseudo is not None:
-            entries |= audit.look(step, pseudo)
-        last_logged = (step - 1) // options.log_every * options.log_every
-        if run and every and step // every > last_logged // every:
-            entries |= evaluations(job)
-        if run:
-            run.append({"step": step, "epoch": step / job.epoch_steps, **entries})
-        track({name: value for name, value in entries.items() if isinstance(value, float)}, step)
-
-    def save(step: int) -> None:
-        state["seconds"] = seconds_before + time.perf_counter() - began
-        tensors, values = audit.state()
-        checkpoints.save(step, {**state, "audit": values}, {"audit": tensors})
-
-    done = train_behind_bar(
-        accelerator,
-        job.method,
-        job.optimizer,
-        job.rate,
-        batches_on_device(job.streams, job.transforms, start_step, accelerator.device),
-        LoopSettings(job.max_steps, job.images_per_step, 1, options.log_every, options.save_every, options.seed),
-        title=f"{job.settings['method']} on {job.data.source.name}",
-        shown=run is not None,
-        start_step=start_step,
-        log=log,
-        save=save,
-        stop=lambda: bool(signals.requested),
-    )
-    return done, state
-
-
-def draw_first_views(job: Job, path: Path) -> None:
-    """Write the image of the first eight images and their views."""
-    name = "unlabeled" if "unlabeled" in job.transforms else "labeled"
-    batches = job.streams[name].batches(0)
-    images = next(batches)[:8].to(job.accelerator.device)
-    batches.close()  # type: ignore[attr-defined]
-    made = {key: value for key, value in job.transforms[name](images).items() if value.ndim == 4}
-    draw_views(path, images, made, mean=job.views.mean, std=job.views.std)
+    parts = {"test_accuracy": run.data.test if test else None, "validation_accuracy": run.data.validation}
+    return {name: scores(run, split)["accuracy"] for name, split in parts.items() if split is not None}

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import yaml
 
 from tpssl_hf.data.image_cache_writer import DISK_FULL
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.atomic import replacing_file
 from tpssl_hf.tasks.predict.answers import Answers
 from tpssl_hf.tasks.predict.config import CARRY_OUT
 from tpssl_hf.tasks.predict.segment import MASKS, OVERLAYS
@@ -154,13 +154,13 @@ class Parts:
         schema = self._schema.with_metadata({FACTS: json.dumps(facts, ensure_ascii=False)})
         parts = [pa.Table.from_pydict(dict(batch), schema=schema) for batch in batches]
         table = pa.concat_tables(parts) if parts else schema.empty_table()
-        with _replacing(self.path(number)) as temporary:
+        with replacing_file(self.path(number)) as temporary:
             pq.write_table(table, temporary)
 
     def join(self) -> tuple[int, int]:
         """Join all parts into the result's files; returns how many images have an answer, and how many do not."""
         answered, path = 0, self._out / f"{self._answers.name}.parquet"
-        with _replacing(path) as temporary, pq.ParquetWriter(temporary, self._schema) as writer:
+        with replacing_file(path) as temporary, pq.ParquetWriter(temporary, self._schema) as writer:
             for table in self._tables():
                 if len(table):  # readers take the length of the first group for that of their batches
                     writer.write_table(table)
@@ -176,7 +176,7 @@ class Parts:
     def _write_csv(self) -> None:
         columns = [*IDENTITY.names, *self._answers.csv_columns]
         path = self._out / f"{self._answers.name}.csv"
-        with _replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
+        with replacing_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
             writer = csv.writer(text)
             writer.writerow(columns)
             for table in self._tables():
@@ -186,7 +186,7 @@ class Parts:
 
     def _write_skipped(self) -> int:
         count = 0
-        with _replacing(self._out / SKIPPED) as path, path.open("w", encoding="utf-8", newline="") as text:
+        with replacing_file(self._out / SKIPPED) as path, path.open("w", encoding="utf-8", newline="") as text:
             writer = csv.DictWriter(text, ["row", "file", "reason"])
             writer.writeheader()
             for number in range(len(self.sizes)):
@@ -198,16 +198,3 @@ class Parts:
     def remove(self) -> None:
         """Remove the parts, once what they were joined into is on the disk."""
         shutil.rmtree(self.folder)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary neighbor to write to, which takes the place of ``path`` if all goes well."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,25 +1,34 @@
-"""Configuration of target pretraining."""
+"""Arguments of target pretraining: its keys, how they are parsed, and what depends on other keys."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from tpssl_hf.config.parser import key
+from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, method_named, parse_args
+from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig, with_image_size
+from tpssl_hf.methods.pretrain import PRETRAIN
+
+DEFAULTS = Path(__file__).parent / "defaults"  # METHOD.yaml: settings of the embedded digits
+DEFAULT_METHOD = "byol"
+L2_WEIGHT = 1e-2  # METHODS: the paper's λ
+METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in PRETRAIN.items()}, DEFAULT_METHOD)
 
 
-@dataclass
+@dataclass(frozen=True)
 class PretrainConfig:
     """Target pretraining."""
 
-    method: str = key("byol", "How to adapt: byol, moco, simclr (whole images), pixpro, densecl (feature maps).")
+    method: str = key(DEFAULT_METHOD, f"How to adapt: {', '.join(PRETRAIN)} (pixpro and densecl learn feature maps).")
     l2_weight: float | None = key(
-        None, "λ of the pull toward Φ_pre (Eq. 3); 1e-2 when not given, 0 from random weights."
+        None, "L2-SP weight λ, the penalty toward Φ_pre (Eq. 3); 1e-2 when not given, 0 from random weights."
     )
     l2_mode: Literal["loss", "decoupled"] = key(
-        "loss", "The pull in the loss (Eq. 3), or as a step beside the optimizer's (ablation)."
+        "loss", "The penalty in the loss (Eq. 3), or as a step beside the optimizer's (ablation)."
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class HealthConfig:
     """Health and length of a run."""
 
@@ -28,4 +37,40 @@ class HealthConfig:
     stop_when: Literal["never", "stable"] = key("never", "stable: stop once the features have settled.")
     probe_labels: bool = key(False, "Log kNN accuracy on held-out training labels at every check.")
     budget: str | None = key(None, "Time for the run (90s, 30m, 1h30m): batch size and length are chosen to fit it.")
-    plan: bool = key(False, "With budget: print the plan and stop.")
+    plan: bool = key(False, "With budget: print the plan and stop.", carry_out=True)
+
+
+@dataclass(frozen=True)
+class PretrainArgs:
+    """Everything a target pretraining is told; ``method`` holds the keys of the method named in ``task``."""
+
+    task: PretrainConfig
+    health: HealthConfig
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    run: RunConfig
+    push: PushConfig
+    method: Any
+
+
+def parse_pretrain(arguments: Sequence[str] | Mapping[str, Any], description: str = "") -> PretrainArgs:
+    """Parse and resolve the keys; without a data set or a config file the embedded digits are adapted to.
+
+    Raises:
+        InputError: as :func:`tpssl_hf.config.parser.parse_args` does.
+    """
+    given = as_command_line(arguments)
+    if not config_files(given) and not any(argument.partition("=")[0] == "--dataset" for argument in given):
+        digits = DEFAULTS / f"{method_named(given, DEFAULT_METHOD)}.yaml"
+        given = ["--config", str(digits), *given] if digits.exists() else given
+    return resolve(parse_args(PretrainArgs, given, description=description, methods=METHODS))
+
+
+def resolve(args: PretrainArgs) -> PretrainArgs:
+    """Return ``args`` with everything put in that depends on other keys: the λ of Eq. 3, the size of the images."""
+    weight = args.task.l2_weight
+    if weight is None:  # METHODS: a pull toward random weights means nothing
+        weight = 0.0 if args.model.init == "random" else L2_WEIGHT
+    data = with_image_size(args.data, args.model.backbone, args.model.init)
+    return replace(args, task=replace(args.task, l2_weight=weight), data=data)

@@ -1,12 +1,20 @@
-"""Configuration of semi-supervised segmentation: images and masks, which learner, how it is optimized."""
+"""Arguments of semi-supervised segmentation: its keys, and how they are parsed."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from tpssl_hf.config.parser import key
+from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
+from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig
+from tpssl_hf.methods.segment import SEGMENT
+
+DIGIT_SCENES = Path(__file__).parent / "defaults" / "digit_scenes.yaml"
+DEFAULT_METHOD = "cutmix"
+METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in SEGMENT.items()}, DEFAULT_METHOD)
 
 
-@dataclass
+@dataclass(frozen=True)
 class MaskDataConfig:
     """Images and masks."""
 
@@ -29,16 +37,18 @@ class MaskDataConfig:
     horizontal_flip: bool | None = key(
         None, "Flip half of the crops; off by default where it changes meaning (digits)."
     )
-    num_workers: int = key(2, "Threads that decode images.")
-    cache_budget: float = key(16.0, "Largest decoded cache on disk, in GiB; above it images are decoded on demand.")
-    cache_dir: str | None = key(None, "Folder of the decoded cache; below HF_HOME when not given.")
+    num_workers: int = key(2, "Threads that decode images.", carry_out=True)
+    cache_budget: float = key(
+        16.0, "Largest decoded cache on disk, in GiB; above it images are decoded on demand.", carry_out=True
+    )
+    cache_dir: str | None = key(None, "Folder of the decoded cache; below HF_HOME when not given.", carry_out=True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SegmentConfig:
     """Semi-supervised segmentation."""
 
-    method: str = key("cutmix", "Learner: supervised, cutmix, classmix, clmb, unimatch.")
+    method: str = key(DEFAULT_METHOD, f"Learner: {', '.join(SEGMENT)}.")
     labels: int | str = key(
         20, "Masks in all, drawn; or a share such as `2%`; or `all`; or a .json or .txt file (names or rows)."
     )
@@ -67,7 +77,7 @@ class SegmentConfig:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class SegmentOptimConfig:
     """Optimization."""
 
@@ -76,9 +86,37 @@ class SegmentOptimConfig:
     max_steps: int = key(40000, "Steps (paper §IV-B); every schedule is scaled to it.")
     optimizer: Literal["sgd", "adamw"] = key("adamw", "Optimizer; adamw with weight_decay 0 is Adam.")
     learning_rate: float = key(1e-5, "Learning rate for the batch as it is (paper §IV-B).")
-    head_lr_multiplier: float = key(1.0, "The decoder learns so many times as fast as the backbone.")
+    head_lr_multiplier: float = key(1.0, "Learning-rate multiplier for the decoder.")
     momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
     nesterov: bool = key(False, "Nesterov's form of momentum.")
     weight_decay: float = key(0.0, "Weight decay of weights with two or more dimensions.")
     decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
     schedule: Literal["constant", "poly"] = key("constant", "constant, or poly: (1 - progress)^0.9, DeepLab's.")
+
+
+@dataclass(frozen=True)
+class SegmentArgs:
+    """Everything a segmentation is told; ``method`` holds the keys of the learner named in ``task``."""
+
+    task: SegmentConfig
+    data: MaskDataConfig
+    model: ModelConfig
+    optim: SegmentOptimConfig
+    run: RunConfig
+    push: PushConfig
+    method: Any
+
+
+def parse_segment(arguments: Sequence[str] | Mapping[str, Any], description: str = "") -> SegmentArgs:
+    """Parse the keys; without a data set or a config file the embedded digit scenes are learned.
+
+    Nothing of them depends on other keys: the crops have a size of their own.
+
+    Raises:
+        InputError: as :func:`tpssl_hf.config.parser.parse_args` does.
+    """
+    line = as_command_line(arguments)
+    if not config_files(line) and not any(argument.partition("=")[0] == "--dataset" for argument in line):
+        line = ["--config", str(DIGIT_SCENES), *line]
+    defaults = {"output_dir": "outputs/ssl_segment", "backbone": "resnet50"}
+    return parse_args(SegmentArgs, line, description=description, methods=METHODS, defaults=defaults)

@@ -2,12 +2,10 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
-from tpssl_hf.config.parser import take
 from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.image_cache import ImageCache
@@ -17,7 +15,7 @@ from tpssl_hf.data.mask_splits import ChosenMasks, choose_masks, write_masks
 from tpssl_hf.data.masks import Color
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
-from tpssl_hf.tasks.segment.config import MaskDataConfig, SegmentConfig
+from tpssl_hf.tasks.segment.config import MaskDataConfig, SegmentArgs, SegmentConfig
 from tpssl_hf.training.open_data import open_image_cache
 from tpssl_hf.training.run_dir import RunDir
 
@@ -58,13 +56,13 @@ class SegmentingData:
     test: EvaluationImages | None
 
 
-def open_masks(settings: dict[str, Any], accelerator: Accelerator, run: RunDir | None) -> SegmentingData:
+def open_masks(args: SegmentArgs, accelerator: Accelerator, run: RunDir | None) -> SegmentingData:
     """Open all images, settle whose masks are used and write ``labels.json``.
 
     Raises:
         InputError: for anything about images or masks that does not fit together, before the first step.
     """
-    choice, data = take(SegmentConfig, settings), take(MaskDataConfig, settings)
+    choice, data = args.task, args.data
     source = _source_of(data, data.dataset, data.split)
     store = _store_of(source, data, data.limit_images, accelerator, run)
     assert store.class_names is not None and store.palette is not None

@@ -1,7 +1,7 @@
-"""Differences of two scores on the same questions: how large, how sure, and how much more data would settle them.
+"""Differences of two scores on the same questions: how large, how certain, and what sample size would settle them.
 
-Two sets of weights answer the same questions after the same draws of labels. What varies is which labels were drawn
-and which questions were asked, so both are resampled (the pigeonhole bootstrap; Owen, 2007).
+Two sets of weights label the same images, the questions, after the same draws of labels. What varies is which labels
+were drawn and which questions were taken, so both are resampled (the pigeonhole bootstrap; Owen, 2007).
 """
 
 import math
@@ -18,20 +18,20 @@ _CHUNK = 250  # resamples whose weights are in memory together
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of one score minus another with an interval; all in shares of right answers, −1 to 1.
+    """Mean of one score minus another with an interval; all in fractions of right predictions, −1 to 1.
 
     Attributes:
         mean: over draws and questions.
         low: lower end of the interval.
         high: upper end.
-        level: share of such intervals that hold the truth.
+        level: fraction of such intervals that hold the truth.
         standard_error: of the mean.
         draws: mean difference of each draw.
-        questions: images asked about.
+        questions: number of images predicted.
         overlap: how far draws depend on each other, see :func:`paired_difference`.
         draw_variance: of one draw's true difference; for draws that share their questions, else None.
         question_variance: of one question's true difference; likewise.
-        residual_variance: of a single answer beyond the two; likewise.
+        residual_variance: of a single prediction beyond the two; likewise.
     """
 
     mean: float
@@ -57,12 +57,12 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Settlement:
-    """What it would take for the interval to leave 0, if the true difference is the one that was seen.
+class SampleSize:
+    """The sample size at which the interval leaves 0, if the true difference is the one that was measured.
 
     Attributes:
         draws: of labels.
-        questions: labeled images to ask about; where every draw has its own questions, labeled images in all.
+        questions: labeled images to predict; where every draw has its own questions, labeled images in all.
     """
 
     draws: int
@@ -72,7 +72,7 @@ class Settlement:
 def paired_difference(
     one: np.ndarray, other: np.ndarray, *, overlap: float = 0.0, level: float = 0.95, seed: int = 0
 ) -> Difference:
-    """Compare the answers of two sets of weights to the same questions after the same draws of labels.
+    """Compare the predictions of two sets of weights on the same questions after the same draws of labels.
 
     The shape of the interval is that of the bootstrap over draws and questions. Its width is set right for three known
     faults of it: it counts what is left beyond both factors three times (Owen, 2007), takes a few draws for
@@ -81,7 +81,7 @@ def paired_difference(
     Satterthwaite's degrees of freedom over the normal one.
 
     Args:
-        one: (S, Q), 1 for a right answer, 0 for a wrong one, NaN where a draw did not ask; S draws, at least 2, of Q
+        one: (S, Q), 1 for a right prediction, 0 for a wrong one, NaN where there is none; S draws, at least 2, of Q
             questions, at least 2.
         other: (S, Q) of the other weights, NaN at the same places.
         overlap: what the variance over draws must be multiplied by beyond 1 / S because draws have images in common.
@@ -94,18 +94,18 @@ def paired_difference(
         ValueError: if the matrices do not fit each other.
     """
     if one.shape != other.shape or min(one.shape) < 2 or (np.isnan(one) != np.isnan(other)).any():
-        raise ValueError(f"answers {one.shape} and {other.shape} are not to the same questions, at least 2 by 2.")
+        raise ValueError(f"predictions {one.shape} and {other.shape} are not of the same questions, at least 2 by 2.")
     differences = one.astype(np.float64) - other
-    asked = ~np.isnan(differences)
+    present = ~np.isnan(differences)
     by_draw = np.nanmean(differences, axis=1)
-    mean = float(differences[asked].mean())
-    components = _components(differences) if asked.all() else None
+    mean = float(differences[present].mean())
+    components = _components(differences) if present.all() else None
     error, freedom = _error(differences, by_draw, components, overlap)
-    resampled = _resampled_means(differences, asked, seed) - mean
+    resampled = _resampled_means(differences, present, seed) - mean
     tails = (1 - level) / 2
     spread = float(resampled.std())
     wider = error * stats.t.ppf(1 - tails, freedom) / (spread * stats.norm.ppf(1 - tails)) if spread > 0 else 0.0
-    low, high = (mean + float(wider * np.quantile(resampled, share)) for share in (tails, 1 - tails))
+    low, high = (mean + float(wider * np.quantile(resampled, tail)) for tail in (tails, 1 - tails))
     variances = components or (None, None, None)
     return Difference(
         mean, low, high, level, error, tuple(by_draw.tolist()), differences.shape[1], overlap, *variances
@@ -149,16 +149,16 @@ def _error(
     return math.sqrt(variance), variance**2 / divisor if divisor > 0 else draws - 1
 
 
-def _resampled_means(differences: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
+def _resampled_means(differences: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
     """Means (RESAMPLES,) with draws and questions each drawn anew with replacement, as counts of how often."""
     random = np.random.default_rng(seed)
     draws, questions = differences.shape
-    filled, present = np.where(asked, differences, 0.0), asked.astype(np.float64)
+    filled, weights = np.where(present, differences, 0.0), present.astype(np.float64)
     means = np.empty(RESAMPLES)
     for start in range(0, RESAMPLES, _CHUNK):
         of_draws, of_questions = (_counts(random, number) for number in (draws, questions))
         total = ((of_draws @ filled) * of_questions).sum(axis=1)
-        count = ((of_draws @ present) * of_questions).sum(axis=1)
+        count = ((of_draws @ weights) * of_questions).sum(axis=1)
         means[start : start + _CHUNK] = total / np.maximum(count, 1.0)
     return means
 
@@ -169,8 +169,8 @@ def _counts(random: np.random.Generator, number: int) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=_CHUNK * number).reshape(_CHUNK, number).astype(np.float64)
 
 
-def required_sample_size(difference: Difference) -> Settlement | None:
-    """Say how many draws, or questions, would bring the half-width of the interval below the difference itself.
+def required_sample_size(difference: Difference) -> SampleSize | None:
+    """Return how many draws, or questions, would bring the half-width of the interval below the difference itself.
 
     More draws cost computing only, so they are tried first, up to 100; then more questions, up to 100,000.
 
@@ -189,16 +189,16 @@ def required_sample_size(difference: Difference) -> Settlement | None:
     )
     if of_draws is None or of_questions is None or left is None:  # the error falls with the root of all labels
         wanted = math.ceil(questions * max(1.0, difference.standard_error**2 / allowed))
-        return Settlement(draws, wanted) if wanted <= MOST_QUESTIONS else None
+        return SampleSize(draws, wanted) if wanted <= MOST_QUESTIONS else None
     room = allowed - of_questions / questions - of_draws * difference.overlap
     if room > 0:
         wanted = math.ceil((of_draws + left / questions) / room)
         if wanted <= MOST_DRAWS:
-            return Settlement(max(draws, wanted), questions)
+            return SampleSize(max(draws, wanted), questions)
     for tried in dict.fromkeys((draws, max(draws, MOST_DRAWS))):
         room = allowed - of_draws * (1 / tried + difference.overlap)
         if room > 0:
             wanted = math.ceil((of_questions + left / tried) / room)
             if wanted <= MOST_QUESTIONS:
-                return Settlement(tried, max(questions, wanted))
+                return SampleSize(tried, max(questions, wanted))
     return None

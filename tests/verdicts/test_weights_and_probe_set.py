@@ -11,8 +11,9 @@ import timm
 from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
-from tpssl_hf.verdict.config import VerdictConfig
-from tpssl_hf.verdict.inputs import choose_probe_set, find_weights
+from tpssl_hf.verdicts.config import VerdictConfig
+from tpssl_hf.verdicts.probe_set import choose_probe_set
+from tpssl_hf.verdicts.weights import find_weights
 
 
 def weights(folder: Path, architecture: str) -> Path:
@@ -86,7 +87,7 @@ def test_a_class_that_no_draw_shows_is_not_asked_about(tmp_path: Path, monkeypat
     asked = choose_probe_set(config, store, source, seed=0)
     for trial in asked.trials:
         assert set(trial.query_labels) <= set(trial.bank_labels)
-    assert "not asked about, as no label is left to learn them from: 9" in asked.chosen
+    assert "not among them, as no label is left to learn from: 9" in asked.chosen
 
 
 def test_words_for_no_label_are_counted_in_the_labels_of_a_verdict(tmp_path: Path) -> None:

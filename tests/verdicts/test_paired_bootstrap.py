@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tpssl_hf.verdict import paired_bootstrap as paired
-from tpssl_hf.verdict.paired_bootstrap import Difference, paired_difference, required_sample_size
+from tpssl_hf.verdicts import paired_bootstrap as paired
+from tpssl_hf.verdicts.paired_bootstrap import Difference, paired_difference, required_sample_size
 
 
 def answers(
@@ -142,7 +142,7 @@ def test_splits_of_few_images_hold_the_truth() -> None:
 
 @pytest.mark.parametrize("other", [np.zeros((3, 5)), np.array([[0.0, np.nan], [0.0, 0.0]])])
 def test_answers_to_other_questions_are_refused(other: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="not to the same questions"):
+    with pytest.raises(ValueError, match="not of the same questions"):
         paired_difference(np.zeros((2, 2)), other)
 
 

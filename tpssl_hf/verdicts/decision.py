@@ -1,7 +1,7 @@
-"""Did adapting help? Scores of several sets of weights on the same questions, and what follows from them.
+"""Did adapting help? Scores of several sets of weights on the same queries, and what follows from them.
 
 The linear probe at the user's budget of labels decides. kNN must not contradict it, and adapted weights must beat the
-base with BatchNorm statistics measured anew as well, because those alone are worth several points and are no merit of
+base with re-estimated BatchNorm statistics as well, because those alone are worth several points and are no merit of
 adapting. Clusters support, they do not decide.
 """
 
@@ -15,7 +15,7 @@ from tpssl_hf.evaluation.clustering import cluster, clustering_accuracy
 from tpssl_hf.evaluation.feature_metrics import effective_rank, embedding_std, linear_cka, uniformity
 from tpssl_hf.evaluation.probes import ProbeSplit, few_label_answers, knn_answers
 from tpssl_hf.monitoring.collapse import RANK_LEAST, RANK_SHARE_LEAST, SAMPLE, STD_LEAST, STD_SHARE_LEAST
-from tpssl_hf.verdict.paired_bootstrap import Difference, Settlement, paired_difference, required_sample_size
+from tpssl_hf.verdicts.paired_bootstrap import Difference, SampleSize, paired_difference, required_sample_size
 
 BASE, STATISTICS = "base", "base, statistics only"
 CLUSTERED, CLUSTER_SEEDS, CLUSTER_RESTARTS = 2000, 5, 2
@@ -26,13 +26,13 @@ Recommendation = Literal["adapted", "base", "statistics", "unclear"]
 
 @dataclass(frozen=True)
 class Row:
-    """What one set of weights reached.
+    """Scores of one set of weights.
 
     Attributes:
         name: of the weights; of the controls ``base`` and ``base, statistics only``.
         width: number of features.
-        probe: (S, Q) answers after a linear probe, 1 right, 0 wrong, NaN not asked; S draws, Q questions.
-        knn: (S, Q) answers of the nearest neighbors.
+        probe: (S, Q) predictions of a linear probe, 1 right, 0 wrong, NaN for none; S draws, Q queries.
+        knn: (S, Q) predictions of the nearest neighbors.
         clustering: accuracy of k-means by seed, in [0, 1].
         label_free: measures of the features that need no labels.
     """
@@ -77,25 +77,25 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What to do, and by what it was settled.
+class Decision:
+    """What to do, and what decided it.
 
     Attributes:
-        recommendation: use the adapted weights, keep the base, take the base with new statistics, or unclear.
+        recommendation: use the adapted weights, keep the base, re-estimate its BatchNorm statistics, or unclear.
         reason: of ``unclear``: ``open`` where the interval holds 0, ``contradiction`` where kNN says the opposite,
             ``control`` where neither control is beaten for sure; ``collapsed`` where adapted features collapsed;
             ``no labels``; else empty.
         rows: the controls, then adapted weights from the best linear probe down.
         comparisons: of the best adapted weights with the base; then with the other control, if there is one; then of
             that control with the base; then of the others in the same way; then of the best with the next.
-        settlement: what would settle the difference that is open, if anything practical would.
+        required: the sample size that would settle the open difference, if any practical one would.
     """
 
     recommendation: Recommendation
     reason: str
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
-    settlement: Settlement | None = None
+    required: SampleSize | None = None
 
     @property
     def best(self) -> Row:
@@ -108,10 +108,10 @@ class Verdict:
         return next(found, None)
 
 
-def by_draw(answers: np.ndarray) -> np.ndarray:
-    """Share of right answers of each draw (S,), of answers (S, Q)."""
-    shares: np.ndarray = np.nanmean(answers, axis=1) if answers.size else np.empty(0)
-    return shares
+def by_draw(right: np.ndarray) -> np.ndarray:
+    """Return the accuracy of each draw (S,), of predictions (S, Q) that are right (1) or wrong (0)."""
+    accuracies: np.ndarray = np.nanmean(right, axis=1) if right.size else np.empty(0)
+    return accuracies
 
 
 def score(
@@ -128,7 +128,7 @@ def score(
         name: of the row.
         features: (N, D).
         labels: (N,) int64, -1 for none.
-        trials: draws of labels and what is asked after each, by row of ``features``; none where there are no labels.
+        trials: draws of labels and the queries of each, by row of ``features``; none where there are no labels.
         base_features: (N, D') of the base, to say how alike the two are.
     """
     some = np.sort(np.random.default_rng(0).permutation(len(features))[:SAMPLE])
@@ -141,10 +141,10 @@ def score(
         label_free["cka_base"] = linear_cka(features[some], base_features[some])
     if not trials:
         return Row(name, features.shape[1], np.empty((0, 0)), np.empty((0, 0)), (), label_free)
-    questions = np.unique(np.concatenate([trial.queries for trial in trials]))
-    probe, knn = (np.full((len(trials), len(questions)), np.nan) for _ in range(2))
+    queries = np.unique(np.concatenate([trial.queries for trial in trials]))
+    probe, knn = (np.full((len(trials), len(queries)), np.nan) for _ in range(2))
     for draw, trial in enumerate(trials):
-        columns = np.searchsorted(questions, trial.queries)
+        columns = np.searchsorted(queries, trial.queries)
         known = features[trial.bank], trial.bank_labels, features[trial.queries]
         probe[draw, columns] = few_label_answers(*known) == trial.query_labels
         knn[draw, columns] = knn_answers(*known) == trial.query_labels
@@ -164,7 +164,7 @@ def _clustering(features: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
 
 
 def compare(one: Row, other: Row, *, overlap: float, level: float, seed: int) -> Comparison:
-    """Hold ``one`` against ``other``; see :func:`tpssl_hf.verdict.paired_bootstrap.paired_difference`."""
+    """Compare ``one`` with ``other``; see :func:`tpssl_hf.verdicts.paired_bootstrap.paired_difference`."""
     probe, knn = (
         paired_difference(getattr(one, name), getattr(other, name), overlap=overlap, level=level, seed=seed)
         for name in ("probe", "knn")
@@ -175,15 +175,16 @@ def compare(one: Row, other: Row, *, overlap: float, level: float, seed: int) ->
     return Comparison(one.name, other.name, probe, knn, (float(gains.mean()), low, high))
 
 
-def judge(rows: Sequence[Row], *, overlap: float, seed: int = 0) -> Verdict:
-    """Rank adapted weights and say whether the best of them should be used.
+def judge(rows: Sequence[Row], *, overlap: float, seed: int = 0) -> Decision:
+    """Rank adapted weights and decide whether the best of them should be used.
 
-    Of several adapted weights the best is held against the base, which flatters it. So intervals are wider the more
+    Of several adapted weights the best is compared with the base, which flatters it. So intervals are wider the more
     there are (Bonferroni): all hold together at 95 %.
 
     Args:
-        rows: the base; the base with new statistics, if that is another network; then adapted weights, at least one.
-        overlap: of the draws, see :func:`tpssl_hf.verdict.paired_bootstrap.paired_difference`.
+        rows: the base; the base with re-estimated BatchNorm statistics, if that is another network; then adapted
+            weights, at least one.
+        overlap: of the draws, see :func:`tpssl_hf.verdicts.paired_bootstrap.paired_difference`.
         seed: of resampling.
     """
     controls = [row for row in rows if row.name in (BASE, STATISTICS)]
@@ -201,8 +202,8 @@ def judge(rows: Sequence[Row], *, overlap: float, seed: int = 0) -> Verdict:
     recommendation, reason, open_one = _decide(
         made[0], made[1] if with_control else None, made[2] if with_control else None
     )
-    settlement = required_sample_size(open_one) if open_one else None
-    return Verdict(recommendation, reason, (*controls, *adapted), made, settlement)
+    required = required_sample_size(open_one) if open_one else None
+    return Decision(recommendation, reason, (*controls, *adapted), made, required)
 
 
 def _decide(
@@ -212,8 +213,8 @@ def _decide(
 
     Args:
         gain: best adapted weights against the base.
-        beyond: the same against the base with new statistics.
-        alone: the base with new statistics against the base.
+        beyond: the same against the base with re-estimated BatchNorm statistics.
+        alone: the base with re-estimated BatchNorm statistics against the base.
     """
     if gain.probe.sign < 0:
         return ("unclear", "contradiction", None) if gain.knn.sign > 0 else ("base", "", None)
@@ -230,11 +231,11 @@ def _decide(
     return "unclear", "control", beyond.probe
 
 
-def _without_labels(controls: Sequence[Row], adapted: Sequence[Row]) -> Verdict:
+def _without_labels(controls: Sequence[Row], adapted: Sequence[Row]) -> Decision:
     """Only a collapse can be told without labels; the rule is that of the health of a run."""
     sound = [row for row in adapted if not all(_collapsed(row.label_free, control.label_free) for control in controls)]
     rows = (*controls, *sound, *(row for row in adapted if row not in sound))
-    return Verdict("unclear", "no labels", rows) if sound else Verdict("base", "collapsed", rows)
+    return Decision("unclear", "no labels", rows) if sound else Decision("base", "collapsed", rows)
 
 
 def _collapsed(found: dict[str, float], start: dict[str, float]) -> bool:

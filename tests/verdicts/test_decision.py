@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tpssl_hf.evaluation.probes import ProbeSplit, few_label_answers, knn_answers
-from tpssl_hf.verdict.decision import BASE, STATISTICS, Row, Verdict, _decide, by_draw, judge, score
-from tpssl_hf.verdict.report import draw_verdict, ranking, sentence, table
+from tpssl_hf.verdicts.decision import BASE, STATISTICS, Decision, Row, _decide, by_draw, judge, score
+from tpssl_hf.verdicts.figure import draw_verdict
+from tpssl_hf.verdicts.sentence import ranking, sentence, table
 
 CLASSES, DRAWS = 4, 6
 LABELS = np.arange(240) % CLASSES
@@ -38,7 +39,7 @@ def scores() -> dict[str, Row]:
     return {name: score(name, values, LABELS, trials()) for name, values in made.items()}
 
 
-def judged(base: Row, *adapted: Row, statistics: Row | None = None) -> Verdict:
+def judged(base: Row, *adapted: Row, statistics: Row | None = None) -> Decision:
     control = [] if statistics is None else [replace(statistics, name=STATISTICS)]
     return judge([replace(base, name=BASE), *control, *adapted], overlap=0.1)
 
@@ -88,8 +89,8 @@ def test_the_very_same_features_differ_by_nothing_at_all(scores: dict[str, Row])
     found = judged(scores["poor"], replace(scores["poor"], name="same"))
     difference = found.comparisons[0].probe
     assert difference.mean == difference.low == difference.high == 0.0
-    assert found.recommendation == "unclear" and found.settlement is None
-    assert "give the same answers" in sentence(found, labels=16, shared=True)
+    assert found.recommendation == "unclear" and found.required is None
+    assert "give the same predictions" in sentence(found, labels=16, shared=True)
 
 
 def test_what_new_statistics_give_as_well_is_no_merit_of_adapting(scores: dict[str, Row]) -> None:

@@ -1,0 +1,35 @@
+"""Configuration of the choice of images to label next."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tpssl_hf.config.parser import key
+from tpssl_hf.config.shared import DataConfig
+
+
+@dataclass(frozen=True)
+class PickLabelsConfig:
+    """Which images to label next."""
+
+    count: int = key(40, "Images to label.")
+    strategy: Literal["typical", "coverage", "random"] = key(
+        "typical",
+        "typical: the most typical image of each cluster (TypiClust); coverage: images whose surroundings hold "
+        "most others (ProbCover); random: neither.",
+    )
+    labeled: str | None = key(
+        None, "Labels there are already, a .json or .csv file as --labels of ssl_classify takes it."
+    )
+    init: str = key("random", "Weights of the features: a run's folder, or whatever --init of ssl_classify takes.")
+    backbone: str = key("resnet18", "timm model, where the weights do not say of which model they are.")
+    output_dir: str = key("outputs/to_label", "Folder of the list and the contact sheet.", carry_out=True)
+    seed: int = key(0, "Seed of k-means and of random draws.")
+    cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
+
+
+@dataclass(frozen=True)
+class PickLabelsArgs:
+    """Arguments of the choice of images to label next."""
+
+    task: PickLabelsConfig
+    data: DataConfig

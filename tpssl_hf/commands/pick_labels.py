@@ -1,0 +1,132 @@
+r"""Choose which images to label next, by the features of an adapted backbone (TypiClust, ProbCover).
+
+    tpssl-hf pick-labels                              # 40 of the embedded digits
+    tpssl-hf pick-labels --dataset path/to/images --init outputs/mine --count 40
+    tpssl-hf pick-labels --config outputs/to_label/config.yaml \
+        --labeled outputs/to_label/to_label.csv --output_dir outputs/to_label_next    # the next 40
+
+`python recipes/label_picker.py` is the same command. Labels of the data set are not read. The folder --output_dir
+then holds contact_sheet.png, and to_label.csv and to_label.json: fill in the empty labels of either (names or
+numbers from 0), and give it to `tpssl-hf classify` as --labels. Entries left empty are skipped. With --labeled the
+files hold those labels as well, and classes that have few are preferred. A folder that holds a finished list is
+never written to again.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from tpssl_hf.active_learning.config import PickLabelsArgs
+from tpssl_hf.active_learning.strategies import NONE_KNOWN, Known, choose_images
+from tpssl_hf.active_learning.to_label import names_of, write_contact_sheet, write_lists
+from tpssl_hf.analysis.common import located, open_split
+from tpssl_hf.commands.one_process import open_device
+from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
+from tpssl_hf.config.shared import with_image_size
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.label_splits import read_labels
+from tpssl_hf.evaluation.feature_cache import Features, features_of
+from tpssl_hf.process import values_of
+from tpssl_hf.training.accelerator import describe
+from tpssl_hf.training.provenance import run_facts
+from tpssl_hf.training.run_dir import RESULTS, RunDir
+
+DIGITS_RUN = Path("outputs/digits_byol")  # where the default target pretraining leaves its weights
+DIGITS_SIZE = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Choose images, write list and contact sheet; returns the exit code."""
+    args = read_args(sys.argv[1:] if arguments is None else arguments)
+    accelerator = open_device("pick-labels", args.task.output_dir, args.task.cpu_threads)
+    with RunDir(Path(args.task.output_dir), flat(args), ignore=carry_out_keys(PickLabelsArgs)) as run:
+        if run.finished:
+            print(f"{run.path} holds the finished list of these settings; it is left as it is.")
+            return 0
+        print(describe(accelerator))
+        print(pick(args, accelerator, run))
+    return 0
+
+
+def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> PickLabelsArgs:
+    """Parse every key; the embedded digits are the default where neither a data set nor a file is given."""
+    given = as_command_line(arguments)
+    defaults: dict[str, Any] = {}
+    if not config_files(given) and not values_of("--dataset", given):
+        adapted = (DIGITS_RUN / "model").is_dir()
+        defaults = {"dataset": "digits", "image_size": DIGITS_SIZE, "init": str(DIGITS_RUN) if adapted else "random"}
+    args = parse_args(PickLabelsArgs, given, description=__doc__ or "", defaults=defaults)
+    init, backbone = located(args.task.init, args.task.backbone)
+    return replace(args, data=with_image_size(args.data, backbone, init))
+
+
+def pick(args: PickLabelsArgs, accelerator: Accelerator, run: RunDir) -> str:
+    """Choose the images and write every file; returns the summary to print."""
+    config, began = args.task, time.perf_counter()
+    source, store = open_split(args.data, accelerator, run)
+    # Not choose_labels: it refuses labels that leave a class without any, which more images are wanted for.
+    labeled = read_labels(Path(config.labeled), store, source) if config.labeled else None
+    for note in (f"labels so far: {labeled.counts(len(store))}", *labeled.notes) if labeled else ():
+        print(f"  {note}")
+    known = Known(labeled.indices, labeled.labels, len(labeled.class_names)) if labeled else NONE_KNOWN
+    features, origin = np.zeros((len(store), 1), dtype=np.float32), None
+    if config.strategy != "random":
+        found = extracted(args, store, accelerator)
+        features, origin = found.values, found.origin
+        if note := origin.size_note(args.data.image_size):
+            print(note)
+    chosen = choose_images(features, config.count, strategy=config.strategy, seed=config.seed, known=known)
+    write_lists(run.path, config, source, store, chosen, labeled)
+    write_contact_sheet(run.path / "contact_sheet.png", store, chosen, names_of(source, store, chosen))
+    results = run_facts(
+        recipe="label_picker",
+        strategy=config.strategy,
+        dataset={"name": source.name, "fingerprint": store.fingerprint, "images": len(store)},
+        labeled_before=len(known.indices),
+        rows=store.rows[chosen].tolist(),
+        init=origin.as_dict() if origin else None,
+        seed=config.seed,
+        seconds=time.perf_counter() - began,
+        config=flat(args),
+    )
+    run.write_json(RESULTS, results)
+    return summary(run.path, args, results)
+
+
+def extracted(args: PickLabelsArgs, store: ImageCache, accelerator: Accelerator) -> Features:
+    """Return the features (N, D) of every image, kept on disk."""
+    init, backbone = located(args.task.init, args.task.backbone)
+    return features_of(
+        store,
+        np.arange(len(store)),
+        backbone=backbone,
+        init=init,
+        image_size=args.data.image_size,
+        device=accelerator.device,
+        seed=args.task.seed,
+        cache_dir=Path(args.data.cache_dir) / "features" if args.data.cache_dir else None,
+    )
+
+
+def summary(folder: Path, args: PickLabelsArgs, results: Mapping[str, Any]) -> str:
+    """Say in a few lines what was chosen and what to type next."""
+    init, backbone = located(args.task.init, args.task.backbone)
+    prior = f" beside the {results['labeled_before']} labeled already" if results["labeled_before"] else ""
+    following = ["tpssl-hf", "classify", "--dataset", args.data.dataset, "--labels", str(folder / "to_label.csv")]
+    following += ["--init", init, "--backbone", backbone, "--image_size", str(args.data.image_size)]
+    return "\n".join(
+        [
+            f"\n{len(results['rows'])} of {results['dataset']['images']:,} images of {results['dataset']['name']} to "
+            f"label{prior} ({args.task.strategy}), in {results['seconds']:.0f} s",
+            f"  look at       {folder / 'contact_sheet.png'}",
+            f"  fill in       the column label of {folder / 'to_label.csv'} (the number is the one on the sheet)",
+            f"  next          {shlex.join(following)}",
+        ]
+    )

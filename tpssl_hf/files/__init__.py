@@ -1,0 +1,1 @@
+"""Writing files and folders so that a kill or a full disk never leaves half of one."""

@@ -1,0 +1,121 @@
+"""What a finished classification leaves: images, model/, results.json, and a summary for people."""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from tpssl_hf.config.parser import flat
+from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
+from tpssl_hf.models.timm_export import save_timm_folder
+from tpssl_hf.monitoring.pseudo_labels import draw_pseudo_labels
+from tpssl_hf.plots.training import draw_curves
+from tpssl_hf.tasks.classify.data import Split
+from tpssl_hf.tasks.classify.run import ClassifyRun, evaluations, probabilities
+from tpssl_hf.tasks.published_path import check_classifier, some_of
+from tpssl_hf.training.accelerator import describe
+from tpssl_hf.training.provenance import PAPER, run_facts
+from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
+
+LAST_EVALUATIONS = 20
+PROVENANCE = ("recipe", "method", "dataset", "labels", "init", "seed", "steps", "metrics", "versions")
+
+
+def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
+    """Score the last EMA network once, write images, model/ and results.json; returns the summary for people."""
+    data, args = run.data, run.args
+    entries = read_metrics(run_dir.path / "metrics.jsonl")
+    draw_curves(run_dir.path / "curves.png", entries)
+    draw_pseudo_labels(run_dir.path / "pseudo_labels.png", entries, data.labeled.class_names)
+    scored, answers = score_test(run)
+    validation = evaluations(run, test=False)
+    last = [entry["test_accuracy"] for entry in entries if "test_accuracy" in entry][-LAST_EVALUATIONS:]
+    if last:
+        scored[f"median_of_last_{len(last)}_evaluations"] = median(last)
+    dataset = {"name": data.source.name, "fingerprint": data.store.fingerprint, "images": len(data.store)}
+    labels = {"count": len(data.labeled.indices), "chosen": data.labeled.chosen, "seed": args.task.label_seed}
+    results = run_facts(
+        recipe="ssl_classify",
+        method=args.task.method,
+        task="image classification",
+        dataset=dataset,
+        unlabeled_images=len(data.unlabeled) if "unlabeled" in run.transforms else 0,
+        test={"images": len(data.test.indices), "split": data.test.name} if data.test else None,
+        labels=labels,
+        notes=list(data.notes),
+        class_names=list(data.labeled.class_names),
+        backbone=args.model.backbone,
+        init=run.origin.as_dict(),
+        seed=args.run.seed,
+        protocol="last EMA network on the test split, never the best on it",
+        steps=run.max_steps,
+        seconds=seconds,
+        machine=describe(run.accelerator),
+        metrics={**scored, **validation},
+        config=flat(args),
+    )
+    save_timm_folder(
+        run.method.deployed,
+        run_dir.path / "model",
+        preprocessing=run.views.preprocessing,
+        provenance={**{key: results[key] for key in PROVENANCE}, "paper": PAPER},
+        license=run.origin.license,
+        label_names=list(data.labeled.class_names),
+    )
+    results["published_path"] = published_path(run, run_dir.path / "model", answers)
+    run_dir.write_json(RESULTS, results)
+    return summary(run_dir.path, results)
+
+
+def score_test(run: ClassifyRun) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Score the deployed network on the test images, if any; returns scores and probabilities, or {} and None."""
+    if run.data.test is None:
+        return {}, None
+    answers = probabilities(run, run.method.deployed, run.data.test)
+    return classification_scores(answers, run.data.test.labels), answers
+
+
+def published_path(run: ClassifyRun, folder: Path, answers: np.ndarray | None) -> dict[str, Any]:
+    """Compare the folder that was saved with the deployed network, see :func:`check_classifier`.
+
+    Args:
+        run: the finished run.
+        folder: what was saved of it.
+        answers: (N, K) probabilities of the test images that were scored, which are not looked at again; None
+            without a test split.
+    """
+    data = run.data
+    parts = {"test": data.test, "validation": data.validation}
+    parts["training"] = Split(data.store, data.labeled.indices, data.labeled.labels)
+    of, split = next((name, split) for name, split in parts.items() if split is not None)
+    some = some_of(np.arange(len(split.indices)))
+    chosen = replace(split, indices=split.indices[some], labels=split.labels[some])
+    own = probabilities(run, run.method.deployed, chosen) if answers is None else answers[some]
+    names = list(data.labeled.class_names)
+    return check_classifier(folder, chosen.store, chosen.indices, own, names, run.accelerator.device, of)
+
+
+def summary(folder: Path, results: dict[str, Any]) -> str:
+    """Say in a few lines what was made, what it is worth and what to type next."""
+    metrics, lines, warning = results["metrics"], [], results["published_path"]["warning"]
+    if "accuracy" in metrics:
+        count = results["test"]["images"]
+        lines.append(f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test images (last EMA network)")
+        lines.append(
+            f"  calibration   expected calibration error (ECE) {100 * metrics['expected_calibration_error']:.1f} %"
+        )
+    if "validation_accuracy" in metrics:
+        lines.append(f"  validation    {100 * metrics['validation_accuracy']:.1f} % of the labels held out")
+    return "\n".join(
+        [
+            f"\nFinetuned {results['backbone']} with {results['method']} on {results['labels']['count']} labels of "
+            f"{results['dataset']['name']}: {results['steps']} steps in {results['seconds']:.0f} s",
+            *lines,
+            *([f"  warning       {warning}"] if warning else []),
+            f"  weights       {folder / 'model'}",
+            f"  look at       {folder / 'curves.png'}, {folder / 'pseudo_labels.png'}",
+            f"  next          use it anywhere: pipeline('image-classification', model='{folder / 'model'}')",
+        ]
+    )

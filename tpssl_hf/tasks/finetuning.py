@@ -1,0 +1,260 @@
+"""The spine of semi-supervised finetuning, the same for classification and segmentation (paper §III-A, Eq. 4)."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tpssl_hf.config.parser import flat
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.streams import EndlessStream
+from tpssl_hf.errors import InputError
+from tpssl_hf.methods.base import Method, Views
+from tpssl_hf.models.backbone import WeightsSource
+from tpssl_hf.tasks.classify.config import ClassifyArgs
+from tpssl_hf.tasks.label_seeds import run_each_label_seed
+from tpssl_hf.tasks.segment.config import SegmentArgs
+from tpssl_hf.training.accelerator import describe, per_device_batch_size, start_tracker
+from tpssl_hf.training.checkpoint_manager import CheckpointManager, open_run_dir
+from tpssl_hf.training.loop import (
+    LoopSettings,
+    Step,
+    Stream,
+    agreed,
+    batches_on_device,
+    training_steps,
+    with_progress_bar,
+)
+from tpssl_hf.training.optim import build_optimizer
+from tpssl_hf.training.run_dir import RunDir, StopSignals
+
+ArgsType = TypeVar("ArgsType", ClassifyArgs, SegmentArgs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningRun(ABC, Generic[ArgsType]):
+    """Everything one run is made of, settled before its first step; a task adds its data, scores and images.
+
+    Attributes:
+        args: of the run.
+        accelerator: devices, processes, precision.
+        dataset_name: name of the images, without a private path.
+        origin: where the weights of the backbone come from.
+        streams: stream name -> the images of this process.
+        transforms: stream name -> what makes views of them; the names decide which streams are read.
+        method: the learner, on its device.
+        optimizer: over its weights.
+        epoch_steps: steps of an epoch, None where epochs are not counted.
+        max_steps: steps of the run.
+        learning_rate: of each step.
+    """
+
+    args: ArgsType
+    accelerator: Accelerator
+    dataset_name: str
+    origin: WeightsSource
+    streams: Mapping[str, Stream]
+    transforms: Views
+    method: Method
+    optimizer: torch.optim.Optimizer
+    epoch_steps: int | None = None
+    max_steps: int
+    learning_rate: Callable[[int], float]
+
+    @property
+    def images_per_step(self) -> int:
+        """Labeled and unlabeled images of one step of all processes."""
+        ratio = self.args.optim.unlabeled_ratio if "unlabeled" in self.transforms else 0
+        return self.args.optim.batch_size * (1 + ratio)
+
+    @abstractmethod
+    def data_facts(self) -> dict[str, str]:
+        """Return what must be the same of the data when the run is resumed."""
+
+    @abstractmethod
+    def announce(self) -> list[str]:
+        """Return what is said before the first step, a line each."""
+
+    @abstractmethod
+    def draw_first_views(self, path: Path) -> None:
+        """Write the image of some images and their views."""
+
+    def observe(self, step: int) -> dict[str, Any]:
+        """Return what the log has beside losses after ``step`` completed steps; on the main process only."""
+        return {}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what a checkpoint must keep beside weights and optimizer, as tensors and JSON values."""
+        return {}, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Give back what :meth:`state` returned."""
+
+
+RunType = TypeVar("RunType", bound=FinetuningRun[Any])
+
+
+@dataclass(frozen=True)
+class FinetuningTask(Generic[ArgsType, RunType]):
+    """What a task gives the spine.
+
+    Attributes:
+        prepare: (arguments, accelerator, the run's folder on the main process) -> everything the run is made of.
+        save_results: (run, its folder, its seconds) -> summary for people; scores the deployed network once and
+            writes images, model/ and results.json.
+        metric: the score that is averaged over label seeds.
+    """
+
+    prepare: Callable[[ArgsType, Accelerator, RunDir | None], RunType]
+    save_results: Callable[[RunType, RunDir, float], str]
+    metric: str
+
+
+def finetune(args: ArgsType, accelerator: Accelerator, task: FinetuningTask[ArgsType, RunType]) -> int:
+    """Make, or finish, one run, or one for each label seed; returns the exit code."""
+    with StopSignals() as signals:
+        accelerator.print(describe(accelerator))
+        return run_each_label_seed(
+            args, accelerator, lambda one: run_once(one, accelerator, task, signals), task.metric
+        )
+
+
+def run_once(
+    args: ArgsType, accelerator: Accelerator, task: FinetuningTask[ArgsType, RunType], signals: StopSignals
+) -> int:
+    """Make, or finish, the run of one label seed; returns the exit code."""
+    with ExitStack() as stack:
+        run_dir, finished = open_run_dir(stack, args, accelerator)
+        if finished:
+            return 0
+        run = task.prepare(args, accelerator, run_dir)
+        accelerator.print("\n".join(run.announce()))
+        done, seconds = train(run, run_dir, signals)
+        if done < run.max_steps:
+            accelerator.print(f"stopped after step {done} of {run.max_steps}; the same command continues from there")
+            return signals.exit_code or 143  # or another process of the run was told
+        if run_dir:
+            accelerator.print(task.save_results(run, run_dir, seconds))
+    return 0
+
+
+def train(run: FinetuningRun[Any], run_dir: RunDir | None, signals: StopSignals) -> tuple[int, float]:
+    """Train from the start or from the newest checkpoint; returns the completed steps and their seconds."""
+    accelerator, options, began = run.accelerator, run.args.run, time.perf_counter()
+    checkpoints = CheckpointManager(
+        accelerator,
+        run_dir,
+        Path(options.output_dir) / "checkpoints",
+        run.method,
+        run.optimizer,
+        {**run.data_facts(), "origin": run.origin.as_dict()},
+        options.keep_checkpoints,
+    )
+    done, seconds_before = begin(run, run_dir, checkpoints)
+    seconds, track = seconds_before, start_tracker(accelerator, flat(run.args))
+    for step in steps_of(run, done, shown=run_dir is not None):
+        done = step.done
+        if step.losses is not None:
+            entries = {**step.losses, **(run.observe(done) if run_dir else {})}
+            if run_dir:
+                epoch = {"epoch": done / run.epoch_steps} if run.epoch_steps else {}
+                run_dir.append({"step": done, **epoch, **entries})
+            track({name: value for name, value in entries.items() if isinstance(value, float)}, done)
+        stopping = step.may_stop and agreed(accelerator, bool(signals.requested))
+        if stopping or step.save_due:
+            seconds = seconds_before + time.perf_counter() - began
+            tensors, values = run.state()
+            checkpoints.save(done, {"seconds": seconds, "task": values}, {"task": tensors})
+        if stopping:
+            break
+    return done, seconds
+
+
+def begin(run: FinetuningRun[Any], run_dir: RunDir | None, checkpoints: CheckpointManager) -> tuple[int, float]:
+    """Restore the newest checkpoint, or draw the views; returns the completed steps and their seconds."""
+    checkpoint, say = checkpoints.restore(), run.accelerator.print
+    if checkpoint:
+        run.load_state(checkpoint.tensors.get("task", {}), checkpoint.state["task"])
+        say(f"resuming after step {checkpoint.step} of {run.max_steps}")
+        return checkpoint.step, checkpoint.state["seconds"]
+    if run_dir:
+        run.draw_first_views(run_dir.path / "augmentations.png")
+        say(f"{run_dir.path / 'augmentations.png'} shows the views: look at it before you wait")
+    return 0, 0.0
+
+
+def steps_of(run: FinetuningRun[Any], start_step: int, *, shown: bool) -> Iterable[Step]:
+    """Return the steps from ``start_step`` on, with a progress bar if ``shown``."""
+    options, accelerator = run.args.run, run.accelerator
+    loop = LoopSettings(run.max_steps, run.images_per_step, 1, options.log_every, options.save_every, options.seed)
+    steps = training_steps(
+        accelerator,
+        accelerator.prepare(run.method),
+        run.optimizer,
+        run.learning_rate,
+        batches_on_device(run.streams, run.transforms, start_step, accelerator.device),
+        loop,
+        start_step=start_step,
+    )
+    title = f"{run.args.task.method} on {run.dataset_name}"
+    return with_progress_bar(steps, loop, title=title, shown=shown, start_step=start_step)
+
+
+def finetuning_optimizer(
+    args: ClassifyArgs | SegmentArgs, method: Method, heads: Sequence[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Build the optimizer of a learner; ``heads`` are the weights that were not pretrained."""
+    optim = args.optim
+    return build_optimizer(
+        optim.optimizer,
+        method,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        decay_norm_and_bias=optim.decay_norm_and_bias,
+        nesterov=optim.nesterov,
+        heads=heads,
+        head_lr_multiplier=optim.head_lr_multiplier,
+    )
+
+
+def open_streams(
+    args: ClassifyArgs | SegmentArgs,
+    accelerator: Accelerator,
+    labeled: tuple[ImageCache, np.ndarray],
+    unlabeled: tuple[ImageCache, np.ndarray | None] | None,
+) -> dict[str, EndlessStream]:
+    """Open the labeled and the unlabeled stream of this process.
+
+    Args:
+        args: of the run.
+        accelerator: which process of how many this is.
+        labeled: images, and which of them have labels.
+        unlabeled: images, and which of them are learned from without labels (None: all); None for a learner that
+            needs none.
+
+    Raises:
+        InputError: if the batch cannot be divided among the processes, or has no unlabeled images.
+    """
+    world = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    batch_size, ratio = (
+        per_device_batch_size(args.optim.batch_size, accelerator.num_processes, 1),
+        args.optim.unlabeled_ratio,
+    )
+    store, indices = labeled
+    streams = {"labeled": EndlessStream(store, batch_size=batch_size, seed=args.run.seed, indices=indices, **world)}
+    if unlabeled is not None:
+        if ratio < 1:
+            raise InputError(f"unlabeled_ratio is {ratio}; {args.task.method} needs 1 or more.")
+        store, chosen = unlabeled
+        streams["unlabeled"] = EndlessStream(
+            store, batch_size=batch_size * ratio, seed=args.run.seed, indices=chosen, **world
+        )
+    return streams

@@ -1,0 +1,172 @@
+"""What a run of target pretraining is made of, settled before its first step (paper §III-B, Eq. 3)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.shared import OptimConfig
+from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.sources import Source, load_source
+from tpssl_hf.data.streams import ImageStream
+from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation.batchnorm import REESTIMATION_IMAGES, sample_for_statistics, with_reestimated_batchnorm
+from tpssl_hf.evaluation.features import extract_features
+from tpssl_hf.evaluation.probes import probe, probe_split
+from tpssl_hf.methods.base import Method, Views
+from tpssl_hf.methods.pretrain import PRETRAIN
+from tpssl_hf.methods.pretrain.anchor import Anchor
+from tpssl_hf.models.backbone import WeightsSource, load_backbone
+from tpssl_hf.models.recomputing import recompute_activations
+from tpssl_hf.models.timm_export import preprocessing_of
+from tpssl_hf.tasks.pretrain.config import PretrainArgs
+from tpssl_hf.tasks.pretrain.data import open_images
+from tpssl_hf.training.accelerator import per_device_batch_size, prepare_method
+from tpssl_hf.training.loop import (
+    Stream,
+)
+from tpssl_hf.training.optim import build_optimizer, lars_reach, warmup_cosine
+from tpssl_hf.training.run_dir import RunDir
+
+# A reach (see lars_reach) below which a backbone stays what it was. The shortest presets seen to change features have
+# 4 to 5 %, the paper's runs 40 % and more.
+LEAST_REACH = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRun:
+    """Everything one run is made of, settled before its first step."""
+
+    args: PretrainArgs
+    accelerator: Accelerator
+    source: Source
+    store: ImageCache | None  # None when streaming
+    stream: Stream
+    origin: WeightsSource
+    views: ViewSettings
+    transforms: Views
+    method: Method
+    optimizer: torch.optim.Optimizer
+    epoch_steps: int | None  # None when streaming
+    max_steps: int
+    learning_rate: Callable[[int], float]
+
+
+def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None) -> PretrainRun:
+    """Open the images, load Φ_pre, put the method around it, plan the length."""
+    data, model, optim, seed = args.data, args.model, args.optim, args.run.seed
+    source = load_source(
+        data.dataset,
+        split=data.split,
+        dataset_config=data.dataset_config,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        streaming=data.streaming,
+    )
+    batch_size = per_device_batch_size(optim.batch_size, accelerator.num_processes, optim.gradient_accumulation_steps)
+    spec = PRETRAIN[args.task.method]
+    store, stream = open_images(source, data, batch_size, seed, accelerator, run_dir, spec.crop_scale)
+    batches_per_epoch = stream.steps_per_epoch if isinstance(stream, ImageStream) else None
+    epoch_steps = batches_per_epoch and max(1, batches_per_epoch // optim.gradient_accumulation_steps)
+    set_seed(seed)
+    backbone, origin = load_backbone(model.backbone, init=model.init, image_size=data.image_size)
+    flip = source.flip_is_safe if data.horizontal_flip is None else data.horizontal_flip
+    views = ViewSettings.of(preprocessing_of(backbone), seed, horizontal_flip=flip)
+    spec.check(backbone, args.method, data.image_size, optim.batch_size)
+    max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
+    if max_steps < 1:
+        raise InputError("a streamed data set has no known length: give --max_steps, a whole number above 0.")
+    learning_rate = schedule(optim, max_steps, epoch_steps)
+    if model.gradient_checkpointing:
+        recompute_activations(backbone)
+    method = prepare_method(
+        anchored(spec.build(backbone, args.method), args, learning_rate, max_steps), model, accelerator
+    )
+    return PretrainRun(
+        args=args,
+        accelerator=accelerator,
+        source=source,
+        store=store,
+        stream=stream,
+        origin=origin,
+        views=views,
+        transforms=spec.views(views, args.method),
+        method=method,
+        optimizer=build_optimizer(
+            optim.optimizer,
+            method,
+            weight_decay=optim.weight_decay,
+            momentum=optim.momentum,
+            decay_norm_and_bias=optim.decay_norm_and_bias,
+        ),
+        epoch_steps=epoch_steps,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+    )
+
+
+def anchored(method: Method, args: PretrainArgs, learning_rate: Callable[[int], float], max_steps: int) -> Anchor:
+    """Put the penalty toward Φ_pre (Eq. 3) around a method."""
+    decoupled = args.task.l2_mode == "decoupled"
+    rate = (lambda progress: learning_rate(round(progress * max_steps))) if decoupled else None
+    return Anchor(method, args.task.l2_weight or 0.0, decoupled_rate=rate)
+
+
+def schedule(optim: OptimConfig, max_steps: int, epoch_steps: int | None) -> Callable[[int], float]:
+    """Return the learning rate of each step; where an epoch's length is unknown, warm-up is a tenth of the run."""
+    epochs = optim.warmup_epochs
+    warmup = round(epochs * epoch_steps) if epoch_steps else max_steps if epochs > 0 else 0
+    return partial(
+        warmup_cosine,
+        base=optim.base_learning_rate * optim.batch_size / 256,
+        max_steps=max_steps,
+        warmup_steps=min(warmup, max_steps // 10),
+    )
+
+
+def cautions(run: PretrainRun) -> list[str]:
+    """Say what a run cannot do: weights that can hardly move, and what is off where images are streamed."""
+    found, optim = [], run.args.optim
+    reach = lars_reach(run.learning_rate, run.max_steps)
+    if optim.optimizer == "lars" and 0 < reach < LEAST_REACH:
+        found.append(
+            f"caution: at these rates LARS moves a weight tensor by {reach:.2%} of its length in all "
+            f"{run.max_steps:,} steps (a run that adapts needs {LEAST_REACH:.0%} or more); give more steps, or "
+            f"--base_learning_rate {optim.base_learning_rate * LEAST_REACH / reach:.2g}"
+        )
+    if run.store is None:
+        length = "a tenth of the steps" if optim.warmup_epochs > 0 else "off"
+        found.append(
+            f"streaming: epochs have no known length, so warm-up is {length}. Health checks (health_every, "
+            "on_collapse, stop_when, probe_labels), probes with their verdict, and the scan are off"
+        )
+    return found
+
+
+def finished_backbone(run: PretrainRun) -> nn.Module:
+    """Copy the backbone as it is now, with the BatchNorm statistics of the images as they are, not of their views.
+
+    Frozen features are several points better for it (benchmarks/RESULTS.md), and whoever finetunes with frozen
+    BatchNorm depends on it.
+    """
+    if run.store is not None:
+        images: Iterable[ImageBatch] = sample_for_statistics(run.store)
+    else:
+        images = islice(run.stream.batches(0), max(1, REESTIMATION_IMAGES // run.args.optim.batch_size))
+    return with_reestimated_batchnorm(run.method.deployed, images, run.views, run.accelerator.device)
+
+
+def probed(run: PretrainRun, backbone: nn.Module) -> dict[str, list[int]]:
+    """Return what :func:`probe` does where the training images have labels; labels never reach the training."""
+    split = probe_split(run.store.labels) if run.store and run.store.labels is not None else None
+    if run.store is None or split is None:
+        return {}
+    store, device = run.store, run.accelerator.device
+    return probe(lambda indices: extract_features(backbone, store, indices, run.views, device), split)
