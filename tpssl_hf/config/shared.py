@@ -44,8 +44,9 @@ class ModelConfig:
     )
     backbone_batchnorm: Literal["auto", "frozen", "train"] = key(
         "auto",
-        "BatchNorm of the backbone: frozen keeps the running statistics of the weights, train learns those of the "
-        "images; auto: train for random weights, else what is measured to serve better before the first step.",
+        "BatchNorm of the backbone. frozen: the running statistics of the weights stay; train: those of the images "
+        "are learned; auto: train for random weights, else frozen, unless target pretraining measures, by labels of "
+        "training images, that others serve better.",
     )
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass: less memory, more time.")
     compile: bool = key(False, "torch.compile the training step (worth it on a GPU; minutes of compiling on a CPU).")

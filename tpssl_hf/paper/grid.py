@@ -25,7 +25,13 @@ from tpssl_hf.paper.config import ReproduceConfig
 TABLES = {name: f"table{number}" for number, name in enumerate(("I", "II", "III", "IV", "V", "VI", "VII"), 1)}
 FIGURES = {name: f"figure{name}" for name in ("1", "3", "4", "5")}
 OWN = {"recipe", "preset", "overrides", "start", "pretrain", "pretrain_overrides", "snapshot", "select", "bn_only"}
-STATISTICS_ONLY = {"base_learning_rate": 0.0, "max_steps": 1, "warmup_epochs": 0.0}
+STATISTICS_ONLY = {
+    "base_learning_rate": 0.0,
+    "max_steps": 1,
+    "warmup_epochs": 0.0,
+    "backbone_batchnorm": "train",
+    "select": "last",
+}
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,14 @@ def finetuning_optimizer(
     )
 
 
+def keeps_statistics(asked: str, origin: WeightsSource) -> bool:
+    """Whether the backbone's BatchNorm keeps its running statistics: with ``auto``, unless weights are random.
+
+    A few labeled images a step say little of statistics, and a head fitted to features wants them as they were.
+    """
+    return asked == "frozen" or (asked == "auto" and origin.kind != "random")
+
+
 def open_streams(
     args: ClassifyArgs | SegmentArgs,
     accelerator: Accelerator,

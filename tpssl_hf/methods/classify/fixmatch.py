@@ -17,12 +17,18 @@ from tpssl_hf.methods.classify.streams import weak_and_strong
 from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher
 
+PUBLISHED_THRESHOLD = 0.95  # Sohn et al., 2020, Table 4
+
 
 @dataclass(frozen=True)
 class FixMatchConfig:
     """FixMatch; defaults are the original's (Sohn et al., 2020, Table 4)."""
 
-    threshold: float = key(0.95, "Least probability at which a pseudo-label counts (Sohn et al., 2020, Table 4).")
+    threshold: float | None = key(
+        None,
+        "Least probability at which a pseudo-label counts. When not given: 0.95 (Sohn et al., 2020, Table 4), or 0.8 "
+        "where the head is fitted, whose probabilities are less sharp.",
+    )
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Sohn et al., 2020, Table 4).")
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
 
@@ -33,6 +39,7 @@ class FixMatch(Method):
     def __init__(self, classifier: nn.Module, config: FixMatchConfig, unlabeled_count: int) -> None:
         super().__init__()
         self.config = config
+        self.threshold = PUBLISHED_THRESHOLD if config.threshold is None else config.threshold
         self.student = classifier
         self.teacher = EMATeacher(classifier, config.ema_momentum)
 
@@ -45,7 +52,7 @@ class FixMatch(Method):
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         logits, weak, strong = split_logits(self.student, labeled["weak"], unlabeled["weak"], unlabeled["strong"])
         confidence, labels = weak.detach().softmax(dim=1).max(dim=1)
-        weights = (confidence >= self.config.threshold).float()
+        weights = (confidence >= self.threshold).float()
         loss_labeled = F.cross_entropy(logits, labeled["labels"])
         loss_unlabeled = masked_cross_entropy(strong, labels, weights)
         self.pseudo_labels = PseudoLabels(unlabeled["index"], labels, confidence, weights)

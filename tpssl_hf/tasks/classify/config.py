@@ -8,10 +8,13 @@ from typing import Any, Literal
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
 from tpssl_hf.config.shared import DataConfig, ModelConfig, PushConfig, RunConfig, with_image_size
 from tpssl_hf.methods.classify import CLASSIFY
+from tpssl_hf.methods.classify.fixmatch import PUBLISHED_THRESHOLD
 
 DIGITS = Path(__file__).parent / "defaults" / "digits.yaml"
 ADAPTED_DIGITS = Path("outputs/digits_byol/model")  # where the default target pretraining leaves its weights
 DEFAULT_METHOD = "fixmatch"
+RANDOM_RATE, FITTED_RATE = 0.03 / 64, 0.002 / 16  # learning rate per labeled image of a step
+FITTED_THRESHOLD = 0.8
 METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in CLASSIFY.items()}, DEFAULT_METHOD)
 
 
@@ -47,6 +50,11 @@ class ClassifyConfig:
     evaluate_every: float = key(
         0.0, "Epochs between evaluations on the test split, for curves and the median of the last 20; 0: only the end."
     )
+    head_init: Literal["probe", "random"] | None = key(
+        None,
+        "Classifier head at the start. probe: logistic regression on the frozen features of the labeled images "
+        "(arXiv 2202.10054); random: N(0, 0.01). When not given: probe, or random from random weights.",
+    )
     crop: Literal["pad", "rrc"] = key(
         "pad", "Weak crop: reflected padding and shift (FixMatch), or RandomResizedCrop."
     )
@@ -64,8 +72,10 @@ class FinetuneConfig:
     epochs: float = key(200.0, "Passes over the unlabeled images at 7 · batch_size per step, whatever the learner.")
     max_steps: int | None = key(None, "Steps instead of epochs; every schedule is rescaled to it.")
     optimizer: Literal["sgd", "adamw"] = key("sgd", "Optimizer.")
-    learning_rate: float = key(
-        0.03, "Learning rate for the batch as it is; lower it with batch_size (FixMatch: 0.03 for 64)."
+    learning_rate: float | None = key(
+        None,
+        "Learning rate for the batch as it is; lower it with batch_size. When not given: 0.03 for a batch of 64 "
+        "(FixMatch's), or 0.002 for one of 16 where the head is fitted, in proportion.",
     )
     head_lr_multiplier: float = key(1.0, "Learning-rate multiplier for the classifier head.")
     momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
@@ -110,5 +120,17 @@ def parse_classify(arguments: Sequence[str] | Mapping[str, Any], description: st
 
 
 def resolve(args: ClassifyArgs) -> ClassifyArgs:
-    """Return ``args`` with everything put in that depends on other keys: the size of the images."""
-    return replace(args, data=with_image_size(args.data, args.model.backbone, args.model.init))
+    """Return ``args`` with everything put in that depends on other keys.
+
+    That is the size of the images, how the head begins, and with it the learning rate and FixMatch's threshold: a
+    fitted head is undone by FixMatch's rate, and its probabilities are less sharp than those it was published with.
+    """
+    random = args.model.init == "random"
+    head = args.task.head_init or ("random" if random else "probe")
+    rate, threshold = (FITTED_RATE, FITTED_THRESHOLD) if head == "probe" else (RANDOM_RATE, PUBLISHED_THRESHOLD)
+    if args.optim.learning_rate is None:
+        args = replace(args, optim=replace(args.optim, learning_rate=float(f"{rate * args.optim.batch_size:.2g}")))
+    if getattr(args.method, "threshold", 0.0) is None:
+        args = replace(args, method=replace(args.method, threshold=threshold))
+    data = with_image_size(args.data, args.model.backbone, args.model.init)
+    return replace(args, data=data, task=replace(args.task, head_init=head))

@@ -1,5 +1,6 @@
 """One run of semi-supervised classification: what it is made of (paper §III-A, Eq. 4)."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.evaluation.features import extract_features
+from tpssl_hf.evaluation.fitted_head import fit_head
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
+from tpssl_hf.models.batchnorm import freeze_statistics
 from tpssl_hf.models.classifier import load_classifier
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
@@ -22,7 +25,7 @@ from tpssl_hf.monitoring.pseudo_labels import PseudoLabelAudit
 from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.classify.data import FinetuningData, Split, data_facts, open_data, with_labels
-from tpssl_hf.tasks.finetuning import FinetuningRun, finetuning_optimizer, open_streams
+from tpssl_hf.tasks.finetuning import FinetuningRun, finetuning_optimizer, keeps_statistics, open_streams
 from tpssl_hf.training.accelerator import prepare_method
 from tpssl_hf.training.optim import cosine_7_16, four_steps
 from tpssl_hf.training.run_dir import RunDir
@@ -38,11 +41,13 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
     Attributes:
         data: its images and labels.
         views: how they are shown.
+        statistics_frozen: whether the backbone's BatchNorm keeps its running statistics.
         audit: of the pseudo-labels.
     """
 
     data: FinetuningData
     views: ViewSettings
+    statistics_frozen: bool
     audit: PseudoLabelAudit
 
     def data_facts(self) -> dict[str, str]:
@@ -54,7 +59,9 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
         data = self.data
         return [
             f"{data.labeled.chosen}: {len(data.labeled.indices)} of {len(data.store):,} images; "
-            f"from {self.origin.kind} weights ({self.origin.name}); {self.max_steps} steps",
+            f"from {self.origin.kind} weights ({self.origin.name}), BatchNorm statistics of the backbone "
+            f"{'frozen' if self.statistics_frozen else 'learned'}, head {self.args.task.head_init}; "
+            f"{self.max_steps} steps",
             *(f"  {note}" for note in data.notes),
             *(note for note in (rate_note(self.args, self.origin.kind), self._size_note()) if note),
         ]
@@ -102,13 +109,19 @@ def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None
     if model.gradient_checkpointing:
         recompute_activations(classifier)
     views = _view_settings(args, data, classifier)
+    frozen = keeps_statistics(model.backbone_batchnorm, origin)
+    if frozen:
+        freeze_statistics(classifier)
+    if args.task.head_init == "probe":
+        begin_with_probe(classifier, data, views, accelerator)
     heads = list(timm_network(classifier).get_classifier().parameters())
     method = prepare_method(spec.build(classifier, args.method, len(data.unlabeled)), model, accelerator)
     transforms = dict(spec.views(views, args.method))
     transforms["labeled"] = with_labels(transforms["labeled"], data.labeled, len(data.store), accelerator.device)
     epoch_steps = max(1, len(data.unlabeled) // (EPOCH_RATIO * optim.batch_size))
     max_steps = optim.max_steps or max(1, round(optim.epochs * epoch_steps))
-    shape = SCHEDULES[optim.schedule]
+    shape, learning_rate = SCHEDULES[optim.schedule], optim.learning_rate
+    assert learning_rate is not None, "resolve() puts it in"
     # Images held out for validation stay in: they are seen without their labels, as every training image is.
     unlabeled = (data.unlabeled, None) if "unlabeled" in transforms else None
     return ClassifyRun(
@@ -122,12 +135,29 @@ def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None
         optimizer=finetuning_optimizer(args, method, heads),
         epoch_steps=epoch_steps,
         max_steps=max_steps,
-        learning_rate=lambda step: optim.learning_rate * shape(step / max_steps),
+        learning_rate=lambda step: learning_rate * shape(step / max_steps),
         data=data,
         views=views,
+        statistics_frozen=frozen,
         # a class may go without any pseudo-label for the first quarter of the run
         audit=PseudoLabelAudit(data.labeled.class_names, data.truth, warn_after=max(1, max_steps // 4)),
     )
+
+
+def begin_with_probe(
+    classifier: nn.Module, data: FinetuningData, views: ViewSettings, accelerator: Accelerator
+) -> None:
+    """Fit the head to the features of the labeled images, undistorted; a single class cannot be fitted to."""
+    indices, labels = data.labeled.indices, data.labeled.labels
+    if len(np.unique(labels)) < 2:
+        return
+    network = timm_network(classifier)
+    head = network.get_classifier()
+    assert isinstance(head, nn.Linear)
+    backbone = copy.deepcopy(classifier)
+    timm_network(backbone).reset_classifier(0)
+    features = extract_features(backbone.to(accelerator.device), data.store, indices, views, accelerator.device)
+    fit_head(head, features, labels)
 
 
 def _view_settings(args: ClassifyArgs, data: FinetuningData, classifier: nn.Module) -> ViewSettings:
@@ -150,7 +180,7 @@ def _view_settings(args: ClassifyArgs, data: FinetuningData, classifier: nn.Modu
 def rate_note(args: ClassifyArgs, start: str) -> str | None:
     """Say so if pretrained weights are about to be undone: a rate that is far above 0.03 for 64, in proportion."""
     optim, proportional = args.optim, 0.03 * args.optim.batch_size / 64
-    if start == "random" or optim.optimizer != "sgd" or optim.learning_rate <= 2 * proportional:
+    if start == "random" or optim.optimizer != "sgd" or (optim.learning_rate or 0.0) <= 2 * proportional:
         return None
     return (
         f"note: learning_rate {optim.learning_rate:g} is high for {optim.batch_size} labeled images a "

@@ -72,9 +72,6 @@ class SegmentConfig:
     )
     output_stride: int = key(16, "Pixels per cell of the backbone's last map: 16, or 8 (finer, slower).")
     decoder_width: int = key(256, "Channels of the decoder's maps.")
-    freeze_backbone_statistics: bool | None = key(
-        None, "Keep the backbone's BatchNorm on its running statistics; on unless weights are random."
-    )
 
 
 @dataclass(frozen=True)

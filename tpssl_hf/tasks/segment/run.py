@@ -24,7 +24,7 @@ from tpssl_hf.models.segmenter import build_segmenter
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
 from tpssl_hf.models.sizes import check_crop
 from tpssl_hf.plots.training import draw_views
-from tpssl_hf.tasks.finetuning import FinetuningRun, finetuning_optimizer, open_streams
+from tpssl_hf.tasks.finetuning import FinetuningRun, finetuning_optimizer, keeps_statistics, open_streams
 from tpssl_hf.tasks.segment.config import SegmentArgs
 from tpssl_hf.tasks.segment.data import EvaluationImages, SegmentingData, data_facts, open_masks
 from tpssl_hf.training.accelerator import prepare_method
@@ -97,8 +97,7 @@ def prepare(args: SegmentArgs, accelerator: Accelerator, run_dir: RunDir | None)
     )
     if model.gradient_checkpointing:
         recompute_activations(segmenter.backbone)
-    asked = choice.freeze_backbone_statistics
-    frozen = origin.kind != "random" if asked is None else asked
+    frozen = keeps_statistics(model.backbone_batchnorm, origin)
     if frozen:
         segmenter.freeze_backbone_statistics()
     views = _view_settings(args, data, segmenter.config)

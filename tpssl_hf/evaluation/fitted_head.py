@@ -1,0 +1,30 @@
+"""A linear classifier fitted to frozen features, in the form of a network's last layer."""
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+REGULARIZATION = 1.0  # C of scikit-learn, on features whose mean square is 1
+
+
+@torch.no_grad()
+def fit_head(head: nn.Linear, features: np.ndarray, labels: np.ndarray) -> None:
+    """Put logistic regression into ``head``, so that finetuning begins where a linear probe ends (arXiv 2202.10054).
+
+    Features are divided by one number, which is taken back into the weights, so that the layer reads them as they
+    come. The rows of classes without a label stay as they are.
+
+    Args:
+        head: D features to K logits.
+        features: (N, D) of images with labels.
+        labels: (N,) int64 in [0, K), at least two different ones.
+    """
+    scale = max(float(np.sqrt((features.astype(np.float64) ** 2).mean())), 1e-12)
+    found = LogisticRegression(C=REGULARIZATION, max_iter=2000).fit(features / scale, labels)
+    weights, biases = found.coef_ / scale, found.intercept_
+    if len(found.classes_) == 2:  # one row, for the second class against the first
+        weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
+    for number, weight, bias in zip(found.classes_.tolist(), weights, biases, strict=True):
+        head.weight[number] = torch.as_tensor(weight, dtype=head.weight.dtype)
+        head.bias[number] = float(bias)
