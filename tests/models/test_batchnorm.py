@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.batchnorm import SyncedBatchNorm, synchronize_batchnorm
+from tpssl_hf.methods.base import Method
+from tpssl_hf.models.batchnorm import SyncedBatchNorm, freeze_statistics, synchronize_batchnorm
 
 CPU = torch.device("cpu")
 FORWARDS = 3
@@ -136,3 +138,35 @@ def test_layer_that_is_fused_with_its_activation_is_refused() -> None:
         InputError, match="BatchNormAct2d cannot share statistics on a CPU; set sync_batchnorm to false"
     ):
         synchronize_batchnorm(fused, CPU)
+
+
+def test_frozen_statistics_stay_in_training_in_copies_and_beside_heads_that_learn() -> None:
+    class Wrapped(Method):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+            freeze_statistics(self.backbone)
+            self.copy, self.head = copy.deepcopy(self.backbone), nn.BatchNorm1d(4)
+
+        def forward(self, batch: Any, progress: float) -> Any:
+            both = self.backbone(batch) + self.copy(batch)
+            return {"loss": self.head(both.mean(dim=(2, 3))).square().mean()}
+
+        @property
+        def deployed(self) -> nn.Module:
+            return self.backbone
+
+    method = Wrapped().train()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method(torch.randn(8, 3, 5, 5), 0.0)["loss"].backward()
+    after = method.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {"head.running_mean", "head.running_var", "head.num_batches_tracked"}
+    assert method.backbone[1].weight.grad is not None, "γ and β learn"
+
+
+def test_layers_with_frozen_statistics_share_none() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    freeze_statistics(network[0])
+    synced = synchronize_batchnorm(network, torch.device("cpu"))
+    assert type(synced[0]) is nn.BatchNorm2d and isinstance(synced[1], SyncedBatchNorm)
