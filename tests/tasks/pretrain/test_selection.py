@@ -1,0 +1,96 @@
+"""What is saved: never worse than the start by the labels at hand, and chosen by others than it is judged by."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tpssl_hf.evaluation.probes import ProbeSplit, probe_split
+from tpssl_hf.tasks.pretrain.selection import (
+    BANK_SEEDS,
+    BN_ONLY,
+    LAST,
+    START,
+    Selection,
+    answers_of,
+    choosing_and_judging,
+    few_of_each_class,
+    query_difference,
+)
+
+
+def right(share: float, queries: int = 100, seed: int = 0) -> list[int]:
+    """Answers of one kNN and the small banks: so many of them right."""
+    random = np.random.default_rng(seed)
+    return (random.random(queries * (1 + BANK_SEEDS)) < share).astype(int).tolist()
+
+
+def net(value: float) -> nn.Module:
+    module = nn.Linear(2, 1)
+    nn.init.constant_(module.weight, value)
+    return module
+
+
+def test_a_better_snapshot_is_saved_with_its_own_weights_even_if_training_went_on() -> None:
+    selection = Selection()
+    selection.begin(right(0.5))
+    selection.consider("step_10", net(1.0), right(0.8, seed=1), 10)
+    selection.consider("step_20", net(2.0), right(0.6, seed=2), 20)
+    name, gain = selection.chosen()
+    assert name == "step_10" and gain is not None and gain["low"] > 0.2
+    assert torch.equal(selection.state["weight"], torch.full((1, 2), 1.0))
+    assert [step for step, _ in selection.curve] == [10, 20]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.51])
+def test_without_a_gain_beyond_doubt_the_start_is_saved(share: float) -> None:
+    selection = Selection()
+    selection.begin(right(0.5))
+    selection.consider(LAST, net(1.0), right(share, seed=3), 10)
+    assert selection.chosen()[0] == START
+
+
+def test_without_labels_the_last_is_saved() -> None:
+    assert Selection().chosen() == (LAST, None)
+
+
+def test_it_goes_on_where_it_was() -> None:
+    selection, other = Selection(), Selection()
+    selection.begin(right(0.5))
+    selection.consider(BN_ONLY, net(3.0), right(0.7, seed=1))
+    other.load(selection.state, selection.values())
+    assert other == selection and other.chosen() == selection.chosen() and other.chosen()[0] == BN_ONLY
+
+
+def test_labels_that_judge_choose_nothing() -> None:
+    split = probe_split(np.arange(3000) % 10)
+    assert split is not None
+    choosing, judging = choosing_and_judging(split)
+    assert not set(choosing.queries) & set(judging.queries) and not set(choosing.queries) & set(choosing.bank)
+    assert len(choosing.queries) == 300 and len(judging.queries) == 300
+    assert set(judging.queries) | set(choosing.queries) == set(split.queries)
+
+
+def test_answers_tell_good_features_from_useless_ones() -> None:
+    labels = np.arange(300) % 3
+    random = np.random.default_rng(0)
+    good = np.eye(3)[labels] + 0.1 * random.normal(size=(300, 3))
+    useless = random.normal(size=(300, 3))
+    split = ProbeSplit(np.arange(200), np.arange(200, 300), labels[:200], labels[200:])
+    found = {name: answers_of(lambda rows, f=f: f[rows], split) for name, f in (("good", good), ("useless", useless))}
+    assert len(found["good"]) == 100 * (1 + BANK_SEEDS) and np.mean(found["good"]) > 0.98
+    assert query_difference(found["useless"], found["good"])["low"] > 0.4
+
+
+def test_small_banks_have_a_few_labels_of_each_class() -> None:
+    labels = np.repeat([0, 1, 5], [50, 3, 20])
+    assert np.bincount(labels[few_of_each_class(labels, 0)]).tolist() == [4, 3, 0, 0, 0, 4]
+    assert few_of_each_class(labels, 0).tolist() != few_of_each_class(labels, 1).tolist()
+
+
+def test_the_interval_counts_queries_not_answers() -> None:
+    """Asking one query four times over is no more evidence than once."""
+    before, after = [0] * 40 + [1] * 60, [1] * 10 + [0] * 30 + [1] * 60
+    whole = query_difference(before * (1 + BANK_SEEDS), after * (1 + BANK_SEEDS))
+    assert whole["mean"] == pytest.approx(0.1) and whole["queries"] == 100
+    assert whole["high"] - whole["low"] == pytest.approx(2 * 1.96 * np.std(np.array(after) - before, ddof=1) / 10)
