@@ -1,7 +1,7 @@
 """MkDocs hook: fill in tables of keys from the dataclasses that declare them.
 
 ``<!-- keys: module:Class -->`` becomes a table for each dataclass that the class is composed of, and
-``<!-- methods: module:DICT -->`` one for each method of a dictionary of specs.
+``<!-- methods: module:DICT -->`` one for each method of a dictionary of specs. Cross-references of docstrings (``:func:``) lose their role, which Markdown would show.
 """
 
 import importlib
@@ -10,12 +10,18 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
+ROLE = re.compile(r":(?:func|class|mod|meth|attr):(?=<code>)")
 MARK = re.compile(r"<!-- (keys|methods): ([\w.]+):(\w+) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in the tables of one page; called by MkDocs."""
     return MARK.sub(filled_in, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Take the roles out of one page; called by MkDocs."""
+    return ROLE.sub("", html)
 
 
 def filled_in(mark: re.Match[str]) -> str:
