@@ -113,8 +113,8 @@ def main() -> None:
         command += ["--image_size", str(arguments.image_size), "--limit_images", str(arguments.images)]
         command += ["--batch_size", str(arguments.batch_size), "--budget", f"{arguments.minutes * 60:g}s"]
         # The recipe divides rates by 256 / batch_size; in so few steps of small batches, nothing would move.
-        rate = PRETRAIN[method].defaults["learning_rate"] * 256 / arguments.batch_size
-        command += ["--learning_rate", f"{rate:g}", "--probe_labels", "--save_every", "100000"]
+        rate = PRETRAIN[method].defaults["base_learning_rate"] * 256 / arguments.batch_size
+        command += ["--base_learning_rate", f"{rate:g}", "--probe_labels", "--save_every", "100000"]
         subprocess.run([*command, *EXTRA[method]], check=True)
         results = json.loads((folder / "results.json").read_text())
         rows.append(

@@ -117,9 +117,9 @@ class DemoConfig(ShownConfig):
 
     folder: Path = Path()
 
-    def find(self, place: str) -> Path:
-        """Return the path that ``place`` names from the working directory, or else from the file's folder."""
-        path = Path(place).expanduser()
+    def find(self, location: str) -> Path:
+        """Return the path that ``location`` names from the working directory, or else from the file's folder."""
+        path = Path(location).expanduser()
         beside = self.folder / path
         return beside if beside.exists() and not path.exists() else path
 

@@ -114,25 +114,25 @@ class Neighbors:
         return [(Image.fromarray(self.thumbnails[i]), f"{self.captions[i]} · {cosines[i]:.3f}") for i in order]
 
 
-def load_classifier(place: str) -> Classifier:
+def load_classifier(location: str) -> Classifier:
     """Load a classifier in timm's layout.
 
     Raises:
         InputError: if it is not there, cannot be had from the Hub or is no such classifier.
     """
-    model, processor = _loaded(place, AutoModelForImageClassification)
+    model, processor = _loaded(location, AutoModelForImageClassification)
     if not hasattr(model, "timm_model"):
-        raise InputError(f"{place} is no timm model; give one that recipes/ssl_classify.py has left.")
+        raise InputError(f"{location} is no timm model; give one that `tpssl-hf classify` has left.")
     return Classifier(model, processor, _class_names(model))
 
 
-def load_segmenter(place: str, shorter_side: int) -> Segmenter:
+def load_segmenter(location: str, shorter_side: int) -> Segmenter:
     """Load a segmenter.
 
     Raises:
         InputError: if it is not there, cannot be had from the Hub or is no segmenter.
     """
-    model, processor = _loaded(place, AutoModelForSemanticSegmentation)
+    model, processor = _loaded(location, AutoModelForSemanticSegmentation)
     return Segmenter(model, processor, _class_names(model), shorter_side)
 
 
@@ -154,35 +154,35 @@ def load_neighbors(path: Path, classifier: Classifier) -> Neighbors:
     return Neighbors(features, thumbnails, captions)
 
 
-def _loaded(place: str, kind: Any) -> tuple[Any, Any]:
+def _loaded(location: str, kind: Any) -> tuple[Any, Any]:
     """Load model and processor; weights are read from safetensors files only, and no code comes with them."""
-    folder = _folder(place)
+    folder = _folder(location)
     try:
         model = kind.from_pretrained(folder, use_safetensors=True)
         processor = AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise InputError(
-            f"The model {place} is damaged or of another kind ({reason}); `{BUILD}` makes one."
+            f"The model {location} is damaged or of another kind ({reason}); `{BUILD}` makes one."
         ) from error
     return model.to(DEVICE).eval(), processor
 
 
-def _folder(place: str) -> Path:
-    """Return the local folder of a model, after fetching it if ``place`` is a Hub id."""
-    folder = Path(place)
-    if not folder.is_dir() and HUB_ID.fullmatch(place):
-        repository, _, revision = place.partition("@")
+def _folder(location: str) -> Path:
+    """Return the local folder of a model, after fetching it if ``location`` is a Hub id."""
+    folder = Path(location)
+    if not folder.is_dir() and HUB_ID.fullmatch(location):
+        repository, _, revision = location.partition("@")
         try:
             patterns = ["*.json", "*.safetensors"]
             return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
         except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
             raise InputError(
-                f"The model {place} is no folder here and the Hub did not deliver it ({type(error).__name__}); "
+                f"The model {location} is no folder here and the Hub did not deliver it ({type(error).__name__}); "
                 f"try again later, or make one with `{BUILD}`."
             ) from error
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
-        raise InputError(f"The model {place} is not there yet; `{BUILD}` makes it.")
+        raise InputError(f"The model {location} is not there yet; `{BUILD}` makes it.")
     return folder
 
 

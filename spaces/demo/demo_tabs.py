@@ -170,11 +170,11 @@ def _report(config: DemoConfig, entry: Changes) -> dict[str, Any]:
     """Read images, sentence and table once; they are never read again while the demo runs."""
     missing: list[str] = []
 
-    def original(place: str | None, what: str, command: str) -> Image.Image | None:
-        if place is None:
+    def original(location: str | None, what: str, command: str) -> Image.Image | None:
+        if location is None:
             return None
         try:
-            with Image.open(config.find(place)) as image:
+            with Image.open(config.find(location)) as image:
                 return image.convert("RGB")
         except OSError:  # Pillow's own errors are among them
             missing.append(f"{what} is not there yet; `{command}`, or `{BUILD}`, draws it.")
@@ -198,7 +198,7 @@ def _report(config: DemoConfig, entry: Changes) -> dict[str, Any]:
 
 
 def _load_pair(config: DemoConfig, entry: ClassifierPair) -> Pair:
-    base, adapted = (load_classifier(str(config.find(place))) for place in (entry.base, entry.adapted))
+    base, adapted = (load_classifier(str(config.find(location))) for location in (entry.base, entry.adapted))
     near = load_neighbors(config.find(entry.neighbors), adapted) if entry.neighbors else None
     return Pair(base, adapted, near)
 

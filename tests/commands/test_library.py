@@ -89,7 +89,7 @@ def test_lists_are_lists() -> None:
     assert parse_classify({"dataset": "x", "label_seeds": [1, 2]}).task.label_seeds == [1, 2]
 
 
-@pytest.mark.parametrize(("wrong", "near"), [("learning_rte", "learning_rate"), ("data_set", "dataset")])
+@pytest.mark.parametrize(("wrong", "near"), [("base_learning_rte", "base_learning_rate"), ("data_set", "dataset")])
 def test_a_misspelt_keyword_is_refused_with_the_nearest(wrong: str, near: str) -> None:
     with pytest.raises(InputError, match=f"'{wrong}'.*'{near}'"):
         tpssl_hf.pretrain(**{wrong: 1})

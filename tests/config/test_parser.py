@@ -52,7 +52,7 @@ def test_file_beats_default_and_command_line_beats_file(tmp_path: Path) -> None:
     file.write_text("image_size: 64\nlearning_rate: 1e-3\n")
     values = parse("--config", str(file), "--image_size", "96")
     assert values["image_size"] == 96
-    assert values["learning_rate"] == 1e-3
+    assert values["base_learning_rate"] == 1e-3
 
 
 def test_an_exponent_in_a_file_is_a_number(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(arguments: list[st
 
 def test_an_unknown_key_in_a_file_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
-    file.write_text("learning_rte: 0.1\n")
-    with pytest.raises(InputError, match="'learning_rte'.*'learning_rate'"):
+    file.write_text("base_learning_rte: 0.1\n")
+    with pytest.raises(InputError, match="'base_learning_rte'.*'base_learning_rate'"):
         parse("--config", str(file))
 
 
@@ -150,16 +150,16 @@ class Other:
 
 
 def test_the_method_brings_its_own_keys_and_defaults(tmp_path: Path) -> None:
-    methods = Methods({"byol": (PRETRAIN["byol"].config, {}), "other": (Other, {"learning_rate": 0.03})}, "byol")
+    methods = Methods({"byol": (PRETRAIN["byol"].config, {}), "other": (Other, {"base_learning_rate": 0.03})}, "byol")
 
     def args(*arguments: str) -> PretrainArgs:
         return parse_args(PretrainArgs, list(arguments), methods=methods)
 
-    assert args("--method", "other").method == Other() and args("--method", "other").optim.learning_rate == 0.03
+    assert args("--method", "other").method == Other() and args("--method", "other").optim.base_learning_rate == 0.03
     file = tmp_path / "a.yaml"
     file.write_text("method: other\nlearning_rate: 0.5\n")
     read = args("--config", str(file))
-    assert (read.task.method, read.optim.learning_rate) == ("other", 0.5)
+    assert (read.task.method, read.optim.base_learning_rate) == ("other", 0.5)
     assert args("--config", str(file), "--method=byol").task.method == "byol"
     with pytest.raises(InputError, match="'nope'.*byol, other"):
         args("--method", "nope")

@@ -117,9 +117,8 @@ def test_a_failed_push_says_how_to_push_again(
         publish_space(DEMO, path, "me/x", api=api, say=str)
     assert f"tpssl-hf publish --space {DEMO} --demo_config {path} --repo me/x" in str(caught.value)
     hub.fail("POST /api/repos/create", "403")
-    with pytest.raises(
-        PushError, match="tpssl-hf publish --metric .*/tpssl_segmentation --repo me/tpssl_segmentation"
-    ):
+    command = "tpssl-hf publish --metric .*/tpssl_segmentation --repo me/tpssl_segmentation"
+    with pytest.raises(PushError, match=command):
         publish_metric(METRICS / "tpssl_segmentation", "me/tpssl_segmentation", api=api, say=str)
     assert hub.repositories["spaces/me/x"].messages == ["initial commit"]
 

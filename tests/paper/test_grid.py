@@ -230,7 +230,7 @@ def test_a_control_row_has_the_statistics_of_adapted_rows_and_the_weights_of_the
 ) -> None:
     found = cells(table=table, scale=scale, init_pixpro="p.safetensors")
     (untouched, tuned), (start,) = found[name].stages, found[plain].stages
-    assert (untouched.recipe, untouched.overrides["learning_rate"], untouched.overrides["max_steps"]) == (
+    assert (untouched.recipe, untouched.overrides["base_learning_rate"], untouched.overrides["max_steps"]) == (
         "target_pretrain",
         0.0,
         1,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tpssl_hf.commands import pretrain as command
 from tpssl_hf.config.shared import OptimConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
@@ -145,7 +146,7 @@ def test_a_settled_run_stops_says_at_which_step_and_is_finished(
     adapt: Adapt, images: ImageBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # with a rate of next to nothing the features stand still
-    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "learning_rate": 1e-9}
+    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "base_learning_rate": 1e-9}
     folder = images()
     assert adapt(dataset=folder, **settings) == 0
     found = results(tmp_path)
@@ -155,12 +156,12 @@ def test_a_settled_run_stops_says_at_which_step_and_is_finished(
 
 
 def test_a_run_killed_between_settling_and_its_results_does_not_train_on(
-    adapt: Adapt, images: ImageBatch, tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+    adapt: Adapt, images: ImageBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "learning_rate": 1e-9}
+    settings = {"max_steps": 60, "log_every": 1, "stop_when": "stable", "base_learning_rate": 1e-9}
     folder = images()
     with monkeypatch.context() as patched:
-        patched.setattr(recipe, "save_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(command, "save_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             adapt(dataset=folder, **settings)
     lines = log(tmp_path)
@@ -172,7 +173,13 @@ def test_a_run_killed_between_settling_and_its_results_does_not_train_on(
 def test_the_decoupled_pull_moves_toward_the_start(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
     drifts = []
     for weight in (0.0, 2.0):
-        settings = {"l2_weight": weight, "l2_mode": "decoupled", "learning_rate": 3.0, "max_steps": 6, "log_every": 6}
+        settings = {
+            "l2_weight": weight,
+            "l2_mode": "decoupled",
+            "base_learning_rate": 3.0,
+            "max_steps": 6,
+            "log_every": 6,
+        }
         adapt(dataset=images(), output_dir=tmp_path / f"run{weight}", **settings)
         entry = read_metrics(tmp_path / f"run{weight}" / "metrics.jsonl")[-1]
         assert "loss_anchor" not in entry
@@ -188,10 +195,10 @@ def test_a_budget_chooses_batch_size_and_length_and_a_plan_only_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(budget, "TIMING_SECONDS", 0.2)
-    settings = {"dataset": images(70), "budget": "20s", "max_steps": None}
+    settings = {"dataset": images(70), "budget": "5m", "max_steps": None}
     assert adapt(**settings, plan="true") == 0
     said = capsys.readouterr().out
-    assert "plan for 20 s" in said and "ready about" in said
+    assert "plan for 5 min" in said and "ready about" in said
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -209,7 +216,7 @@ def test_a_resumed_run_keeps_what_its_budget_chose(
     assert adapt(dataset=folder, budget="10m", max_steps=None, batch_size=None) == 0
     config = results(tmp_path)["config"]
     assert (results(tmp_path)["steps"], config["batch_size"]) == (3, 8)
-    assert config["base_momentum"] == 0.9 and config["learning_rate"] == pytest.approx(153.6, rel=0.05)
+    assert config["base_momentum"] == 0.9 and config["base_learning_rate"] == pytest.approx(153.6, rel=0.05)
     monkeypatch.setattr(planning, "plan_for_budget", lambda *_: pytest.fail("timed again"))
     assert adapt(dataset=folder, budget="10m", max_steps=None, batch_size=None) == 0
 
@@ -223,8 +230,8 @@ def test_a_planned_run_can_move_its_weights_and_its_target(name: str, steps: int
     """Batch 32 in place of 256 lowers BYOL's rate eightfold: 1.5 % of the weights' length in 800 steps."""
     spec = PRETRAIN[name]
     asked = parse_pretrain(["--dataset", "x", "--method", name, "--batch_size", "32", "--max_steps", str(steps)])
-    before, rate = reach_of(asked.optim, steps, 50), asked.optim.learning_rate
-    assert rate == spec.defaults.get("learning_rate", OptimConfig.learning_rate)
+    before, rate = reach_of(asked.optim, steps, 50), asked.optim.base_learning_rate
+    assert rate == spec.defaults.get("base_learning_rate", OptimConfig.base_learning_rate)
     args, lines = planning.fit_to_length(asked, budget.Plan(600.0, 32, steps / 50, steps, 1.0, 1.0, 4.0))
     if steps == 100_000:
         assert lines == [] and args == asked, "a long run has what was asked for"
@@ -232,9 +239,9 @@ def test_a_planned_run_can_move_its_weights_and_its_target(name: str, steps: int
     method_config = args.method
     if args.optim.optimizer == "lars":
         assert before < 0.02 and reach_of(args.optim, steps, 50) == pytest.approx(0.1, rel=0.06)
-        assert any(line.startswith(f"  learning_rate {rate:g} -> ") for line in lines)
+        assert any(line.startswith(f"  base_learning_rate {rate:g} -> ") for line in lines)
     else:
-        assert args.optim.learning_rate == rate
+        assert args.optim.base_learning_rate == rate
     constant = name == "moco"
     momentum = method_config.key_momentum if constant else method_config.base_momentum
     left = math.exp(-(1 - momentum) * (1.0 if constant else 0.5) * steps)
@@ -247,8 +254,8 @@ def test_a_run_whose_weights_can_hardly_move_says_so(
     assert adapt(dataset=images()) == 0
     said = capsys.readouterr().out
     assert "caution: at these rates LARS moves a weight tensor by 0.00% of its length in all 3 steps" in said
-    rate = float(said.partition("--learning_rate ")[2].split()[0])
-    assert adapt(dataset=images(), learning_rate=1.1 * rate, output_dir=tmp_path / "other") == 0
+    rate = float(said.partition("--base_learning_rate ")[2].split()[0])
+    assert adapt(dataset=images(), base_learning_rate=1.1 * rate, output_dir=tmp_path / "other") == 0
     assert "caution" not in capsys.readouterr().out
 
 

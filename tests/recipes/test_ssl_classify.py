@@ -218,7 +218,7 @@ def test_a_classifier_starts_from_an_adapted_folder_with_a_new_head(learn: Learn
         ({"label_seeds": "1,1"}, "not a list of different whole numbers"),
         ({"streaming": True}, "leave streaming off"),
         ({"validation_labels": 20}, "without any to train on"),
-        ({"learning_rte": 0.1}, "unknown setting 'learning_rte'"),
+        ({"learning_rte": 0.1}, "unknown key 'learning_rte'"),
         ({"test_dataset": "digits", "test_split": "train"}, "labeled images are in the test set"),
     ],
 )
@@ -277,10 +277,10 @@ def test_every_config_parses_and_says_what_it_needs(path: Path) -> None:
     ],
 )
 def test_a_rate_that_would_undo_pretrained_weights_is_noted(
-    classify: Any, batch_size: int, rate: float, start: str, optimizer: str, noted: bool
+    batch_size: int, rate: float, start: str, optimizer: str, noted: bool
 ) -> None:
-    settings = {"batch_size": batch_size, "learning_rate": rate, "optimizer": optimizer}
-    note = classify.rate_note(settings, start)
+    keys = {"dataset": "x", "batch_size": batch_size, "learning_rate": rate, "optimizer": optimizer}
+    note = finetuning.rate_note(config.parse_classify(keys), start)
     assert (note is not None) == noted
     assert not noted or "0.03 for 64 it would be 0.0037" in note
 

@@ -177,7 +177,7 @@ def test_without_labels_the_summary_claims_nothing_and_says_how_to_find_out(
 ) -> None:
     assert adapt(dataset=images()) == 0
     summary = capsys.readouterr().out.rpartition("\n\n")[2]
-    assert summary.startswith("Whether adapting helped is not known") and "python recipes/verdict.py" in summary
+    assert summary.startswith("Whether adapting helped is not known") and "tpssl-hf verdict --adapted" in summary
     assert results(tmp_path / "run")["verdict"]["verdict"] == "unknown"
 
 
@@ -312,8 +312,8 @@ def refused(adapt: Adapt, tmp_path: Path, **settings: Any) -> str:
 
 
 def test_unknown_key_is_refused_before_anything_is_made(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
-    sentence = refused(adapt, tmp_path, dataset=images(), learning_rat=0.1)
-    assert sentence == "unknown setting 'learning_rat'; the nearest known one is 'learning_rate'."
+    sentence = refused(adapt, tmp_path, dataset=images(), base_learning_rat=0.1)
+    assert sentence == "unknown key 'base_learning_rat'; the nearest known one is 'base_learning_rate'."
     assert not (tmp_path / "run").exists()
 
 
@@ -401,8 +401,8 @@ def test_checkpoints_of_another_run_are_not_touched(
         assert adapt(dataset=dataset, init=first / "model") == 143
     before = snapshot(run)
 
-    with pytest.raises(InputError, match=r"learning_rate 0\.3 -> 0\.5.*weight_decay 1e-06 -> 0\.1"):
-        adapt(dataset=dataset, init=first / "model", learning_rate=0.5, weight_decay=0.1)
+    with pytest.raises(InputError, match=r"base_learning_rate 0\.3 -> 0\.5.*weight_decay 1e-06 -> 0\.1"):
+        adapt(dataset=dataset, init=first / "model", base_learning_rate=0.5, weight_decay=0.1)
     assert snapshot(run) == before
 
     (first / "model" / "config.json").unlink()

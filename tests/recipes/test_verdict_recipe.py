@@ -177,7 +177,7 @@ def test_several_runs_of_other_widths_are_ranked_and_it_is_said(ask: Ask, tmp_pa
     assert {row["name"] for row in numbers["rows"]} == {"base", "base, statistics only", "one", "two"}
     assert numbers["comparisons"][0]["probe"]["level"] == pytest.approx(0.975)
     assert any("two (test_convnext) has" in note for note in numbers["notes"])
-    assert any("adapted at 32 px and is asked at 48" in note for note in numbers["notes"])
+    assert any("adapted at 32 px and is compared at 48" in note for note in numbers["notes"])
     assert "is first of 2" in (tmp_path / "verdict" / "verdict.md").read_text()
 
 
@@ -210,7 +210,7 @@ def test_forty_labels_of_a_file_are_split_and_it_says_how_few_it_asked(ask: Ask,
     numbers = found(tmp_path / "verdict")
     assert numbers["questions"]["labels_per_draw"] == 30 and numbers["questions"]["asked_per_draw"] == 10
     assert not numbers["questions"]["same_for_all_draws"] and numbers["questions"]["images_looked_at"] == 60
-    assert "40 labeled images into 30 to learn from and only 10 to ask about" in numbers["questions"]["chosen"]
+    assert "40 labeled images into 30 to learn from and only 10 to predict" in numbers["questions"]["chosen"]
 
 
 @pytest.mark.parametrize("labels", ["40", "none"])
@@ -304,6 +304,7 @@ def test_the_digits_are_the_default_and_what_is_missing_is_named_with_its_comman
         command.read_args([])
     (tmp_path / "digits_byol").mkdir()
     args = command.read_args([])
+    assert command.read_args({"adapted": []}).task.adapted == ""  # not the default: something was to be named
     assert args.task.adapted == str(tmp_path / "digits_byol")
     assert (args.task.base, args.data.image_size, args.data.dataset) == ("random", 32, "digits")
     assert command.read_args(["--adapted", "x", "--base", "timm"]).task.base == "timm"

@@ -34,7 +34,7 @@ def smallest(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str
         Image.fromarray(pixels).save(images / f"{number:02d}.png")
     fixed = {"dataset": images, "cache_dir": cache, "backbone": "test_resnet", "image_size": 32, "batch_size": 8}
     fixed |= {"max_steps": 12, "hidden_features": 32, "projection_features": 16, "l2_weight": 0.01}
-    fixed |= {"save_every": 3, "log_every": 2, "learning_rate": 3.0}
+    fixed |= {"save_every": 3, "log_every": 2, "base_learning_rate": 3.0}
 
     def arguments(output: Path, **others: object) -> list[str]:
         settings = fixed | {"precision": "fp32"} | others | {"output_dir": output}

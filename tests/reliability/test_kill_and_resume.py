@@ -108,7 +108,7 @@ def test_killed_and_resumed_is_bit_identical(
 # Every other method, and with them other arithmetic, which is no method's own.
 METHODS: dict[str, dict[str, object]] = {
     "moco": {"queue_size": 16, "hidden_features": None, "precision": "bf16"},
-    "simclr": {"hidden_features": None, "optimizer": "adamw", "learning_rate": 0.01},
+    "simclr": {"hidden_features": None, "optimizer": "adamw", "base_learning_rate": 0.01},
     "densecl": {"queue_size": 16, "image_size": 64, "optimizer": "sgd", "gradient_accumulation_steps": 2},
     "pixpro": {"image_size": 64},
 }

@@ -67,7 +67,11 @@ def test_two_processes_are_one_with_shared_statistics(
     parts: int,
 ) -> None:
     """All forked runs are without ReLUs (forking.smooth), or rounding would decide which way one falls."""
-    settings = SHORT | {"optimizer": optimizer, "learning_rate": learning_rate, "gradient_accumulation_steps": parts}
+    settings = SHORT | {
+        "optimizer": optimizer,
+        "base_learning_rate": learning_rate,
+        "gradient_accumulation_steps": parts,
+    }
     one = alone(**settings)
     together(runs, smallest(tmp_path / "two", **settings), logs)
     weights, losses = differences(one, tmp_path / "two")
@@ -86,7 +90,7 @@ def test_two_processes_are_one_with_shared_statistics(
 def test_statistics_of_its_own_part_make_a_difference(
     runs: Runs, smallest: Smallest, alone: Callable[..., Path], logs: list[Path], tmp_path: Path
 ) -> None:
-    one = alone(**SHORT, optimizer="lars", learning_rate=3.0, gradient_accumulation_steps=1)
+    one = alone(**SHORT, optimizer="lars", base_learning_rate=3.0, gradient_accumulation_steps=1)
     together(runs, smallest(tmp_path / "two", **SHORT, sync_batchnorm=False), logs)
     weights, losses = differences(one, tmp_path / "two")
     assert weights > 1e-3 and losses > 1e-3

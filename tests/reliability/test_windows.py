@@ -27,8 +27,9 @@ def import_without_posix() -> None:
     imported = builtins.__import__
 
     def refuse(name: str, importer: Mapping[str, Any] | None = None, *rest: Any, **others: Any) -> Any:
-        if name.partition(".")[0] in MODULES and str((importer or {}).get("__name__")).startswith("tpssl_hf"):
-            raise ModuleNotFoundError(f"{importer} imports {name}")
+        own = str((importer or {}).get("__name__"))
+        if name.partition(".")[0] in MODULES and own.startswith("tpssl_hf"):
+            raise ModuleNotFoundError(f"{own} imports {name}")
         return imported(name, importer, *rest, **others)
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "tpssl_hf"]:

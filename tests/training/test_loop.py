@@ -154,7 +154,9 @@ def test_training_goes_on_after_two_bad_steps() -> None:
 @pytest.mark.filterwarnings("ignore:step")
 def test_three_bad_steps_in_a_row_stop_with_step_rate_and_advice() -> None:
     method = Toy()
-    with pytest.raises(InputError, match=r"3 steps in a row up to step 5 \(learning rate 0.05\).*--learning_rate"):
+    with pytest.raises(
+        InputError, match=r"3 steps in a row up to step 5 \(learning rate 0.05\).*Lower the learning rate"
+    ):
         run(method, steps=8, poison={2: float("nan"), 3: float("nan"), 4: float("nan")})
     assert finite(method)
 

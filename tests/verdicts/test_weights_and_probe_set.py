@@ -87,7 +87,7 @@ def test_a_class_that_no_draw_shows_is_not_asked_about(tmp_path: Path, monkeypat
     asked = choose_probe_set(config, store, source, seed=0)
     for trial in asked.trials:
         assert set(trial.query_labels) <= set(trial.bank_labels)
-    assert "not asked about, as no label is left to learn them from: 9" in asked.chosen
+    assert "not among them, as no label is left to learn from: 9" in asked.chosen
 
 
 def test_words_for_no_label_are_counted_in_the_labels_of_a_verdict(tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ def coverage(unit: np.ndarray, count: int, seed: int, known: Known) -> np.ndarra
     order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(len(unit)), known.indices))
     candidates = np.sort(order[: max(MOST_CANDIDATES, count)])
     points, centers = unit[candidates], unit[known.indices]
-    share = 1.0 / (count + len(centers))
-    radius = float(np.quantile(_distances(points, points[_sample(len(points), seed)]), share))
+    fraction = 1.0 / (count + len(centers))
+    radius = float(np.quantile(_distances(points, points[_sample(len(points), seed)]), fraction))
     inside = np.concatenate([_distances(part, points) <= radius for part in _parts(points)])
     nearest = np.full(len(points), np.inf, dtype=np.float32)
     for part in _parts(centers):

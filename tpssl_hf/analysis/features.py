@@ -81,16 +81,16 @@ def tsne(args: AnalyzeArgs, accelerator: Accelerator, run: RunDir) -> AnalysisRe
     indices = np.sort(np.random.default_rng(config.seed).permutation(len(store))[: config.samples])
     shown = [weights for weights in weights_of(config) if weights.key != "base_statistics"]
     matrices = [features(w, store, indices, args, accelerator.device, training=splits["train"][1]) for w in shown]
-    placed = joint_tsne(matrices, perplexity=config.perplexity, seed=config.seed)
+    embedded = joint_tsne(matrices, perplexity=config.perplexity, seed=config.seed)
     labels = store.labels[indices] if store.labels is not None else np.full(len(indices), UNLABELED)
     names = source.class_names or tuple(str(number) for number in range(int(labels.max()) + 1))
     with (run.path / "tsne.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["model", "index", "label", "x", "y"])
-        for weights, points in zip(shown, placed, strict=True):
+        for weights, points in zip(shown, embedded, strict=True):
             for row, label, (x, y) in zip(store.rows[indices].tolist(), labels.tolist(), points.tolist(), strict=True):
                 writer.writerow([weights.key, row, label, f"{x:.4f}", f"{y:.4f}"])
-    draw_tsne(run.path / "tsne.png", placed, [weights.title for weights in shown], labels, names)
+    draw_tsne(run.path / "tsne.png", embedded, [weights.title for weights in shown], labels, names)
     table = [{"model": w.key, "title": w.title, "seed": config.seed, "value": "tsne.csv"} for w in shown]
     lines = [f"t-SNE of {len(indices)} {split} images: {run.path / 'tsne.png'}, {run.path / 'tsne.csv'}"]
     return AnalysisResult(table, lines, {"split": split, "class_names": list(names), "paper": "Fig. 5"})

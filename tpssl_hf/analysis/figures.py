@@ -97,9 +97,9 @@ def draw_stages(
         stages = list(dict.fromkeys(stage for by_stage in values.values() for stage in by_stage))
         width = 0.8 / len(values)
         for number, (name, by_stage) in enumerate(values.items()):
-            places = np.arange(len(stages)) - 0.4 + width * (number + 0.5)
+            positions = np.arange(len(stages)) - 0.4 + width * (number + 0.5)
             heights = [by_stage.get(stage, 0.0) for stage in stages]
-            axis.bar(places, heights, width * 0.95, label=name, color=COLORS[number % len(COLORS)])
+            axis.bar(positions, heights, width * 0.95, label=name, color=COLORS[number % len(COLORS)])
         axis.set_xticks(range(len(stages)), stages, fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3, axis="y")

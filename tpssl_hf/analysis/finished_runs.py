@@ -145,10 +145,10 @@ def steps_of_runs(runs: Sequence[FinishedRun]) -> dict[str, dict[int, list[float
     _refuse_mixture(runs, "method")
     _refuse_mixture(runs, "backbone")
     series: dict[str, dict[int, list[float]]] = {}
-    places = {Path(run.config["init"]).parent for run in runs}
+    folders = {Path(run.config["init"]).parent for run in runs}
     for run in runs:
         match = re.fullmatch(r"step_(\d+)", Path(run.config["init"]).name)
-        if match is None or len(places) > 1:
+        if match is None or len(folders) > 1:
             raise InputError(
                 f"{run.folder} starts from {run.config['init']}; for steps all --runs must start from snapshots of "
                 "one target pretraining, snapshots/step_N as `--analysis steps --run FOLDER` leaves them."

@@ -37,34 +37,34 @@ def joint_tsne(features: Sequence[np.ndarray], *, perplexity: float, seed: int) 
     stacked = np.concatenate(features)
     if not 0 < perplexity < len(stacked):
         raise InputError(f"perplexity {perplexity:g}: give a number above 0 and below the {len(stacked)} features.")
-    placed = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(stacked)
-    return np.split(placed.astype(np.float32), len(features))
+    embedded = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(stacked)
+    return np.split(embedded.astype(np.float32), len(features))
 
 
 def draw_tsne(
     path: Path,
-    placed: Sequence[np.ndarray],
+    embedded: Sequence[np.ndarray],
     titles: Sequence[str],
     labels: np.ndarray,
     class_names: Sequence[str],
 ) -> None:
     """Write one panel for each backbone, all at the same scale; the color of a dot is its class.
 
-    A joint t-SNE puts each backbone's images in a place of their own; so each panel shows its own place.
+    A joint t-SNE puts the images of each backbone in a region of their own; each panel shows that region.
 
     Args:
         path: PNG file to write.
-        placed: (N, 2) for each backbone.
+        embedded: (N, 2) for each backbone.
         titles: of the panels.
         labels: (N,) int64 class numbers, -1 for none, which is gray.
         class_names: in the order of the class numbers; above twenty, colors repeat and the legend is left out.
     """
-    figure = Figure(figsize=(4.4 * len(placed) + 1.3, 4.9))
-    axes = figure.subplots(1, len(placed), squeeze=False)[0]
-    half = 0.53 * max(float(np.ptp(points, axis=0).max()) for points in placed)
+    figure = Figure(figsize=(4.4 * len(embedded) + 1.3, 4.9))
+    axes = figure.subplots(1, len(embedded), squeeze=False)[0]
+    half = 0.53 * max(float(np.ptp(points, axis=0).max()) for points in embedded)
     palette = colormaps["tab10" if len(class_names) <= 10 else "tab20"]
     colors = [palette(label % palette.N) if label >= 0 else "#bbbbbb" for label in labels.tolist()]
-    for axis, points, title in zip(axes, placed, titles, strict=True):
+    for axis, points, title in zip(axes, embedded, titles, strict=True):
         axis.scatter(points[:, 0], points[:, 1], c=colors, s=13, linewidths=0)
         axis.set_title(title, fontsize=11)
         axis.set_xticks([])

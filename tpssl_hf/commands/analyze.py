@@ -34,11 +34,12 @@ from tpssl_hf.analysis.common import AnalysisResult, located
 from tpssl_hf.analysis.config import AnalyzeArgs
 from tpssl_hf.analysis.features import clustering, drift, tsne
 from tpssl_hf.analysis.runs import convergence, steps, transfer
-from tpssl_hf.commands.one_process import describe_device, open_device
+from tpssl_hf.commands.one_process import open_device
 from tpssl_hf.config.parser import as_command_line, config_files, flat, parse_args, read_config_file
 from tpssl_hf.config.shared import with_image_size
 from tpssl_hf.errors import InputError
 from tpssl_hf.process import values_of
+from tpssl_hf.training.accelerator import describe
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import CONFIG, RunDir
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"analysis {unknown[0]!r} is not one of {', '.join(ANALYSES)}.")
     accelerator = open_device("analyze", args.task.output_dir, args.task.cpu_threads)
     with RunDir(Path(args.task.output_dir), flat(args)) as run:
-        print(describe_device(accelerator))
+        print(describe(accelerator))
         for name in names:
             began = time.perf_counter()
             found = ANALYSES[name](args, accelerator, run)

@@ -27,13 +27,14 @@ from tpssl_hf.active_learning.config import PickLabelsArgs
 from tpssl_hf.active_learning.strategies import NONE_KNOWN, Known, choose_images
 from tpssl_hf.active_learning.to_label import names_of, write_contact_sheet, write_lists
 from tpssl_hf.analysis.common import located, open_split
-from tpssl_hf.commands.one_process import describe_device, open_device
+from tpssl_hf.commands.one_process import open_device
 from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
 from tpssl_hf.config.shared import with_image_size
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.label_splits import read_labels
 from tpssl_hf.evaluation.feature_cache import Features, features_of
 from tpssl_hf.process import values_of
+from tpssl_hf.training.accelerator import describe
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if run.finished:
             print(f"{run.path} holds the finished list of these settings; it is left as it is.")
             return 0
-        print(describe_device(accelerator))
+        print(describe(accelerator))
         print(pick(args, accelerator, run))
     return 0
 

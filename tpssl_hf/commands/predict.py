@@ -70,8 +70,8 @@ def predict(model: Model, dataset: str | PathLike[str], **keys: Any) -> datasets
 
 def keywords(model: Model, dataset: str | PathLike[str], keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return all keys by name, with a finished run as its model's folder."""
-    place = model if isinstance(model, str | PathLike) else model.model_path
-    return {"model": fspath(place), "dataset": fspath(dataset), **keys}
+    location = model if isinstance(model, str | PathLike) else model.model_path
+    return {"model": fspath(location), "dataset": fspath(dataset), **keys}
 
 
 def say_result(result: run.PredictResult) -> None:

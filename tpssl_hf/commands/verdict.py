@@ -26,7 +26,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from tpssl_hf.analysis.common import open_split
-from tpssl_hf.commands.one_process import describe_device, open_device
+from tpssl_hf.commands.one_process import open_device
 from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
 from tpssl_hf.config.shared import with_image_size
 from tpssl_hf.data.image_cache import ImageCache
@@ -36,6 +36,7 @@ from tpssl_hf.evaluation.feature_cache import features_of, open_backbone
 from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.process import values_of
+from tpssl_hf.training.accelerator import describe
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 from tpssl_hf.verdicts.config import VerdictArgs
@@ -90,7 +91,7 @@ def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> VerdictArgs:
     given = as_command_line(arguments)
     digits = not config_files(given) and not values_of("--dataset", given)
     args = parse_args(VerdictArgs, given, description=__doc__ or "", defaults=DIGITS if digits else {})
-    if digits and not args.task.adapted:
+    if digits and not values_of("--adapted", given):
         if not ADAPTED_DIGITS.is_dir():
             raise InputError(
                 f"{ADAPTED_DIGITS} is not there, and no --adapted is given; make it in a few minutes with "
@@ -115,7 +116,7 @@ def compare(args: VerdictArgs) -> Verdict:
             found = Verdict.read(run.path)
             print(f"{run.path} holds the verdict of these settings:\n\n{found.sentence}\n\n  in {run.path / REPORT}")
             return found
-        print(describe_device(accelerator))
+        print(describe(accelerator))
         source, store = open_split(args.data, accelerator, run)
         probe_set = choose_probe_set(args.task, store, source, seed=args.run.seed)
         print(f"{len(probe_set.indices):,} of {len(store):,} images; {probe_set.chosen}")

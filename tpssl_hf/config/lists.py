@@ -10,7 +10,7 @@ WRITTEN = list[str | int] | str | int | None  # what the parser takes for such a
 NUMBERS = (list[int], list[int] | None)
 
 
-def settle_lists(groups: Sequence[type], values: Mapping[str, Any]) -> dict[str, Any]:
+def normalize_lists(groups: Sequence[type], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``values`` with one form for each key of ``groups`` that may hold several.
 
     Raises:

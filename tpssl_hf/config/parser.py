@@ -20,7 +20,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
     DefaultHelpFormatter,
 )
 
-from tpssl_hf.config.lists import WRITTEN, settle_lists
+from tpssl_hf.config.lists import WRITTEN, normalize_lists
 from tpssl_hf.errors import InputError
 from tpssl_hf.process import values_of
 
@@ -188,7 +188,7 @@ def _parse(
         namespace = parser.parse_args(list(arguments))
     except Exception as error:  # jsonargparse raises several kinds; every one is about what the user gave
         raise InputError(_first_sentence(str(error))) from error
-    return settle_lists(groups, {name: getattr(namespace, name) for name in known})
+    return normalize_lists(groups, {name: getattr(namespace, name) for name in known})
 
 
 def _given_keys(arguments: Sequence[str]) -> list[str]:

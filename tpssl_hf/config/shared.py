@@ -55,7 +55,7 @@ class OptimConfig:
     epochs: int = key(100, "Passes over the images.")
     max_steps: int | None = key(None, "Optimizer steps instead of epochs; every schedule is rescaled to it.")
     optimizer: Literal["lars", "sgd", "adamw"] = key("lars", "Optimizer.")
-    learning_rate: float = key(0.3, "Base learning rate for 256 images; multiplied by batch_size / 256.")
+    base_learning_rate: float = key(0.3, "Learning rate for 256 images a step; multiplied by batch_size / 256.")
     weight_decay: float = key(1e-6, "Weight decay of weights with two or more dimensions.")
     decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
     momentum: float = key(0.9, "Momentum of SGD and LARS, first beta of AdamW.")
@@ -90,7 +90,7 @@ class PushConfig:
 
     push_to_hub: bool = key(
         False,
-        "Publish the finished run as recipes/publish.py does; of several draws of labels, the first one given.",
+        "Publish the finished run as `tpssl-hf publish` does; of several label seeds, the first one given.",
         carry_out=True,
     )
     hub_model_id: str | None = key(None, "Repository on the Hub, `owner/name`.", carry_out=True)

@@ -70,7 +70,7 @@ def decode_row(
         return image
     if source.masks is None or mask_value is None or mask_value == {"bytes": None, "path": None}:
         return Decoded(image)
-    where = place(source, row, mask_value)
+    where = describe_location(source, row, mask_value)
     try:
         mask = decode_mask(mask_value, source.masks, where)
         drawn_on = None
@@ -82,7 +82,8 @@ def decode_row(
         mask = np.array(Image.fromarray(mask).transpose(TURNS[image.orientation]))
     if mask.shape != (image.height, image.width):
         raise InputError(
-            f"Mask {where} is {mask.shape[1]} x {mask.shape[0]} pixels and its image {place(source, row, value)} "
+            f"Mask {where} is {mask.shape[1]} x {mask.shape[0]} pixels and its image "
+            f"{describe_location(source, row, value)} "
             f"{image.width} x {image.height}; both must be of the same size: resize the mask by nearest neighbor, or "
             "pair the files rightly."
         )
@@ -109,7 +110,7 @@ def decode_or_reason(value: Any, shorter_side: int, wide_range: Range | None) ->
         return reason
 
 
-def place(source: Source, row: int, value: dict[str, Any] | None) -> str:
+def describe_location(source: Source, row: int, value: dict[str, Any] | None) -> str:
     """Return where an image stands, for people: its name below the source's folder, or its row and its own name."""
     if value is None or value["path"] is None:
         return f"row {row}"

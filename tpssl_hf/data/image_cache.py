@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tpssl_hf.data.conversion import Range
-from tpssl_hf.data.decode import decode_row, place
+from tpssl_hf.data.decode import decode_row, describe_location
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache_folder import choose_rows, is_usable, key_of, locked, read_meta, report_of
 from tpssl_hf.data.image_cache_writer import CHUNK, EncodedImages, write_image_cache
@@ -109,7 +109,7 @@ class ImageCache:
 
     def place_of(self, index: int, value: dict[str, Any] | None) -> str:
         """Return where the image ``index``, encoded as ``value``, stands, for people."""
-        return place(self._source, int(self.rows[index]), value)
+        return describe_location(self._source, int(self.rows[index]), value)
 
     def gather(self, indices: np.ndarray, epoch: np.ndarray | int) -> ImageBatch:
         """Return the images ``indices`` (B,) as a batch that is marked with ``epoch``, a number or (B,)."""
@@ -169,7 +169,8 @@ class ImageCache:
                     or (image.mask is not None) != self.has_mask[indices[position]]
                 ):
                     raise InputError(
-                        f"{place(self._source, row, value)} of {self.source_name!r} has changed since it was scanned: "
+                        f"{describe_location(self._source, row, value)} of {self.source_name!r} has changed "
+                        "since it was scanned: "
                         "leave the files alone while training, or start again."
                     )
                 pixels[position, :height, :width] = image.image.pixels

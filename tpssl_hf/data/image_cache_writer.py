@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tpssl_hf.data import scan
 from tpssl_hf.data.conversion import SIXTEEN_BITS, Range
-from tpssl_hf.data.decode import Decoded, decode_row, place
+from tpssl_hf.data.decode import Decoded, decode_row, describe_location
 from tpssl_hf.data.gathered import Gathered
 from tpssl_hf.data.masks import refuse_masks_without_classes, share_of_pixels
 from tpssl_hf.data.reading import UnreadableImage
@@ -258,6 +258,6 @@ def _decode_chunk(
     source: Source, rows: list[int], values: list[Any], masks: list[Any], shorter_side: int, wide_range: Range
 ) -> list[tuple[int, str, Decoded | UnreadableImage]]:
     return [
-        (row, place(source, row, value), decode_row(source, row, value, mask, shorter_side, wide_range))
+        (row, describe_location(source, row, value), decode_row(source, row, value, mask, shorter_side, wide_range))
         for row, value, mask in zip(rows, values, masks, strict=True)
     ]

@@ -230,5 +230,5 @@ def _refuse_other_images(digests: Mapping[int, tuple[str, str]], source: Source)
         if digest != now:
             raise InputError(
                 f"{where}: row {row} of {source.name!r} holds another image than when this list was written, so the "
-                "data set has changed: give it as it was, or let recipes/label_picker.py write a new list."
+                "data set has changed: give it as it was, or let `tpssl-hf pick-labels` write a new list."
             )

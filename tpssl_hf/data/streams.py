@@ -17,7 +17,7 @@ import numpy as np
 from datasets.distributed import split_dataset_by_node
 
 from tpssl_hf.data.conversion import SIXTEEN_BITS
-from tpssl_hf.data.decode import decode_or_reason, place
+from tpssl_hf.data.decode import decode_or_reason, describe_location
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import CACHE_SCALE, ImageCache, as_images, stored_side
 from tpssl_hf.data.reading import Reduced, UnreadableImage
@@ -219,7 +219,9 @@ class StreamingImages:
                 decoded = pool.map(self._decode, values)
                 for value, epoch, image in zip(values, epochs, decoded, strict=True):
                     if isinstance(image, UnreadableImage):
-                        self.bad.append({"where": place(self._source, self.seen, value), "reason": str(image)})
+                        self.bad.append(
+                            {"where": describe_location(self._source, self.seen, value), "reason": str(image)}
+                        )
                     else:
                         yield image.pixels, epoch
                     self.seen += 1

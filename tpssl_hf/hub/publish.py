@@ -73,5 +73,5 @@ def _prepared(run_dir: Path, repo: str, choices: PublishConfig, known: list[str]
     evidence = gather(run_dir, choices)
     for item in fields(PushConfig):  # whoever makes this run again pushes it nowhere
         evidence.results["config"].pop(item.name, None)
-    place = verdict_folder(run_dir, choices.verdict)
-    return package(evidence, repo, verdict_folder=place, known_secrets=known, onnx=choices.onnx)
+    location = verdict_folder(run_dir, choices.verdict)
+    return package(evidence, repo, verdict_folder=location, known_secrets=known, onnx=choices.onnx)

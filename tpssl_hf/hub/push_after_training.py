@@ -123,7 +123,7 @@ def _settled(args: Args, say: Callable[..., None]) -> Push:
 
 def _check_access(repo: str, choices: PublishConfig, say: Callable[..., None], known: list[str]) -> None:
     """Ask the Hub who we are and whether we may write there, and no more than that."""
-    later = "Mend that, or leave `--push_to_hub` out and publish later with recipes/publish.py."
+    later = "Mend that, or leave `--push_to_hub` out and publish later with `tpssl-hf publish`."
     public = False
     try:
         with limited(min(choices.timeout, EARLY_PATIENCE / 4)):

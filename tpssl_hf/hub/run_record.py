@@ -71,7 +71,7 @@ class Evidence:
 
 
 def gather(folder: Path, choices: PublishConfig) -> Evidence:
-    """Read a run's folder, and settle what a card must say.
+    """Read a run's folder, and decide what a card must say.
 
     Args:
         folder: of a finished run of target_pretrain, ssl_classify or ssl_segment.
@@ -206,7 +206,7 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
     Returns:
         The weights, or None where the way ends before them; and what was done since.
     """
-    init, place, steps = results["init"], str(results["config"].get("init", "")), tuple[str, ...]()
+    init, location, steps = results["init"], str(results["config"].get("init", "")), tuple[str, ...]()
     for _ in range(_LONGEST_CHAIN):
         kind, name, license = init.get("kind"), str(init.get("name") or ""), init.get("license")
         if kind == "random":
@@ -215,8 +215,8 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
             return Base(name, init.get("revision"), license, steps), steps
         if kind == "timm" and not name.endswith(".default"):
             return Base(f"timm/{name}", None, license, steps), steps
-        earlier = _provenance(Path(place) / MODEL_CONFIG) if kind == "folder" and place else {}
-        if not earlier or not _same(Path(place) / WEIGHTS, init.get("sha256")):
+        earlier = _provenance(Path(location) / MODEL_CONFIG) if kind == "folder" and location else {}
+        if not earlier or not _same(Path(location) / WEIGHTS, init.get("sha256")):
             return None, steps
         if earlier.get("recipe") == "convert":
             source = earlier["source"]
@@ -227,7 +227,7 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
             return None, steps
         images = (earlier.get("dataset") or {}).get("name", "images")
         steps = (f"{earlier.get('method', '?')} on {images} ({earlier.get('recipe', '?')})", *steps)
-        init, place = earlier["init"], ""
+        init, location = earlier["init"], ""
     return None, steps
 
 
@@ -262,17 +262,17 @@ def verdict_folder(folder: Path, given: str | None) -> Path | None:
     """Return where the verdict on a run is, as ``--verdict`` says or else in its own folder; None without one."""
     if given == "none":
         return None
-    places = [Path(given)] if given else [folder, folder / "verdict"]
-    return next((place for place in places if (place / VERDICT).is_file()), None)
+    locations = [Path(given)] if given else [folder, folder / "verdict"]
+    return next((location for location in locations if (location / VERDICT).is_file()), None)
 
 
 def _verdict(folder: Path, given: str | None) -> dict[str, Any] | None:
-    place = verdict_folder(folder, given)
-    if place is None:
+    location = verdict_folder(folder, given)
+    if location is None:
         if given and given != "none":
             raise InputError(f"verdict {given!r} holds no {VERDICT}; give the folder that `tpssl-hf verdict` made.")
         return None
-    file = place / VERDICT
+    file = location / VERDICT
     verdict = _json(file)
     judged = [row["name"] for row in verdict.get("rows", []) if row["name"] not in CONTROLS]
     if folder.resolve().name not in judged:

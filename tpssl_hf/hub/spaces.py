@@ -162,19 +162,19 @@ def _models(content: dict[str, Any], demo_config: Path) -> Iterator[str]:
     for group, keys in MODELS.items():
         for entry in content.get(group, []):
             for key in keys:
-                place = entry[key]
-                local = any((start / place).expanduser().exists() for start in (Path(), demo_config.parent))
-                if local or not PUBLISHED_MODEL.fullmatch(place):
+                location = entry[key]
+                local = any((start / location).expanduser().exists() for start in (Path(), demo_config.parent))
+                if local or not PUBLISHED_MODEL.fullmatch(location):
                     raise InputError(
-                        f"{demo_config.name}, {group}, {entry['name']!r}: {key} {place} is a path, which a Space does "
-                        "not have; publish the model first, `tpssl-hf publish RUN --repo owner/name`, and "
+                        f"{demo_config.name}, {group}, {entry['name']!r}: {key} {location} is a path, which a Space "
+                        "does not have; publish the model first, `tpssl-hf publish RUN --repo owner/name`, and "
                         "give `owner/name`."
                     )
-                yield place
+                yield location
 
 
 def _carried(content: dict[str, Any], demo_config: Path, folder: Path, known: list[str]) -> Package:
-    """Collect the files that ``content`` names, and put their places in the Space into it."""
+    """Collect the files that ``content`` names, and put their locations in the Space into it."""
     files: Package = {}
     for group, keys in PLACES.items():
         for number, entry in enumerate(content.get(group, []), 1):
@@ -182,32 +182,32 @@ def _carried(content: dict[str, Any], demo_config: Path, folder: Path, known: li
                 if entry.get(key) is None:
                     continue
                 what = f"{demo_config.name}, {group}, {entry['name']!r}: {key}"
-                path, place = _found(entry[key], what, demo_config.parent), f"{DATA}/{group}_{number}/{key}"
+                path, location = _found(entry[key], what, demo_config.parent), f"{DATA}/{group}_{number}/{key}"
                 if key == "verdict":
-                    files |= {f"{place}/{name}": text for name, text in _verdict(path, what, known).items()}
+                    files |= {f"{location}/{name}": text for name, text in _verdict(path, what, known).items()}
                 else:
-                    place += path.suffix
-                    files[place] = _file(path, what)
-                entry[key] = place
-    for tab, places in (content.get("examples") or {}).items():
-        for number, name in enumerate(places):
+                    location += path.suffix
+                    files[location] = _file(path, what)
+                entry[key] = location
+    for tab, locations in (content.get("examples") or {}).items():
+        for number, name in enumerate(locations):
             what = f"{demo_config.name}, examples, {tab}"
             path = _file(_found(name, what, demo_config.parent, folder), what)
             own = (folder / EXAMPLES).resolve()
             if path.resolve().is_relative_to(own):  # they go along anyway
-                places[number] = f"{EXAMPLES}/{path.resolve().relative_to(own).as_posix()}"
+                locations[number] = f"{EXAMPLES}/{path.resolve().relative_to(own).as_posix()}"
             else:
-                places[number] = f"{DATA}/{EXAMPLES}/{tab}_{number + 1}{path.suffix}"
-                files[places[number]] = path
+                locations[number] = f"{DATA}/{EXAMPLES}/{tab}_{number + 1}{path.suffix}"
+                files[locations[number]] = path
     return files
 
 
-def _found(place: str, what: str, *starts: Path) -> Path:
-    """Return what ``place`` names from the working directory or else from ``starts``, the first that has it."""
+def _found(location: str, what: str, *starts: Path) -> Path:
+    """Return what ``location`` names from the working directory or else from ``starts``, the first that has it."""
     for start in (Path(), *starts):
-        if (path := start / Path(place).expanduser()).exists():
+        if (path := start / Path(location).expanduser()).exists():
             return path
-    raise InputError(f"{what} {place} is not there; make it first, or leave it out.")
+    raise InputError(f"{what} {location} is not there; make it first, or leave it out.")
 
 
 def _file(path: Path, what: str) -> Path:

@@ -188,5 +188,5 @@ def _fault(std: float, rank: float, start: Mapping[str, float], projection_std: 
 def _reason(step: int, fault: str) -> str:
     return (
         f"step {step}: {fault}, so different images look nearly the same and the run has collapsed: lower "
-        "learning_rate, raise batch_size or l2_weight, and check augmentations.png, in a new output_dir."
+        "base_learning_rate, raise batch_size or l2_weight, and check augmentations.png, in a new output_dir."
     )

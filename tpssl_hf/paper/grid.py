@@ -25,7 +25,7 @@ from tpssl_hf.paper.config import ReproduceConfig
 TABLES = {name: f"table{number}" for number, name in enumerate(("I", "II", "III", "IV", "V", "VI", "VII"), 1)}
 FIGURES = {name: f"figure{name}" for name in ("1", "3", "4", "5")}
 OWN = {"recipe", "preset", "overrides", "start", "pretrain", "pretrain_overrides", "snapshot", "select", "bn_only"}
-STATISTICS_ONLY = {"learning_rate": 0.0, "max_steps": 1, "warmup_epochs": 0.0}
+STATISTICS_ONLY = {"base_learning_rate": 0.0, "max_steps": 1, "warmup_epochs": 0.0}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def figure_of(plan: Plan, runs: Path) -> Stage | None:
 
 
 def make_plan(options: ReproduceConfig, configs: Path) -> Plan:
-    """Read the table that is asked for and settle its cells.
+    """Read the table that is asked for, and plan its cells.
 
     Args:
         options: which table, at which scale, from which data and weights.
@@ -80,9 +80,9 @@ def make_plan(options: ReproduceConfig, configs: Path) -> Plan:
     cells: list[Cell] = []
     for row, of_row in content["rows"].items():
         printed = (content.get("paper") or {}).get(row, [])
-        for place, (column, of_column) in enumerate(content["columns"].items()):
-            value = printed[place] if place < len(printed) else None
-            if place >= len(printed) or value is not None:
+        for number, (column, of_column) in enumerate(content["columns"].items()):
+            value = printed[number] if number < len(printed) else None
+            if number >= len(printed) or value is not None:
                 cells.append(planner.cell(row, column, [content["cell"], of_row, of_column], value))
     planner.refuse_unused_paths()
     chosen, downloads = tuple(_chosen(cells, options.cells)), tuple(sorted(planner.downloads))

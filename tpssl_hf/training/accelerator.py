@@ -44,9 +44,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # that of an earlier run in this process, which is over
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    precision, former = _mixed_precision(config.precision), AcceleratorState._shared_state
-    if former and former.get("_mixed_precision") != precision:  # of an earlier run of this process, which is over
-        AcceleratorState._reset_state()
     return Accelerator(
         cpu=several and not torch.accelerator.is_available(),  # untold, accelerate would start them all as single ones
         mixed_precision=precision,
@@ -95,7 +92,7 @@ def per_device_batch_size(batch_size: int, processes: int, accumulation_steps: i
     return batch_size // parts
 
 
-def place(method: Network, model: ModelConfig, accelerator: Accelerator) -> Network:
+def prepare_method(method: Network, model: ModelConfig, accelerator: Accelerator) -> Network:
     """Bring the method to the device in the form it is trained in."""
     if model.sync_batchnorm and accelerator.num_processes > 1:
         method = synchronize_batchnorm(method, accelerator.device)

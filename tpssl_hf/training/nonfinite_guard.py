@@ -79,7 +79,7 @@ class NonFiniteGuard:
         if streak >= BAD_STEPS_IN_A_ROW:
             raise InputError(
                 f"loss or gradient was not finite in {streak} steps in a row up to step {step} (learning rate "
-                f"{rate:.3g}); the weights are still those from before. Lower --learning_rate or use --precision "
+                f"{rate:.3g}); the weights are still those from before. Lower the learning rate or use --precision "
                 "fp32, in a new --output_dir."
             )
         if streak:

@@ -27,15 +27,17 @@ def draw_verdict(path: Path, decision: Decision, *, labels: int, title: str) -> 
     figure = Figure(figsize=(12.5, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.05))
     for offset, color, marker, name in _measures():
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             values = 100 * by_draw(getattr(row, name))
-            heights = place + offset + np.linspace(-0.09, 0.09, len(values))
+            heights = position + offset + np.linspace(-0.09, 0.09, len(values))
             left.plot(values, heights, marker, color=color, alpha=0.45, markersize=4, linestyle="none")
-            left.plot([values.mean()] * 2, [place + offset - 0.16, place + offset + 0.16], color=color, linewidth=2.4)
-        for place, pair in enumerate(pairs):
+            left.plot(
+                [values.mean()] * 2, [position + offset - 0.16, position + offset + 0.16], color=color, linewidth=2.4
+            )
+        for position, pair in enumerate(pairs):
             found: Difference = getattr(pair, name)
-            right.plot([100 * found.low, 100 * found.high], [place + offset] * 2, color=color, linewidth=2.4)
-            right.plot(100 * found.mean, place + offset, marker, color=color, markersize=7, markeredgecolor="white")
+            right.plot([100 * found.low, 100 * found.high], [position + offset] * 2, color=color, linewidth=2.4)
+            right.plot(100 * found.mean, position + offset, marker, color=color, markersize=7, markeredgecolor="white")
     right.axvline(0, color="black", linewidth=1)
     _finish(left, [row.name for row in rows], f"right answers after {labels} labels, %", "each draw, and the mean")
     level = f"{100 * pairs[0].probe.level:.3g} %"

@@ -96,16 +96,16 @@ def paired_difference(
     if one.shape != other.shape or min(one.shape) < 2 or (np.isnan(one) != np.isnan(other)).any():
         raise ValueError(f"predictions {one.shape} and {other.shape} are not of the same questions, at least 2 by 2.")
     differences = one.astype(np.float64) - other
-    asked = ~np.isnan(differences)
+    present = ~np.isnan(differences)
     by_draw = np.nanmean(differences, axis=1)
-    mean = float(differences[asked].mean())
-    components = _components(differences) if asked.all() else None
+    mean = float(differences[present].mean())
+    components = _components(differences) if present.all() else None
     error, freedom = _error(differences, by_draw, components, overlap)
-    resampled = _resampled_means(differences, asked, seed) - mean
+    resampled = _resampled_means(differences, present, seed) - mean
     tails = (1 - level) / 2
     spread = float(resampled.std())
     wider = error * stats.t.ppf(1 - tails, freedom) / (spread * stats.norm.ppf(1 - tails)) if spread > 0 else 0.0
-    low, high = (mean + float(wider * np.quantile(resampled, share)) for share in (tails, 1 - tails))
+    low, high = (mean + float(wider * np.quantile(resampled, tail)) for tail in (tails, 1 - tails))
     variances = components or (None, None, None)
     return Difference(
         mean, low, high, level, error, tuple(by_draw.tolist()), differences.shape[1], overlap, *variances
@@ -149,16 +149,16 @@ def _error(
     return math.sqrt(variance), variance**2 / divisor if divisor > 0 else draws - 1
 
 
-def _resampled_means(differences: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
+def _resampled_means(differences: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
     """Means (RESAMPLES,) with draws and questions each drawn anew with replacement, as counts of how often."""
     random = np.random.default_rng(seed)
     draws, questions = differences.shape
-    filled, present = np.where(asked, differences, 0.0), asked.astype(np.float64)
+    filled, weights = np.where(present, differences, 0.0), present.astype(np.float64)
     means = np.empty(RESAMPLES)
     for start in range(0, RESAMPLES, _CHUNK):
         of_draws, of_questions = (_counts(random, number) for number in (draws, questions))
         total = ((of_draws @ filled) * of_questions).sum(axis=1)
-        count = ((of_draws @ present) * of_questions).sum(axis=1)
+        count = ((of_draws @ weights) * of_questions).sum(axis=1)
         means[start : start + _CHUNK] = total / np.maximum(count, 1.0)
     return means
 

@@ -1,4 +1,4 @@
-"""Images that all weights of a verdict are asked about, and the label draws they learn from."""
+"""The images that all weights of a verdict predict, and the draws of labels that their probes learn from."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,15 +105,15 @@ def _shared_queries(
         try:
             bank = draw_labels(rest, budget, classes, mode=config.label_mode, seed=draw + SEEDS_APART * seed)
         except InputError as error:
-            raise InputError(f"{error} Images asked about do not count; see --queries and --images.") from error
+            raise InputError(f"{error} Queries do not count; see --queries and --images.") from error
         trials.append(ProbeSplit(bank, queries, labels[bank], labels[queries]))
     pool = available - count
     chosen = (
-        f"{config.draws} draws of {budget} labels out of {pool:,} labeled images; all were asked about the same "
-        f"{len(queries):,} other ones"
+        f"{config.draws} draws of {budget} labels out of {pool:,} labeled images; the same {len(queries):,} "
+        "other ones are the queries of all draws"
     )
     if unshown:  # where labels are drawn in proportion; a balanced draw would be refused
-        chosen += f"; not asked about, as no label is left to learn them from: {few(unshown)}"
+        chosen += f"; not among them, as no label is left to learn from: {few(unshown)}"
     return ProbeSet(indices, labels, names, tuple(trials), budget / (pool - budget), True, chosen)
 
 
@@ -129,13 +129,13 @@ def _own_queries(
     if (single := np.flatnonzero(counts < 2)).size:
         raise InputError(
             f"class {names[single[0]]} has {counts[single[0]]} labeled images, and each class needs one to learn "
-            "from and one to ask about; label 2 or more of each."
+            "from and one to predict; label 2 or more of each."
         )
     total = int(counts.sum())
     size = min(budget or total, 3 * total // 4)
     trials = []
     for draw in range(1, config.draws + 1):
-        # a draw by shares favors the first of equal classes: which is first changes with every draw
+        # a proportional draw favors the first of equal classes: which is first changes with every draw
         number = np.random.default_rng([seed, draw]).permutation(len(names))
         shuffled = np.where(labels == UNLABELED, UNLABELED, number[labels])
         bank = draw_labels(shuffled, size, len(names), mode="proportional", seed=draw + SEEDS_APART * seed)
@@ -143,6 +143,6 @@ def _own_queries(
         trials.append(ProbeSplit(bank, queries, labels[bank], labels[queries]))
     chosen = (
         f"{config.draws} splits of {total:,} labeled images into {size:,} to learn from and only {total - size:,} "
-        "to ask about"
+        "to predict"
     )
     return ProbeSet(indices, labels, names, tuple(trials), (total - size) / size, False, chosen)

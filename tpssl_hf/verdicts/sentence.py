@@ -59,7 +59,7 @@ def _required_by(decision: Decision, shared: bool) -> str:
     if found is None:
         return (
             " A difference so small would not be settled by anything practical (100 draws, 100,000 labeled images "
-            "to ask about), so take whichever is at hand."
+            "to predict), so take whichever is at hand."
         )
     first = decision.comparisons[0].probe
     if not shared:
@@ -68,7 +68,7 @@ def _required_by(decision: Decision, shared: bool) -> str:
         return f" If it is as large as it looks, --draws {found.draws} would settle it, with the labels there are."
     more = f" and --draws {found.draws}" if found.draws > len(first.draws) else ""
     return (
-        f" If it is as large as it looks, about {_round(found.questions):,} labeled images to ask about instead of "
+        f" If it is as large as it looks, about {_round(found.questions):,} labeled images to predict instead of "
         f"{first.questions:,}{more} would settle it (--queries, --images)."
     )
 

@@ -61,7 +61,7 @@ def find_weights(config: VerdictConfig) -> tuple[Weights, list[Weights]]:
         recipe = known.get("tpssl_hf", {}).get("recipe")
         if recipe in FINETUNING:
             raise InputError(
-                f"adapted {location} was made by {recipe}, with labels, and a verdict asks about labeled images that "
+                f"adapted {location} was made by {recipe}, with labels, and a verdict predicts labeled images that "
                 "it may have been trained on; give the model/ of a target pretraining."
             )
     named_by_run = timm_start(locations, config.backbone) if config.base == "timm" else None
@@ -148,7 +148,7 @@ def remarks(
             )
         own = (weights.facts.get("pretrained_cfg", {}).get("input_size") or [0, size])[1]
         if own != size:
-            found.append(f"{weights.name} was adapted at {own} px and is asked at {size}: see --image_size.")
+            found.append(f"{weights.name} was adapted at {own} px and is compared at {size} px: see --image_size.")
         if same_start(weights.start, origins[BASE], seed) is None:
             known = f" ({weights.start['kind']} weights: {weights.start['name']})" if weights.start else ""
             found.append(f"{weights.name} does not tell whether it was adapted from this base{known}.")

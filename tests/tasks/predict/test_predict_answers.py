@@ -21,7 +21,7 @@ from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
 from tpssl_hf.tasks.predict.model import load_model
 from tpssl_hf.tasks.predict.run import PredictResult, embed, predict
-from tpssl_hf.tasks.predict.segment import mask_places
+from tpssl_hf.tasks.predict.segment import mask_stems
 
 
 def label(model: Path, dataset: Any, output: Path, **options: Any) -> PredictResult:
@@ -126,9 +126,9 @@ def test_masks_mirror_the_folder_and_name_their_classes(segmenter: Path, photos:
     assert not (tmp_path / "out" / "overlays").exists()
 
 
-def test_mask_places_stay_in_the_folder_and_are_all_different() -> None:
+def test_mask_stems_stay_in_the_folder_and_are_all_different() -> None:
     names = ["../../etc/passwd.png", "/x/y.jpg", "C:\\data\\q.jpg", "a.jpg", "a.jpg", "A.png", "a_row3.jpg", "..", "7"]
-    places = mask_places(names)
+    places = mask_stems(names)
     assert places[:3] == ["etc/passwd", "x/y", "C_/data/q"]
     assert places[3:7] == ["a_row3_", "a_row4", "A_row5", "a_row3"] and places[8] == "7"
     assert len({place.casefold() for place in places}) == len(names)

@@ -42,7 +42,7 @@ def test_a_fall_of_six_points_is_said_first_and_what_made_it() -> None:
     assert (found["verdict"], found["statistics_only"]["verdict"]) == ("worse", "worse")
     said = sentence(found)
     assert said.startswith("The saved backbone is WORSE than the weights it started from: linear probe −6.0 points")
-    assert "New BatchNorm statistics alone make it worse." in said
+    assert "Re-estimated BatchNorm statistics alone make it worse." in said
     assert "alone" not in sentence(judged(922, 922, 862))
 
 
@@ -63,4 +63,4 @@ def test_one_probe_that_falls_is_not_made_up_for_by_another_that_rises() -> None
 def test_without_labels_nothing_is_claimed_and_the_way_to_find_out_named() -> None:
     found = verdict({}, {}, {})
     assert found["verdict"] == "unknown"
-    assert "not known" in sentence(found) and "recipes/verdict.py" in sentence(found)
+    assert "not known" in sentence(found) and "tpssl-hf verdict" in sentence(found)

@@ -86,7 +86,7 @@ SPEC = MethodSpec(
     # §IV-B: LARS, base rate 0.3, momentum 0.9; the rest from the 300-epoch preset of the original.
     defaults={
         "optimizer": "lars",
-        "learning_rate": 0.3,
+        "base_learning_rate": 0.3,
         "momentum": 0.9,
         "weight_decay": 1e-6,
         "warmup_epochs": 10.0,

@@ -85,7 +85,7 @@ SPEC = MethodSpec(
     # lower" is 0.003, in the configs named *_moco_paper.
     defaults={
         "optimizer": "sgd",
-        "learning_rate": 0.03,
+        "base_learning_rate": 0.03,
         "momentum": 0.9,
         "weight_decay": 1e-4,
         "decay_norm_and_bias": True,

@@ -133,7 +133,7 @@ SPEC = MethodSpec(
     # §IV-B: LARS, base rate 0.1, momentum 0.9; weight decay and warm-up from the original.
     defaults={
         "optimizer": "lars",
-        "learning_rate": 0.1,
+        "base_learning_rate": 0.1,
         "momentum": 0.9,
         "weight_decay": 1e-5,
         "warmup_epochs": 5.0,

@@ -66,7 +66,7 @@ SPEC = MethodSpec(
     # The original's: LARS, 0.3 for 256 images, decay 1e-6, ten epochs of warm-up.
     defaults={
         "optimizer": "lars",
-        "learning_rate": 0.3,
+        "base_learning_rate": 0.3,
         "momentum": 0.9,
         "weight_decay": 1e-6,
         "warmup_epochs": 10.0,

@@ -104,7 +104,7 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
         count = results["test"]["images"]
         lines.append(f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test images (last EMA network)")
         lines.append(
-            f"  sure and wrong  expected calibration error {100 * metrics['expected_calibration_error']:.1f} %"
+            f"  calibration   expected calibration error (ECE) {100 * metrics['expected_calibration_error']:.1f} %"
         )
     if "validation_accuracy" in metrics:
         lines.append(f"  validation    {100 * metrics['validation_accuracy']:.1f} % of the labels held out")

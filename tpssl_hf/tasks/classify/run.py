@@ -23,7 +23,7 @@ from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.classify.data import FinetuningData, Split, data_facts, open_data, with_labels
 from tpssl_hf.tasks.finetuning import FinetuningRun, finetuning_optimizer, open_streams
-from tpssl_hf.training.accelerator import place
+from tpssl_hf.training.accelerator import prepare_method
 from tpssl_hf.training.optim import cosine_7_16, four_steps
 from tpssl_hf.training.run_dir import RunDir
 
@@ -103,7 +103,7 @@ def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None
         recompute_activations(classifier)
     views = _view_settings(args, data, classifier)
     heads = list(timm_network(classifier).get_classifier().parameters())
-    method = place(spec.build(classifier, args.method, len(data.unlabeled)), model, accelerator)
+    method = prepare_method(spec.build(classifier, args.method, len(data.unlabeled)), model, accelerator)
     transforms = dict(spec.views(views, args.method))
     transforms["labeled"] = with_labels(transforms["labeled"], data.labeled, len(data.store), accelerator.device)
     epoch_steps = max(1, len(data.unlabeled) // (EPOCH_RATIO * optim.batch_size))

@@ -66,7 +66,7 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         progress: whether to show a bar.
 
     Raises:
-        InputError: for a model or images that cannot be used, and an output folder of other settings.
+        InputError: for a model or images that cannot be used, and an output folder of other keys.
     """
     _check(config)
     model = load_model(config.model, config.device)

@@ -32,7 +32,7 @@ class Segmentation:
     ) -> None:
         self._model = model
         self._folder = folder
-        self._places = mask_places(names)
+        self._stems = mask_stems(names)
         self.csv_columns: Sequence[str] = ["mask", "confidence", *(f"share_{name}" for name in model.class_names)]
         self.keep_pixels = overlays
         self._pool = ThreadPoolExecutor(num_workers, "tpssl-masks")
@@ -59,11 +59,11 @@ class Segmentation:
             mask = scores.argmax(dim=0)
             sure = (scores.amax(dim=0) - scores.logsumexp(dim=0)).exp().mean()
             shares = mask.flatten().bincount(minlength=len(self._model.class_names)) / mask.numel()
-            place = self._places[image.row]
-            columns["mask"].append(f"{MASKS}/{place}.png")
+            stem = self._stems[image.row]
+            columns["mask"].append(f"{MASKS}/{stem}.png")
             columns["confidence"].append(sure.item())
             columns["class_shares"].append(shares.float().cpu().numpy())
-            jobs.append(self._pool.submit(self._write, mask.cpu().numpy(), image.pixels, place))
+            jobs.append(self._pool.submit(self._write, mask.cpu().numpy(), image.pixels, stem))
         for job in jobs:
             job.result()
         return columns
@@ -72,8 +72,8 @@ class Segmentation:
         """Give the share of each class a column of its own."""
         return [row["mask"], row["confidence"], *row["class_shares"]]
 
-    def _write(self, mask: np.ndarray, pixels: np.ndarray | None, place: str) -> None:
-        path = self._folder / MASKS / f"{place}.png"
+    def _write(self, mask: np.ndarray, pixels: np.ndarray | None, stem: str) -> None:
+        path = self._folder / MASKS / f"{stem}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         if len(self._model.class_names) > 256:
             Image.fromarray(mask.astype(np.uint16)).save(path)
@@ -82,7 +82,7 @@ class Segmentation:
             image.putpalette(self._colors.tobytes())
             image.save(path)
         if pixels is not None:
-            path = self._folder / OVERLAYS / f"{place}.jpg"
+            path = self._folder / OVERLAYS / f"{stem}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             painted = Image.fromarray(self._colors[mask % len(self._colors)])
             overlay = Image.blend(Image.fromarray(pixels), painted, 0.5)
@@ -90,7 +90,7 @@ class Segmentation:
             overlay.save(path, quality=90)
 
 
-def mask_places(names: Sequence[str]) -> list[str]:
+def mask_stems(names: Sequence[str]) -> list[str]:
     """Return where each mask goes, without suffix: the path of its image, made different where it is not.
 
     Paths never leave the folder. Names that differ in suffix or case alone would share a file somewhere; they get
@@ -99,14 +99,14 @@ def mask_places(names: Sequence[str]) -> list[str]:
     stems = [_stem(name) for name in names]
     folded = [stem.casefold() for stem in stems]
     counts = Counter(folded)
-    places = []
+    different = []
     for row, (stem, key) in enumerate(zip(stems, folded, strict=True)):
         if counts[key] > 1:
             stem = f"{stem}_row{row}"
             while stem.casefold() in counts:
                 stem += "_"
-        places.append(stem)
-    return places
+        different.append(stem)
+    return different
 
 
 def _stem(name: str) -> str:

@@ -40,9 +40,9 @@ def default_folder(record: Mapping[str, Any]) -> str:
     return f"{parent}/{_short_name(record['model'])}-{_short_name(record['dataset'])}-{digest[:8]}"
 
 
-def _short_name(place: str) -> str:
+def _short_name(location: str) -> str:
     """Return the part of a path or Hub id that people know it by, fit for a file name."""
-    parts = [part for part in re.split(r"[/\\]", place.partition("@")[0]) if part not in ("", ".", "..", "model")]
+    parts = [part for part in re.split(r"[/\\]", location.partition("@")[0]) if part not in ("", ".", "..", "model")]
     return re.sub(r"[^\w.-]", "_", parts[-1])[:40] if parts else "here"
 
 
@@ -72,7 +72,7 @@ def open_output(folder: Path, record: Mapping[str, Any]) -> Iterator[RunDir]:
         record: every key, and the fingerprints of images and model.
 
     Raises:
-        InputError: if the folder cannot be written, is full or in use, or holds results of other settings, images or
+        InputError: if the folder cannot be written, is full or in use, or holds results of other keys, images or
             weights.
     """
     begun = any((folder / PARTS).glob("part_*.parquet")) or (folder / RESULTS).exists()

@@ -39,7 +39,7 @@ def apply_time_budget(args: PretrainArgs, accelerator: Accelerator) -> PretrainA
     begun = Path(args.run.output_dir) / CONFIG
     former = read_config_file(begun) if begun.exists() else {}
     if former.get("budget") == args.health.budget and former.get("max_steps"):
-        shared = {name: former[name] for name in ("batch_size", "max_steps", "learning_rate")}
+        shared = {name: former[name] for name in ("batch_size", "max_steps", "base_learning_rate")}
         own = {name: former[name] for name in MOMENTA if hasattr(args.method, name)}
         return replace(args, optim=replace(args.optim, **shared), method=replace(args.method, **own))
     accelerator.print(f"timing this machine for a budget of {args.health.budget}")
@@ -113,12 +113,15 @@ def fit_to_length(args: PretrainArgs, chosen: Plan) -> tuple[PretrainArgs, list[
     reach = lars_reach(schedule(optim, chosen.max_steps, round(chosen.max_steps / chosen.epochs)), chosen.max_steps)
     if optim.optimizer == "lars" and 0 < reach < PLANNED_REACH:
         most = LARGEST_RATE * 256 / chosen.batch_size
-        rate = float(f"{max(optim.learning_rate, min(optim.learning_rate * PLANNED_REACH / reach, most)):.2g}")
-        lines.append(
-            f"  learning_rate {optim.learning_rate:g} -> {rate:g}: LARS would move the weights by {reach:.1%} of "
-            f"their length in all, now {reach * rate / optim.learning_rate:.1%}"
+        rate = float(
+            f"{max(optim.base_learning_rate, min(optim.base_learning_rate * PLANNED_REACH / reach, most)):.2g}"
         )
-        args = replace(args, optim=replace(optim, learning_rate=rate))
+        lines.append(
+            f"  base_learning_rate {optim.base_learning_rate:g} -> {rate:g}: LARS would move the weights by "
+            f"{reach:.1%} of "
+            f"their length in all, now {reach * rate / optim.base_learning_rate:.1%}"
+        )
+        args = replace(args, optim=replace(optim, base_learning_rate=rate))
     for name, share in MOMENTA.items():
         momentum = getattr(args.method, name, None)
         least = max(LEAST_MOMENTUM, 1.0 - LEFT_BEHIND / (share * chosen.max_steps))

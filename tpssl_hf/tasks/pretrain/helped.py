@@ -37,7 +37,7 @@ def verdict(before: Right, statistics_only: Right, after: Right) -> dict[str, An
     Returns:
         ``verdict``: worse, if any probe's interval lies below 0; better, if one lies above and none below; no
         difference; or unknown, without labels. ``probes``: the differences by probe. ``statistics_only``: the same of
-        Φ_pre with nothing but new BatchNorm statistics, which tells what made the difference.
+        Φ_pre with re-estimated BatchNorm statistics and nothing else, which tells what made the difference.
     """
     found = {name: difference(before[name], after[name]) for name in before}
     alone = {name: difference(before[name], statistics_only[name]) for name in before}
@@ -54,7 +54,7 @@ def sentence(judged: Mapping[str, Any]) -> str:
     """Say the verdict, with the differences it rests on; without labels, that nobody knows and how to find out."""
     if judged["verdict"] == "unknown":
         return (
-            "Whether adapting helped is not known: there were no labels to measure it by. recipes/verdict.py finds "
+            "Whether adapting helped is not known: there were no labels to measure it by. `tpssl-hf verdict` finds "
             "out with a few of them."
         )
     points = "; ".join(
@@ -66,7 +66,11 @@ def sentence(judged: Mapping[str, Any]) -> str:
         "better": "better than the weights it started from",
         "no difference": "no different from the weights it started from, as far as these probes can tell",
     }[judged["verdict"]]
-    alone = " New BatchNorm statistics alone make it worse." if judged["statistics_only"]["verdict"] == "worse" else ""
+    alone = (
+        " Re-estimated BatchNorm statistics alone make it worse."
+        if judged["statistics_only"]["verdict"] == "worse"
+        else ""
+    )
     return f"The saved backbone is {word}: {points}.{alone}"
 
 

@@ -28,7 +28,7 @@ from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
 from tpssl_hf.tasks.pretrain.data import open_images
-from tpssl_hf.training.accelerator import per_device_batch_size, place
+from tpssl_hf.training.accelerator import per_device_batch_size, prepare_method
 from tpssl_hf.training.loop import (
     Stream,
 )
@@ -86,7 +86,9 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
     learning_rate = schedule(optim, max_steps, epoch_steps)
     if model.gradient_checkpointing:
         recompute_activations(backbone)
-    method = place(anchored(spec.build(backbone, args.method), args, learning_rate, max_steps), model, accelerator)
+    method = prepare_method(
+        anchored(spec.build(backbone, args.method), args, learning_rate, max_steps), model, accelerator
+    )
     return PretrainRun(
         args=args,
         accelerator=accelerator,
@@ -123,7 +125,7 @@ def schedule(optim: OptimConfig, max_steps: int, epoch_steps: int | None) -> Cal
     warmup = round(epochs * epoch_steps) if epoch_steps else max_steps if epochs > 0 else 0
     return partial(
         warmup_cosine,
-        base=optim.learning_rate * optim.batch_size / 256,
+        base=optim.base_learning_rate * optim.batch_size / 256,
         max_steps=max_steps,
         warmup_steps=min(warmup, max_steps // 10),
     )
@@ -137,7 +139,7 @@ def cautions(run: PretrainRun) -> list[str]:
         found.append(
             f"caution: at these rates LARS moves a weight tensor by {reach:.2%} of its length in all "
             f"{run.max_steps:,} steps (a run that adapts needs {LEAST_REACH:.0%} or more); give more steps, or "
-            f"--learning_rate {optim.learning_rate * LEAST_REACH / reach:.2g}"
+            f"--base_learning_rate {optim.base_learning_rate * LEAST_REACH / reach:.2g}"
         )
     if run.store is None:
         length = "a tenth of the steps" if optim.warmup_epochs > 0 else "off"

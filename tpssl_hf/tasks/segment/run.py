@@ -27,7 +27,7 @@ from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.finetuning import FinetuningRun, finetuning_optimizer, open_streams
 from tpssl_hf.tasks.segment.config import SegmentArgs
 from tpssl_hf.tasks.segment.data import EvaluationImages, SegmentingData, data_facts, open_masks
-from tpssl_hf.training.accelerator import place
+from tpssl_hf.training.accelerator import prepare_method
 from tpssl_hf.training.loop import Stream
 from tpssl_hf.training.optim import poly
 from tpssl_hf.training.run_dir import RunDir
@@ -104,7 +104,7 @@ def prepare(args: SegmentArgs, accelerator: Accelerator, run_dir: RunDir | None)
     views = _view_settings(args, data, segmenter.config)
     check_crop(segmenter, model.backbone, views.crop_size)
     heads = list(segmenter.decoder.parameters())
-    method = place(spec.build(segmenter, args.method, len(data.unlabeled)), model, accelerator)
+    method = prepare_method(spec.build(segmenter, args.method, len(data.unlabeled)), model, accelerator)
     transforms = spec.views(views, args.method)
     shape = SCHEDULES[optim.schedule]
     return SegmentRun(
