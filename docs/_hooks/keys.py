@@ -1,7 +1,8 @@
 """MkDocs hook: fill in tables of keys from the dataclasses that declare them.
 
 ``<!-- keys: module:Class -->`` becomes a table for each dataclass that the class is composed of, and
-``<!-- methods: module:DICT -->`` one for each method of a dictionary of specs. Cross-references of docstrings (``:func:``) lose their role, which Markdown would show.
+``<!-- methods: module:DICT -->`` one for each method of a dictionary of specs. Cross-references of docstrings
+(``:func:``) lose their role, which Markdown would show.
 """
 
 import importlib

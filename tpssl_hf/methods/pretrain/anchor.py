@@ -1,4 +1,4 @@
-"""The pull toward Φ_pre: λ‖Φ − Φ_pre‖² on top of any pretraining method (Eq. 3)."""
+"""The L2-SP penalty toward Φ_pre: λ‖Φ − Φ_pre‖² on top of any pretraining method (Eq. 3)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
