@@ -1,4 +1,4 @@
-"""A verdict as a figure: every draw of every row, and the differences with their intervals."""
+"""A verdict as a figure: every label seed of every row, and the differences with their intervals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ PROBE_COLOR, KNN_COLOR = "#0072b2", "#e69f00"  # told apart by most color-blind 
 
 
 def draw_verdict(path: Path, decision: Decision, *, labels: int, title: str) -> None:
-    """Write the image: every draw of every row, and the differences with their intervals.
+    """Write the image: every label seed of every row, and the differences with their intervals.
 
     Args:
         path: PNG file to write.

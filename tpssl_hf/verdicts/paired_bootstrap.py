@@ -1,4 +1,4 @@
-"""Differences of two scores on the same questions: how large, how certain, and what sample size would settle them.
+"""Differences of two scores on the same queries: how large, how certain, and what sample size would settle them.
 
 Two sets of weights label the same images, the queries, with the same label seeds. What varies is which labels
 were drawn and which questions were taken, so both are resampled (the pigeonhole bootstrap; Owen, 2007).

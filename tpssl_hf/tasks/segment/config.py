@@ -50,7 +50,7 @@ class SegmentConfig:
 
     method: str = key(DEFAULT_METHOD, f"Learner: {', '.join(SEGMENT)}.")
     labels: int | str = key(
-        20, "Masks in all, drawn; or a share such as `2%`; or `all`; or a .json or .txt file (names or rows)."
+        20, "Masks in all, drawn; or a percentage such as `2%`; or `all`; or a .json or .txt file (names or rows)."
     )
     label_seed: int = key(1, "Label seed: decides which masks are drawn.")
     label_seeds: list[int] | None = key(
