@@ -173,7 +173,7 @@ def prepare() -> dict[str, Any]:
     tasks = [
         f"tpssl_hf.tasks.{task}.{part}" for task in ("pretrain", "classify", "segment") for part in ("run", "report")
     ]
-    for module in [importlib.import_module(f"{task}.{part}") for task in tasks for part in ("run", "report")]:
+    for module in map(importlib.import_module, tasks):
         for name in set(DRAWN) & set(vars(module)):
             setattr(module, name, lambda path, *_, **__: path.touch())
     for name, load in sources.EMBEDDED_LOADERS.items():
