@@ -131,7 +131,7 @@ def _markdown(
             f"{level:.3g} % intervals over label seeds and queries{together}. Adapting may have seen these "
             "images, never their labels."
         )
-        parts.append(f"![each draw, and the differences]({IMAGE})")
+        parts.append(f"![each label seed, and the differences]({IMAGE})")
     parts += remarks
     where = f"{dataset['name']} (training images, fingerprint {dataset['fingerprint']})"
     parts.append(f"What was done: {where}; features of {len(probe_set.indices):,} images; {probe_set.chosen}.")

@@ -11,7 +11,7 @@ def sentence(decision: Decision, *, labels: int, shared: bool) -> str:
 
     Args:
         decision: what was found.
-        labels: number of labels of each draw.
+        labels: number of labels of each label seed.
         shared: whether all draws had the same queries, see :class:`tpssl_hf.verdicts.probe_set.ProbeSet`.
     """
     if not decision.comparisons:
