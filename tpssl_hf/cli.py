@@ -33,7 +33,7 @@ PROCESSES = "--num_processes"
 
 
 def main() -> None:
-    """Run the command line of this process and leave it with an exit code."""
+    """Run the command line of this process and end it with an exit code."""
     run_cli(lambda: run(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""User-facing error, printed without a traceback."""
 
 
 class InputError(ValueError):

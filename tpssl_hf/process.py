@@ -1,4 +1,4 @@
-"""Process set-up that must happen before torch is imported, and the exit manners every recipe shares.
+"""Process set-up that must happen before torch is imported, and the exit codes that commands and recipes share.
 
 This module must not import torch: OpenMP reads its thread count and its wait policy once, when torch loads it.
 """
@@ -78,7 +78,7 @@ def cpu_has_bf16() -> bool:
 
 
 def run_cli(main: Callable[[], int]) -> None:
-    """Run a recipe and leave the process with its exit code.
+    """Run a command and end the process with its exit code.
 
     An ``InputError`` becomes one sentence on standard error and exit code 2; other exceptions keep their traceback.
     The package's own warnings are one sentence as well, without the line of code that raised them.

@@ -49,7 +49,7 @@ def test_flat_keys_and_arguments_are_two_forms_of_one_thing() -> None:
 
 def test_file_beats_default_and_command_line_beats_file(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
-    file.write_text("image_size: 64\nlearning_rate: 1e-3\n")
+    file.write_text("image_size: 64\nbase_learning_rate: 1e-3\n")
     values = parse("--config", str(file), "--image_size", "96")
     assert values["image_size"] == 96
     assert values["base_learning_rate"] == 1e-3
@@ -157,7 +157,7 @@ def test_the_method_brings_its_own_keys_and_defaults(tmp_path: Path) -> None:
 
     assert args("--method", "other").method == Other() and args("--method", "other").optim.base_learning_rate == 0.03
     file = tmp_path / "a.yaml"
-    file.write_text("method: other\nlearning_rate: 0.5\n")
+    file.write_text("method: other\nbase_learning_rate: 0.5\n")
     read = args("--config", str(file))
     assert (read.task.method, read.optim.base_learning_rate) == ("other", 0.5)
     assert args("--config", str(file), "--method=byol").task.method == "byol"

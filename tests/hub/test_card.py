@@ -192,8 +192,8 @@ def test_one_of_several_draws_says_how_the_others_went(runs: dict[str, Path], tm
     run = changed(runs["classifier"], tmp_path / "all" / "label_seed_1")
     spread = {"mean": 0.5, "standard_deviation": 0.1, "values": [0.4, 0.6]}
     (tmp_path / "all" / "results.json").write_text(json.dumps({"label_seeds": [1, 2], "accuracy": spread}))
-    assert "one of 2 draws of labels, over which it is 50.0 ± 10.0 % (40.0, 60.0)" in card_of(run)
-    assert "One run with one draw of labels" in card_of(runs["classifier"])
+    assert "one of 2 label seeds, over which it is 50.0 ± 10.0 % (40.0, 60.0)" in card_of(run)
+    assert "One run with one label seed" in card_of(runs["classifier"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

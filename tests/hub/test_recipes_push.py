@@ -132,7 +132,7 @@ def test_of_several_draws_the_first_is_published_with_the_spread_over_all(
     assert run("ssl_classify", settings | {"output_dir": tmp_path / "all", "init": "random"}) == 0
     files = hub.head("me/x")
     assert json.loads(files["results.json"])["labels"]["seed"] == 3
-    assert b"one of 2 draws of labels" in files["README.md"]
+    assert b"one of 2 label seeds" in files["README.md"]
     assert sum("/commit/" in request for request in hub.requests) == 1
 
 

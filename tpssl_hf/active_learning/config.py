@@ -17,10 +17,8 @@ class PickLabelsConfig:
         "typical: the most typical image of each cluster (TypiClust); coverage: images whose surroundings hold "
         "most others (ProbCover); random: neither.",
     )
-    labeled: str | None = key(
-        None, "Labels there are already, a .json or .csv file as --labels of ssl_classify takes it."
-    )
-    init: str = key("random", "Weights of the features: a run's folder, or whatever --init of ssl_classify takes.")
+    labeled: str | None = key(None, "Labels there are already, a .json or .csv file as --labels of classify takes it.")
+    init: str = key("random", "Weights of the features: a run's folder, or whatever --init of classify takes.")
     backbone: str = key("resnet18", "timm model, where the weights do not say of which model they are.")
     output_dir: str = key("outputs/to_label", "Folder of the list and the contact sheet.", carry_out=True)
     seed: int = key(0, "Seed of k-means and of random draws.")

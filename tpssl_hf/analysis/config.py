@@ -26,12 +26,12 @@ class AnalyzeConfig:
     )
     runs: str | None = key(
         None,
-        "transfer, convergence, steps: folders of finished ssl_classify runs, with commas between; * is allowed.",
+        "transfer, convergence, steps: folders of finished classify runs, with commas between; * is allowed.",
         several=True,
     )
     test_split: str = key("test", "Split for clustering and t-SNE beside the training one; `none` for none.")
     normalize: bool = key(False, "clustering: features of length one; the paper's are raw.")
-    repeats: int = key(5, "clustering: starts of k-means; steps: draws of labels.")
+    repeats: int = key(5, "clustering: starts of k-means; steps: label seeds.")
     labels: str = key("40,250", "steps: labels of the linear probe, with commas between.", several=True)
     samples: int = key(500, "tsne: images drawn at random, fewer where there are fewer (paper: 500).")
     perplexity: float = key(30.0, "tsne: perplexity.")

@@ -48,7 +48,7 @@ def draw_steps(
 def draw_convergence(path: Path, curves: Sequence[Curve]) -> None:
     """Write test accuracy over epochs, a panel for each data set and number of labels.
 
-    Draws of labels of one run share a color, thin, with their mean thick where their epochs agree. Runs that start
+    Label seeds of one run share a color, thin, with their mean thick where their epochs agree. Runs that start
     from the ``model`` folder of another run are dashed, as in the paper.
 
     Args:

@@ -17,12 +17,12 @@ RECIPE = "ssl_classify"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One finished run of ssl_classify, of one or several draws of labels.
+    """One finished run of classify, of one or several label seeds.
 
     Attributes:
         folder: where it is.
         results: its results.json.
-        accuracies: on the test split, in [0, 1], one for each draw of labels.
+        accuracies: on the test split, in [0, 1], one for each label seed.
     """
 
     folder: Path
@@ -52,14 +52,14 @@ def find_runs(named: str | None) -> list[FinishedRun]:
     """Read the runs in the folders ``named``, with commas between; ``*`` stands for any name.
 
     Raises:
-        InputError: if a folder does not hold a finished and scored run of ssl_classify, or none is named.
+        InputError: if a folder does not hold a finished and scored run of classify, or none is named.
     """
     folders: list[str] = []
     for part in (part.strip() for part in (named or "").split(",")):
         folders += sorted(glob.glob(part)) if "*" in part else [part] if part else []
     if not folders:
         raise InputError(
-            f"runs {named!r} names no folder; give --runs the folders of finished ssl_classify runs, with commas "
+            f"runs {named!r} names no folder; give --runs the folders of finished classify runs, with commas "
             "between (outputs/one,outputs/two or 'outputs/*')."
         )
     return [_read(Path(folder)) for folder in folders]
@@ -75,7 +75,7 @@ def _read(folder: Path) -> FinishedRun:
         ) from error
     if recipe != RECIPE:
         raise InputError(f"{folder} is a run of {recipe}; --runs takes runs of {RECIPE}.")
-    if "accuracy" in results:  # over several draws
+    if "accuracy" in results:  # over several label seeds
         values = list(results["accuracy"].get("values", []))
     else:
         values = [results["metrics"]["accuracy"]] if "accuracy" in results["metrics"] else []
@@ -98,7 +98,7 @@ def transfer_table(runs: Sequence[FinishedRun]) -> dict[str, dict[str, FinishedR
         if run.task in row:
             raise InputError(
                 f"{row[run.task].folder} and {run.folder} both finetune {run.start} on {run.task}; leave one out of "
-                "--runs. Several draws of labels belong into one run: --label_seeds 1,2,3."
+                "--runs. Several label seeds belong into one run: --label_seeds 1,2,3."
             )
         other = next(iter(row.values()), run)
         if other.results["init"].get("sha256") != run.results["init"].get("sha256"):
@@ -162,7 +162,7 @@ def steps_of_runs(runs: Sequence[FinishedRun]) -> dict[str, dict[int, list[float
 
 @dataclass(frozen=True)
 class Curve:
-    """Test accuracy of one run, or of one draw of labels of it, along the way.
+    """Test accuracy of one run, or of one label seed of it, along the way.
 
     Attributes:
         run: folder of the run.

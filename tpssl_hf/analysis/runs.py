@@ -97,7 +97,7 @@ def _score_snapshots(args: AnalyzeArgs, folder: Path, accelerator: Accelerator, 
     config = args.task
     counts = _whole_numbers(config.labels)
     if config.repeats < 1:
-        raise InputError(f"repeats {config.repeats}: give a number of draws of labels from 1.")
+        raise InputError(f"repeats {config.repeats}: give a number of label seeds from 1.")
     source, store = open_split(args.data, accelerator)
     classes = class_count(source, store, "training")
     assert store.labels is not None  # counted above

@@ -10,7 +10,7 @@ CROPS = 8192  # drawn to find the share that is enlarged
 
 
 def enlarged_share(sizes: np.ndarray, side: int, crop_scale: tuple[float, float]) -> float:
-    """Return the share of random resized crops that have fewer pixels than the views they become.
+    """Return the fraction of random resized crops that have fewer pixels than the views they become.
 
     Args:
         sizes: (N, 2) heights and widths of the images that are cropped.

@@ -1,4 +1,4 @@
-"""What a view is: which distortions, how strong, how often, in which order."""
+"""Views of pretraining: which distortions, how strong, how often, in which order."""
 
 import math
 from collections.abc import Callable

@@ -16,7 +16,7 @@ steps         accuracy over steps of target pretraining (Fig. 3): with --run, pr
 transfer      test accuracy of finished finetunings by start and data set (Table VI), and the commands still to run
 convergence   test accuracy of finished finetunings along the way (Fig. 4; --evaluate_every): convergence.png
 
-Every setting is one flat key: defaults < --config file < command line; --help lists them. Images, backbone, base and
+Keys: defaults < --config file < command line; --help lists them. Images, backbone, base and
 seed are those of the run that --run, or else the first of --adapted, is the folder of, unless they are given. Each
 analysis leaves a .json file in --output_dir with every value, its seed, the commit and every key.
 """

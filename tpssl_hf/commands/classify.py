@@ -4,11 +4,11 @@
     tpssl-hf classify --dataset path/to/images --labels labels.csv --init outputs/mine/model
     accelerate launch recipes/ssl_classify.py --config recipes/configs/ssl_classify/cifar10_40_fixmatch.yaml
 
-Every setting is one flat key: defaults < --config file < command line; --help lists them. Without --config and
+Keys: defaults < --config file < command line; --help lists them. Without --config and
 --dataset the embedded digits are learned, from the weights of the default target pretraining where they are there. The
 folder --output_dir then holds config.yaml, labels.json, augmentations.png, metrics.jsonl, curves.png,
 pseudo_labels.png, checkpoints/, model/ (loads in timm and transformers) and results.json. Started again with the same
-settings, an unfinished run continues where it was. --label_seeds 1,2,3 makes a run for each label seed in a folder of
+keys, an unfinished run continues where it was. --label_seeds 1,2,3 makes a run for each label seed in a folder of
 its own, and a results.json over all of them.
 --push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """

@@ -11,7 +11,7 @@ lists the families. Heads, projectors, predictors and queues are left out. A par
 file, or a part of the file that is not in the network, is refused. Nothing in the file is run: it is read as tensors
 only. The folder is loaded back and its features are compared before it takes its place.
 
-Every key: defaults < --config file < command line; --help lists them.
+Keys: defaults < --config file < command line; --help lists them.
 """
 
 import sys

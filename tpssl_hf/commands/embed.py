@@ -6,7 +6,7 @@
 The folder --output_dir then holds embeddings.parquet, and skipped.csv with the images that could not be read. Started
 again with the same keys, an unfinished run continues where it was. docs/predict.md says what the columns are.
 
-Every key: defaults < --config file < command line; --help lists them.
+Keys: defaults < --config file < command line; --help lists them.
 """
 
 import sys

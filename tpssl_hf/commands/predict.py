@@ -8,7 +8,7 @@ The folder --output_dir then holds predictions.parquet and predictions.csv, or m
 that could not be read. Started again with the same keys, an unfinished run continues where it was. docs/predict.md
 says what the columns are.
 
-Every key: defaults < --config file < command line; --help lists them.
+Keys: defaults < --config file < command line; --help lists them.
 """
 
 import sys

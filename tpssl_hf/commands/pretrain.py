@@ -4,10 +4,10 @@
     tpssl-hf pretrain --dataset path/to/images --init timm --backbone resnet18.tv_in1k
     accelerate launch recipes/target_pretrain.py --config recipes/configs/target_pretrain/cifar10_byol_paper.yaml
 
-Every setting is one flat key: defaults < --config file < command line; --help lists them. Without --config and
---dataset the embedded digits are adapted to, with settings of their own. The folder --output_dir then holds
+Keys: defaults < --config file < command line; --help lists them. Without --config and
+--dataset the embedded digits are adapted to, with keys of their own. The folder --output_dir then holds
 config.yaml, scan.json, augmentations.png, metrics.jsonl, curves.png, checkpoints/, model/ (loads in timm and
-transformers) and results.json. Started again with the same settings, an unfinished run continues where it was.
+transformers) and results.json. Started again with the same keys, an unfinished run continues where it was.
 --push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """
 

@@ -15,7 +15,7 @@ needs to know the base weights, the data set, the license and the seed, and is r
 with `hf auth login` or HF_TOKEN; a token is never given here. If the Hub is down or says no, the run stays as it is,
 and the command to push it again is printed.
 
-Every key: defaults < --config file < command line; --help lists them.
+Keys: defaults < --config file < command line; --help lists them.
 """
 
 import sys

@@ -4,10 +4,10 @@
     tpssl-hf segment --dataset path/to/folder --labels 5% --init outputs/mine/model
     accelerate launch recipes/ssl_segment.py --config recipes/configs/ssl_segment/voc_1pct_cutmix_paper.yaml
 
-Every setting is one flat key: defaults < --config file < command line; --help lists them. Without --config and
+Keys: defaults < --config file < command line; --help lists them. Without --config and
 --dataset the embedded digit scenes are learned. The folder --output_dir then holds config.yaml, labels.json,
 augmentations.png, metrics.jsonl, curves.png, predictions.png, checkpoints/, model/ (loads in transformers after
-`import tpssl_hf`) and results.json. Started again with the same settings, an unfinished run continues where it was.
+`import tpssl_hf`) and results.json. Started again with the same keys, an unfinished run continues where it was.
 --label_seeds 1,2,3 makes a run for each label seed in a folder of its own, and a results.json over all of them.
 --push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
 """

@@ -5,12 +5,12 @@
     tpssl-hf verdict --base random --adapted outputs/one,outputs/two --dataset cifar10 --image_size 64
 
 `python recipes/verdict.py` is the same command. Features stay frozen; only linear probes are trained. All weights
-predict the same images after the same draws of labels, and what is judged is the difference, with an interval that
+predict the same images with the same label seeds, and what is judged is the difference, with an interval that
 covers both which labels were drawn and which images were predicted. The base is shown a second time with nothing but
 re-estimated BatchNorm statistics, which is worth points on its own. Only images of the training split are used;
 without labels the measures that need none are shown, and how little they say.
 
-Every setting is one flat key: defaults < --config file < command line; --help lists them. The folder --output_dir
+Keys: defaults < --config file < command line; --help lists them. The folder --output_dir
 then holds verdict.md, verdict.png, verdict.json, config.yaml, scan.json, results.json and, where that is the advice,
 statistics_only/ with the base's weights and re-estimated statistics. Features are kept on disk, so that another
 verdict with other labels or draws takes seconds.

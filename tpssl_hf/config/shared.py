@@ -17,7 +17,7 @@ class DataConfig:
     image_column: str | None = key(None, "Column that holds the images; found by its type when not given.")
     label_column: str | None = key(None, "Column that holds labels; found when not given. `folder`: sub-folder names.")
     streaming: bool = key(False, "Read a Hub or parquet data set in shards, never holding it whole.")
-    limit_images: int | None = key(None, "Use only so many images, a fixed random subset.")
+    limit_images: int | None = key(None, "Cap the number of images (fixed random subset).")
     image_size: int = key(
         0, "Side of the square views, in pixels; 0: the size the weights were trained at, 224 for random ones."
     )
@@ -29,7 +29,7 @@ class DataConfig:
         16.0, "Largest decoded cache on disk, in GiB; above it images are decoded on demand.", carry_out=True
     )
     cache_scale: float = key(
-        2.5, "Images are stored with the shorter side at most so many times image_size: what small crops are cut from."
+        2.5, "Largest shorter side of stored images, as a multiple of image_size: what small crops are cut from."
     )
     cache_dir: str | None = key(None, "Folder of the decoded cache; below HF_HOME when not given.", carry_out=True)
 
@@ -100,7 +100,9 @@ class PushConfig:
         carry_out=True,
     )
     hub_model_id: str | None = key(None, "Repository on the Hub, `owner/name`.", carry_out=True)
-    hub_private_repo: bool = key(False, "Only you, or the organization's members, see the repository.", carry_out=True)
+    hub_private_repo: bool = key(
+        False, "Make the repository visible to you, or the organization's members, only.", carry_out=True
+    )
     hub_revision: str | None = key(
         None, "Branch to push to, made if it is missing; `main` when not given.", carry_out=True
     )

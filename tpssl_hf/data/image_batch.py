@@ -1,4 +1,4 @@
-"""The one form in which images travel from storage to augmentation."""
+"""Batches of images as they go from the cache to augmentation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""The folder of a store: its name, its lock, which rows of the data set it holds, and its record."""
+"""The folder of an image cache: its name, its lock, which rows of the data set it holds, and its record."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ PAIRS = ("heights", "widths", "wide_range", "wide_extent")  # tuples of the repo
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a store, which ends with the process even if that is killed; wait for whoever holds it."""
+    """Hold the lock of an image cache, which ends with the process even if killed; wait for whoever holds it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
@@ -63,7 +63,7 @@ def key_of(source: Source, shorter_side: int, wide_range: Range | None, limit: i
 
 
 def is_usable(folder: Path, cache_budget: int) -> bool:
-    """Return whether ``folder`` is a complete store that holds the pixels or could not within the budget."""
+    """Return whether ``folder`` is a complete cache that holds the pixels or could not within the budget."""
     if not (folder / "meta.json").exists():
         return False
     meta = read_meta(folder)
@@ -73,7 +73,7 @@ def is_usable(folder: Path, cache_budget: int) -> bool:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Return the record of a complete store."""
+    """Return the record of a complete image cache."""
     meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     return meta
 

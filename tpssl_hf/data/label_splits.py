@@ -47,7 +47,7 @@ class Labeled:
 def choose_labels(
     wanted: str, store: ImageCache, source: Source, *, mode: LabelMode = "balanced", seed: int = 1
 ) -> Labeled:
-    """Settle the labeled images of ``store``.
+    """Choose the labeled images of ``store``.
 
     Args:
         wanted: how many in all, drawn with ``seed``; or ``all``: every image whose label is not null; or the path of

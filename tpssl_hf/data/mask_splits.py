@@ -32,7 +32,7 @@ class ChosenMasks:
 
 
 def choose_masks(wanted: str, store: ImageCache, source: Source, *, seed: int = 1) -> ChosenMasks:
-    """Settle whose masks are learned from.
+    """Choose the images whose masks are learned from.
 
     Args:
         wanted: how many, drawn with ``seed``; or a share of all images (``2%``), rounded to a number; or ``all``; or

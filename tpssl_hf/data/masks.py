@@ -174,7 +174,7 @@ def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def share_of_pixels(counts: np.ndarray, class_names: tuple[str, ...] | None) -> dict[str, float]:
-    """Return the share of each class, by name or number, and of ``ignored`` pixels.
+    """Return the fraction of each class, by name or number, and of ``ignored`` pixels.
 
     Args:
         counts: (256,) pixels of each class number, 255 for those ignored.

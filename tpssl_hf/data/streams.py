@@ -31,7 +31,7 @@ SEEN_BEFORE_REFUSING = 200
 
 
 class ImageStream:
-    """Batches of a store without end: each epoch in a new order, and the same order for the same seed.
+    """Endless batches of an image cache: each epoch in a new order, and the same order for the same seed.
 
     The global batch of a step is a function of the seed and the step. Process ``r`` of ``P`` takes rows
     ``[r * batch_size, (r + 1) * batch_size)`` of it, so that two processes see together what one with twice the batch
@@ -86,7 +86,7 @@ class ImageStream:
 
 
 class EndlessStream:
-    """Batches of some images of a store without end, of any size: one epoch after the other, none left out.
+    """Endless batches of some images of a cache, of any size: one epoch after the other, none left out.
 
     A batch may hold the end of one epoch and the beginning of the next, or several epochs where it is larger than the
     number of images: forty labeled images fill batches of 64, each image with new draws every time. Steps,

@@ -12,7 +12,7 @@ def cluster(features: np.ndarray, clusters: int, *, seed: int, restarts: int = 1
 
 
 def clustering_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images in the right cluster when clusters and classes are paired in the best way, in [0, 1].
+    """Fraction of images in the right cluster when clusters and classes are paired in the best way, in [0, 1].
 
     Clusters and classes are paired one to one by the Hungarian method on their contingency table, which is Eq. 8 and 9
     of the paper written without its permutation matrix. Where there are more of one than of the other, what stays

@@ -55,7 +55,7 @@ def neighbors(features: np.ndarray, k: int = NEIGHBORS) -> np.ndarray:
 
 
 def neighbor_agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean share of neighbors (N, k) that two neighborhoods have in common, in [0, 1]."""
+    """Mean fraction of neighbors (N, k) that two neighborhoods have in common, in [0, 1]."""
     return float(np.mean([len(np.intersect1d(one, other)) / len(one) for one, other in zip(a, b, strict=True)]))
 
 

@@ -1,4 +1,4 @@
-"""Features of stored images."""
+"""Frozen features of the images in a cache."""
 
 from collections.abc import Callable
 

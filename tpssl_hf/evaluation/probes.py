@@ -13,7 +13,7 @@ KNN_TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class ProbeSplit:
-    """Which labeled images a probe learns from and which it is asked about; never the test split.
+    """Which labeled images a probe learns from and which it predicts; never the test split.
 
     Attributes:
         bank: (N,) int64 indices of images whose labels the probe sees.
@@ -52,7 +52,7 @@ def probe_split(labels: np.ndarray, *, most: int = 5000, held_out: float = 0.2, 
 
 
 def knn_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, *, neighbors: int = 20) -> np.ndarray:
-    """Answers of a weighted k-nearest-neighbor vote by cosine similarity (Wu et al., 2018, §3.4).
+    """Predictions of a weighted k-nearest-neighbor vote by cosine similarity (Wu et al., 2018, §3.4).
 
     Args:
         bank: (N, D) features whose labels are known.
@@ -80,7 +80,7 @@ def knn_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, 
 def knn_accuracy(
     bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray, *, neighbors: int = 20
 ) -> float:
-    """Share of right answers of :func:`knn_answers` about queries of known ``query_labels`` (M,), in [0, 1]."""
+    """Accuracy of :func:`knn_answers` about queries of known ``query_labels`` (M,), in [0, 1]."""
     return float((knn_answers(bank, bank_labels, queries, neighbors=neighbors) == query_labels).mean())
 
 
@@ -92,7 +92,7 @@ def linear_probe_accuracy(
 
 
 def linear_probe_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Answers (M,) of that regression; arguments as for kNN."""
+    """Predictions (M,) of that regression; arguments as for kNN."""
     scaler = StandardScaler().fit(bank)
     reader = LogisticRegression(C=0.01, max_iter=200, tol=1e-3).fit(scaler.transform(bank), bank_labels)
     answers: np.ndarray = reader.predict(scaler.transform(queries))
@@ -100,7 +100,7 @@ def linear_probe_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.
 
 
 def few_label_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Answers of logistic regression that was given few labels, some for each class.
+    """Predictions of logistic regression on few labels, some for each class.
 
     Features are scaled to length 1, moved by the mean of the bank and divided by one number, so that their mean square
     is 1 whatever common mean or scale a backbone gives them. To give every dimension a variance of 1, as for many

@@ -1,4 +1,4 @@
-"""Render a model card from what a run left behind; every number in it is one the run wrote."""
+"""Render a model card from what a run has recorded; every number in it is one the run wrote."""
 
 from dataclasses import fields
 from pathlib import PurePath

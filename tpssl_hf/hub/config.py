@@ -20,7 +20,7 @@ class PublishRunConfig:
 class PublishConfig:
     """Publishing."""
 
-    private: bool = key(False, "Only you, or the organization's members, see the repository.")
+    private: bool = key(False, "Make the repository visible to you, or the organization's members, only.")
     revision: str | None = key(None, "Branch to push to, made if it is missing; `main` when not given.")
     create_pr: bool = key(False, "Open a pull request instead of changing the repository.")
     collection: str | None = key(None, "Slug of a collection of yours the repository is added to.")

@@ -25,7 +25,7 @@ def publish_run(
     """Publish weights, processor, configuration, results, curves and card of a finished run as one commit.
 
     Args:
-        run_dir: folder of a run of target_pretrain, ssl_classify or ssl_segment.
+        run_dir: folder of a run of pretrain, classify or segment.
         repo: Hub id ``owner/name``; made if it is missing.
         choices: how to publish, and what a card needs that the run does not know.
         api: client of the Hub; the usual one, with the token of ``hf auth login`` or HF_TOKEN, when not given.

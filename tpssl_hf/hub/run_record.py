@@ -74,7 +74,7 @@ def gather(folder: Path, choices: PublishConfig) -> Evidence:
     """Read a run's folder, and decide what a card must say.
 
     Args:
-        folder: of a finished run of target_pretrain, ssl_classify or ssl_segment.
+        folder: of a finished run of pretrain, classify or segment.
         choices: what the user adds.
 
     Raises:

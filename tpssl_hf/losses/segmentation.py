@@ -37,7 +37,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, coun
 
 
 def confident_share(confidence: Tensor, threshold: float) -> Tensor:
-    """Share of all pixels whose ``confidence`` (B, H, W) is ``threshold`` or more: one number for the whole batch."""
+    """Fraction of pixels whose ``confidence`` (B, H, W) is ``threshold`` or more: one number for the whole batch."""
     return (confidence.detach() >= threshold).float().mean()
 
 

@@ -1,4 +1,4 @@
-"""What a method is, as the engine and the recipes see it."""
+"""Base class of all methods, and what a task must know about one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -82,7 +82,7 @@ class Method(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """Everything a recipe must know about one method.
+    """Everything a task must know about one pretraining method.
 
     Attributes:
         config: dataclass of the method's own hyper-parameters.
@@ -104,7 +104,7 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """Everything a recipe must know about one semi-supervised learner.
+    """Everything a task must know about one semi-supervised learner.
 
     Attributes:
         config: dataclass of the learner's own hyper-parameters.

@@ -1,4 +1,4 @@
-"""When the buffers of a module change, for whoever must put them back after a step that is not to have been."""
+"""When the buffers of a module change, for restoring them after a skipped step."""
 
 from typing import Literal
 

@@ -31,12 +31,12 @@ def cosine_momentum(base: float, progress: float) -> float:
 
 
 def tensorflow_share(updates: Tensor) -> Tensor:
-    """Share of the student in an early update: 9 / (10 + k), as of TensorFlow's ExponentialMovingAverage."""
+    """Weight of the student in an early update: 9 / (10 + k), as of TensorFlow's ExponentialMovingAverage."""
     return 9.0 / (10.0 + updates)
 
 
 def mean_share(updates: Tensor) -> Tensor:
-    """Share of the student in an early update: 1 / (1 + k), which makes the average a mean (Olsson et al., 2021)."""
+    """Weight of the student in an early update: 1 / (1 + k), which makes the average a mean (Olsson et al., 2021)."""
     return 1.0 / (1.0 + updates)
 
 

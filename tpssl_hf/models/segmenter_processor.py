@@ -39,11 +39,11 @@ class TpsslSegmenterImageProcessor(SegformerImageProcessor):  # type: ignore[mis
     shorter_side = None
     do_convert_rgb = True
 
-    def _preprocess(self, images: list[Tensor], shorter_side: int | None = None, **settings: Any) -> Any:
+    def _preprocess(self, images: list[Tensor], shorter_side: int | None = None, **others: Any) -> Any:
         if shorter_side:
-            exact = settings["resample"] == InterpolationMode.NEAREST_EXACT  # that of masks
+            exact = others["resample"] == InterpolationMode.NEAREST_EXACT  # that of masks
             images = [_shrunk(image, shorter_side, exact=exact) for image in images]
-        return super()._preprocess(images, **settings)
+        return super()._preprocess(images, **others)
 
 
 def processor_of(

@@ -1,4 +1,4 @@
-"""When a run has settled: further steps change the measures of its health no more."""
+"""Early stopping: a run has settled once further steps no longer change the measures of its health."""
 
 from collections.abc import Sequence
 

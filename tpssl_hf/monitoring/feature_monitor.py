@@ -1,4 +1,4 @@
-"""The health watch of a run: looks at a fixed sample every few epochs, and says when to stop."""
+"""Health monitor of a run: checks the features of a fixed sample every few epochs, and says when to stop."""
 
 import copy
 import math

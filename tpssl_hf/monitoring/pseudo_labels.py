@@ -1,4 +1,4 @@
-"""What a learner believes about the unlabeled images: how much it accepts, of which classes, how right it is."""
+"""Audit of pseudo-labels: how many a learner accepts, of which classes, and how many are right."""
 
 import warnings
 from collections.abc import Mapping, Sequence

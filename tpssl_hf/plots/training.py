@@ -1,4 +1,4 @@
-"""The images a run leaves in its folder: what the views look like, and how training went."""
+"""Figures of a run: what the views look like, and how training went."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The spine of semi-supervised finetuning, the same for classification and segmentation (paper §III-A, Eq. 4)."""
+"""Semi-supervised finetuning, the same for classification and segmentation (paper §III-A, Eq. 4)."""
 
 import time
 from abc import ABC, abstractmethod
@@ -41,7 +41,7 @@ ArgsType = TypeVar("ArgsType", ClassifyArgs, SegmentArgs)
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuningRun(ABC, Generic[ArgsType]):
-    """Everything one run is made of, settled before its first step; a task adds its data, scores and images.
+    """Everything one run is made of, set up before its first step; a task adds its data, scores and images.
 
     Attributes:
         args: of the run.

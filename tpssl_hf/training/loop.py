@@ -1,4 +1,4 @@
-"""The only training loop: forward, backward, check, step, after-step; its caller logs, saves and stops."""
+"""The training loop: forward, backward, check, step, after-step; its caller logs, saves and stops."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -148,7 +148,7 @@ def build_optimizer(
     heads: Iterable[Tensor] = (),
     head_lr_multiplier: float = 1.0,
 ) -> Optimizer:
-    """Build ``lars``, ``sgd`` or ``adamw`` over the trainable parameters; the engine sets its learning rate each step.
+    """Build ``lars``, ``sgd`` or ``adamw`` over the trainable parameters; the loop sets its learning rate each step.
 
     Every one of them honors ``found_inf``: a tensor that is not zero makes the next step change nothing. Arguments
     are those of :func:`parameter_groups`; ``nesterov`` is for ``sgd``.
@@ -184,17 +184,17 @@ def cosine_decay(progress: float) -> float:
 
 
 def cosine_7_16(progress: float) -> float:
-    """Share of the base rate in FixMatch's schedule (Sohn et al., 2020, §2.4): cos(7π/16 · progress), 0.195 at 1."""
+    """Learning-rate factor of FixMatch's schedule (Sohn et al., 2020, §2.4): cos(7π/16 · progress), 0.195 at 1."""
     return math.cos(7.0 * math.pi / 16.0 * min(1.0, progress))
 
 
 def four_steps(progress: float) -> float:
-    """Share of the base rate in Self-Tuning's schedule: a tenth after 6, 12, 18 and 24 of its 27 thousand steps."""
+    """Learning-rate factor of Self-Tuning's schedule: a tenth after 6, 12, 18 and 24 of its 27 thousand steps."""
     return 0.1 ** sum(progress >= thousands / 27.005 for thousands in (6, 12, 18, 24))
 
 
 def poly(progress: float) -> float:
-    """Share of the base rate in DeepLab's schedule (Chen et al., 2017, arXiv 1606.00915, §4.1): (1 - progress)^0.9."""
+    """Learning-rate factor of DeepLab's schedule (Chen et al., 2017, arXiv 1606.00915, §4.1): (1 - progress)^0.9."""
     return math.pow(1.0 - min(1.0, progress), 0.9)
 
 

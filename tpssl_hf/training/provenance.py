@@ -1,4 +1,4 @@
-"""What must be known to tell how a result came about."""
+"""Provenance of a result: versions, the commit of the source, and what was run."""
 
 import importlib.metadata
 import platform

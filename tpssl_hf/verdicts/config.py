@@ -33,8 +33,8 @@ class VerdictConfig:
     label_mode: Literal["balanced", "proportional"] = key(
         "balanced", "Draw the same number for each class, or in proportion to the classes."
     )
-    draws: int = key(20, "Draws of labels, at least 5.")
-    queries: int = key(2000, "Largest number of labeled images to predict; no draw takes its labels from them.")
+    draws: int = key(20, "Number of label seeds, at least 5.")
+    queries: int = key(2000, "Largest number of labeled images to predict; no label is drawn from them.")
     images: int = key(4000, "Cap the number of images (fixed random subset); never below 4 times `labels`.")
 
 
@@ -43,7 +43,7 @@ class VerdictRunConfig:
     """Run."""
 
     output_dir: str = key("outputs/verdict", "Folder of the verdict.", carry_out=True)
-    seed: int = key(0, "Seed of random weights, of label draws and of intervals.")
+    seed: int = key(0, "Seed of random weights, of label seeds and of intervals.")
     feature_dir: str | None = key(None, "Folder of cached features; below HF_HOME when not given.", carry_out=True)
     cpu_threads: int | None = key(
         None, "CPU threads of this process; chosen for the machine when not given.", carry_out=True

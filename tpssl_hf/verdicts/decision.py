@@ -128,7 +128,7 @@ def score(
         name: of the row.
         features: (N, D).
         labels: (N,) int64, -1 for none.
-        trials: draws of labels and the queries of each, by row of ``features``; none where there are no labels.
+        trials: labels of each label seed and its queries, by row of ``features``; none where there are no labels.
         base_features: (N, D') of the base, to say how alike the two are.
     """
     some = np.sort(np.random.default_rng(0).permutation(len(features))[:SAMPLE])

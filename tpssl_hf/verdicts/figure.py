@@ -1,4 +1,4 @@
-"""A verdict as a figure: every draw of every row, and the differences with their intervals."""
+"""A verdict as a figure: every label seed of every row, and the differences with their intervals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ PROBE_COLOR, KNN_COLOR = "#0072b2", "#e69f00"  # told apart by most color-blind 
 
 
 def draw_verdict(path: Path, decision: Decision, *, labels: int, title: str) -> None:
-    """Write the image: every draw of every row, and the differences with their intervals.
+    """Write the image: every label seed of every row, and the differences with their intervals.
 
     Args:
         path: PNG file to write.
         decision: one that was made with labels.
-        labels: of each draw.
+        labels: of each label seed.
         title: what was compared on what.
     """
     rows, pairs = decision.rows, _shown(decision)
@@ -39,7 +39,9 @@ def draw_verdict(path: Path, decision: Decision, *, labels: int, title: str) -> 
             right.plot([100 * found.low, 100 * found.high], [position + offset] * 2, color=color, linewidth=2.4)
             right.plot(100 * found.mean, position + offset, marker, color=color, markersize=7, markeredgecolor="white")
     right.axvline(0, color="black", linewidth=1)
-    _finish(left, [row.name for row in rows], f"right answers after {labels} labels, %", "each draw, and the mean")
+    _finish(
+        left, [row.name for row in rows], f"right answers after {labels} labels, %", "each label seed, and the mean"
+    )
     level = f"{100 * pairs[0].probe.level:.3g} %"
     _finish(
         right,

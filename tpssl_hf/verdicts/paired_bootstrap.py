@@ -1,6 +1,6 @@
-"""Differences of two scores on the same questions: how large, how certain, and what sample size would settle them.
+"""Differences of two scores on the same queries: how large, how certain, and what sample size would settle them.
 
-Two sets of weights label the same images, the questions, after the same draws of labels. What varies is which labels
+Two sets of weights label the same images, the queries, with the same label seeds. What varies is which labels
 were drawn and which questions were taken, so both are resampled (the pigeonhole bootstrap; Owen, 2007).
 """
 
@@ -21,7 +21,7 @@ class Difference:
     """Mean of one score minus another with an interval; all in fractions of right predictions, −1 to 1.
 
     Attributes:
-        mean: over draws and questions.
+        mean: over label seeds and queries.
         low: lower end of the interval.
         high: upper end.
         level: fraction of such intervals that hold the truth.
@@ -29,7 +29,7 @@ class Difference:
         draws: mean difference of each draw.
         questions: number of images predicted.
         overlap: how far draws depend on each other, see :func:`paired_difference`.
-        draw_variance: of one draw's true difference; for draws that share their questions, else None.
+        draw_variance: of one draw's true difference; for label seeds that share their queries, else None.
         question_variance: of one question's true difference; likewise.
         residual_variance: of a single prediction beyond the two; likewise.
     """
@@ -72,10 +72,10 @@ class SampleSize:
 def paired_difference(
     one: np.ndarray, other: np.ndarray, *, overlap: float = 0.0, level: float = 0.95, seed: int = 0
 ) -> Difference:
-    """Compare the predictions of two sets of weights on the same questions after the same draws of labels.
+    """Compare the predictions of two sets of weights on the same queries with the same label seeds.
 
-    The shape of the interval is that of the bootstrap over draws and questions. Its width is set right for three known
-    faults of it: it counts what is left beyond both factors three times (Owen, 2007), takes a few draws for
+    The shape of the interval is that of the bootstrap over label seeds and queries. Its width is set right for three
+    known faults of it: it counts what is left beyond both factors three times (Owen, 2007), takes a few draws for
     all there are, and knows nothing of draws that overlap (Nadeau & Bengio, 2003). So it is scaled from its own
     standard deviation to the standard error by analysis of variance, times the quantile of Student's t with
     Satterthwaite's degrees of freedom over the normal one.
@@ -113,7 +113,7 @@ def paired_difference(
 
 
 def _components(matrix: np.ndarray) -> tuple[float, float, float]:
-    """Variances of draws, of questions and of what is left, by analysis of variance of (S, Q); none below 0."""
+    """Variances of label seeds, of queries and of what is left, by analysis of variance of (S, Q); none below 0."""
     draws, questions = matrix.shape
     rows, columns, mean = matrix.mean(axis=1), matrix.mean(axis=0), matrix.mean()
     left = float(((matrix - rows[:, None] - columns + mean) ** 2).sum()) / ((draws - 1) * (questions - 1))
@@ -150,7 +150,7 @@ def _error(
 
 
 def _resampled_means(differences: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
-    """Means (RESAMPLES,) with draws and questions each drawn anew with replacement, as counts of how often."""
+    """Means (RESAMPLES,) with label seeds and queries each resampled with replacement, as counts of how often."""
     random = np.random.default_rng(seed)
     draws, questions = differences.shape
     filled, weights = np.where(present, differences, 0.0), present.astype(np.float64)
@@ -170,9 +170,9 @@ def _counts(random: np.random.Generator, number: int) -> np.ndarray:
 
 
 def required_sample_size(difference: Difference) -> SampleSize | None:
-    """Return how many draws, or questions, would bring the half-width of the interval below the difference itself.
+    """Return how many label seeds, or queries, would bring the half-width of the interval below the difference itself.
 
-    More draws cost computing only, so they are tried first, up to 100; then more questions, up to 100,000.
+    More label seeds cost computing only, so they are tried first, up to 100; then more queries, up to 100,000.
 
     Returns:
         The numbers, each at least the present one; None if they are out of reach, or there is no difference at all.

@@ -1,4 +1,4 @@
-"""The images that all weights of a verdict predict, and the draws of labels that their probes learn from."""
+"""The images that all weights of a verdict predict, and the label seeds that their probes learn from."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ class ProbeSet:
         trials: one for each draw of labels, as positions in ``indices``; none without labels.
         overlap: of the draws, see :func:`tpssl_hf.verdicts.paired_bootstrap.paired_difference`.
         shared: whether all draws have the same queries; else the queries of each are the labels that it does not use.
-        chosen: how images, draws and queries were chosen, in a sentence.
+        chosen: how images, labels and queries were chosen, in a sentence.
         notes: remarks on a file of labels, a sentence each.
     """
 
@@ -44,7 +44,7 @@ class ProbeSet:
 
 
 def choose_probe_set(config: VerdictConfig, store: ImageCache, source: Source, *, seed: int) -> ProbeSet:
-    """Choose images, queries and draws of labels; the same for all weights.
+    """Choose images, queries and labels of each label seed; the same for all weights.
 
     Where there are four times as many labeled images as a draw needs, or more, half of them, ``queries`` at most,
     are the queries of all draws, and the labels are drawn from the rest. Else the queries of each draw are the labels

@@ -126,12 +126,12 @@ def _markdown(
         level = 100 * decision.comparisons[0].probe.level
         together = ", so that those against one control all hold together at 95 %" if level > 95 else ""
         parts.append(
-            "Linear probe and kNN: mean ± standard deviation over draws of labels; clusters: k-means, best pairing "
+            "Linear probe and kNN: mean ± standard deviation over label seeds; clusters: k-means, best pairing "
             "with the classes, over its seeds. Differences of the linear probe are paired, with "
-            f"{level:.3g} % intervals over draws and queries{together}. Adapting may have seen these "
+            f"{level:.3g} % intervals over label seeds and queries{together}. Adapting may have seen these "
             "images, never their labels."
         )
-        parts.append(f"![each draw, and the differences]({IMAGE})")
+        parts.append(f"![each label seed, and the differences]({IMAGE})")
     parts += remarks
     where = f"{dataset['name']} (training images, fingerprint {dataset['fingerprint']})"
     parts.append(f"What was done: {where}; features of {len(probe_set.indices):,} images; {probe_set.chosen}.")

@@ -11,7 +11,7 @@ def sentence(decision: Decision, *, labels: int, shared: bool) -> str:
 
     Args:
         decision: what was found.
-        labels: number of labels of each draw.
+        labels: number of labels of each label seed.
         shared: whether all draws had the same queries, see :class:`tpssl_hf.verdicts.probe_set.ProbeSet`.
     """
     if not decision.comparisons:
@@ -54,12 +54,12 @@ def sentence(decision: Decision, *, labels: int, shared: bool) -> str:
 
 
 def _required_by(decision: Decision, shared: bool) -> str:
-    """Say how many draws or labeled images would settle the open difference."""
+    """Say how many label seeds or labeled images would settle the open difference."""
     found = decision.required
     if found is None:
         return (
-            " A difference so small would not be settled by anything practical (100 draws, 100,000 labeled images "
-            "to predict), so take whichever is at hand."
+            " A difference so small would not be settled by anything practical (100 label seeds, 100,000 labeled "
+            "images to predict), so take whichever is at hand."
         )
     first = decision.comparisons[0].probe
     if not shared:

@@ -1,4 +1,4 @@
-"""The pull toward Φ_pre: λ‖Φ − Φ_pre‖² on top of any pretraining method (Eq. 3)."""
+"""The L2-SP penalty toward Φ_pre: λ‖Φ − Φ_pre‖² on top of any pretraining method (Eq. 3)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from tpssl_hf.methods.base import Batch, Losses, Method
 
 
 class Anchor(Method):
-    """Wrap a pretraining method and pull its deployed backbone toward where it started.
+    """Wrap a pretraining method and penalize the distance of its deployed backbone from its start.
 
     The distance runs over the trainable backbone tensors (weights and BatchNorm affine), never over heads, running
     statistics or the target network. Φ_pre is kept in buffers, so a checkpoint carries it and a resumed run is
@@ -55,7 +55,7 @@ class Anchor(Method):
         return losses
 
     def after_step(self, progress: float) -> None:
-        """Make the decoupled pull, if that is how it is made, and let the inner method update teachers and queues."""
+        """Make the decoupled step toward the start, if asked for, and let the method update teachers and queues."""
         if self.decoupled_rate is not None:
             share = min(1.0, 2.0 * self.weight * self.decoupled_rate(progress))
             with torch.no_grad():

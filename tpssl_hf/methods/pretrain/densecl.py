@@ -31,7 +31,9 @@ class DenseCLConfig:
     queue_size: int = key(16384, "Keys kept by each of the two queues; a multiple of the batch size.")
     hidden_features: int = key(2048, "Width of the hidden layer of both heads.")
     projection_features: int = key(128, "Width of the projections that are compared.")
-    dense_weight: float = key(0.5, "Share of the dense loss; the rest is the loss on whole images (Eq. 3).")
+    dense_weight: float = key(
+        0.5, "Weight of the dense loss, in [0, 1]; the rest is the loss on whole images (Eq. 3)."
+    )
 
 
 class DenseHead(nn.Module):

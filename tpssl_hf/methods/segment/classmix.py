@@ -27,16 +27,14 @@ STUDENT_COLORS = ColorPolicy(
 class ClassMixConfig:
     """ClassMix; defaults are those of its authors' code (Olsson et al., 2021)."""
 
-    confidence: float = key(
-        0.968, "Probability that makes a pixel of the teacher count as sure (Olsson et al., 2021)."
-    )
+    confidence: float = key(0.968, "Least confidence of the teacher at which a pixel counts (Olsson et al., 2021).")
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Olsson et al., 2021, code).")
     ema_momentum: float = key(0.99, "EMA momentum of the teacher in the long run (Olsson et al., 2021, code).")
     color: bool = key(False, "Distort the student's colors, as for Cityscapes, not VOC (Olsson et al., 2021, code).")
 
 
 class ClassMix(Method):
-    """The teacher's classes are the labels of mixtures; how sure it is scales the loss of the whole batch."""
+    """The teacher's classes are the labels of mixtures; its confidence scales the loss of the whole batch."""
 
     def __init__(self, segmenter: nn.Module, config: ClassMixConfig, unlabeled_count: int) -> None:
         super().__init__()

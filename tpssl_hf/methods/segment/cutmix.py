@@ -29,7 +29,7 @@ STUDENT_COLORS = ColorPolicy()  # French et al., 2020, official code
 class CutMixConfig:
     """CutMix; defaults are those of its authors' code (French et al., 2020)."""
 
-    confidence: float = key(0.97, "Probability that makes a pixel of the teacher count as sure (French et al., 2020).")
+    confidence: float = key(0.97, "Least confidence of the teacher at which a pixel counts (French et al., 2020).")
     unlabeled_weight: float = key(1.0, "Weight of the consistency, without a ramp (French et al., 2020, code).")
     ema_momentum: float = key(
         0.99, "EMA momentum of the evaluated teacher in the long run, less early (French et al., 2020, code)."

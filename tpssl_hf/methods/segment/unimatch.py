@@ -31,7 +31,7 @@ class UniMatchConfig:
     confidence: float = key(0.95, "Least probability at which a pixel's pseudo-label counts (Yang et al., 2023).")
     strong_weight: float = key(0.25, "Weight of each of the two strong views (Yang et al., 2023, code).")
     feature_weight: float = key(0.5, "Weight of the weak view with perturbed features (Yang et al., 2023, code).")
-    feature_dropout: float = key(0.5, "Share of feature channels left out of that view (Yang et al., 2023, §3.2).")
+    feature_dropout: float = key(0.5, "Fraction of feature channels dropped in that view (Yang et al., 2023, §3.2).")
     teacher: bool = key(False, "Pseudo-labels from an average of the student (UniMatch V2, Yang et al., 2024).")
     ema_momentum: float = key(0.996, "EMA momentum of that average in the long run (Yang et al., 2024, code).")
 

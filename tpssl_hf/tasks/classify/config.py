@@ -27,9 +27,9 @@ class ClassifyConfig:
     label_mode: Literal["balanced", "proportional"] = key(
         "balanced", "Draw the same number for each class, or in proportion to the classes."
     )
-    label_seed: int = key(1, "Seed of the draw of labels.")
+    label_seed: int = key(1, "Label seed: decides which labels are drawn.")
     label_seeds: list[int] | None = key(
-        None, "Several draws, `1,2,3`: one run each, below output_dir, and their spread.", several=True
+        None, "Several label seeds, `1,2,3`: one run each, below output_dir, with mean and spread.", several=True
     )
     validation_labels: int | None = key(
         None,
@@ -46,7 +46,7 @@ class ClassifyConfig:
         "Split the score is taken on; `none` for no score. When not given: test, or no score if there is none; "
         "all images of a test_dataset that is one folder without splits.",
     )
-    limit_test_images: int | None = key(None, "Score on so many test images only, a fixed random subset.")
+    limit_test_images: int | None = key(None, "Cap the number of test images (fixed random subset).")
     evaluate_every: float = key(
         0.0, "Epochs between evaluations on the test split, for curves and the median of the last 20; 0: only the end."
     )

@@ -37,7 +37,7 @@ VALIDATION_PARTS = 5  # of which one is held out
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels that a network is asked about.
+    """Images with labels that a network predicts.
 
     Attributes:
         store: the images.
@@ -78,7 +78,7 @@ class FinetuningData:
 
 
 def open_data(args: ClassifyArgs, accelerator: Accelerator, run: RunDir | None) -> FinetuningData:
-    """Open all images, settle the labels and write ``labels.json``.
+    """Open all images, choose the labels and write ``labels.json``.
 
     Raises:
         InputError: for anything about images or labels that does not fit together, before the first step.

@@ -1,4 +1,4 @@
-"""What a finished classification leaves: images, model/, results.json, and a summary for people."""
+"""What a finished classification writes: images, model/, results.json, and a summary for people."""
 
 from dataclasses import replace
 from pathlib import Path

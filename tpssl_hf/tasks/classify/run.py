@@ -99,7 +99,7 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
 
 
 def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None) -> ClassifyRun:
-    """Open the images, settle the labels, load Φ, put a new classifier on it and the learner around it."""
+    """Open the images, choose the labels, load Φ, put a new classifier on it and the learner around it."""
     data, model, optim = open_data(args, accelerator, run_dir), args.model, args.optim
     spec = CLASSIFY[args.task.method]
     set_seed(args.run.seed)

@@ -1,4 +1,4 @@
-"""What is kept of the network's output for each image: a classifier's labels, or features."""
+"""Predictions of one image, as they are written: a classifier's labels, or features."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ class Answers(Protocol):
 
 
 class Classification:
-    """The most probable classes with their probabilities, and how sure the classifier is."""
+    """The most probable classes with their probabilities, and the confidence of the classifier."""
 
     name = "predictions"
     keep_pixels = False

@@ -75,7 +75,7 @@ def parse_pretrain(arguments: Sequence[str] | Mapping[str, Any], description: st
 def resolve(args: PretrainArgs) -> PretrainArgs:
     """Return ``args`` with everything put in that depends on other keys: the λ of Eq. 3, the size of the images."""
     weight = args.task.l2_weight
-    if weight is None:  # METHODS: a pull toward random weights means nothing
+    if weight is None:  # METHODS: a penalty toward random weights means nothing
         weight = 0.0 if args.model.init == "random" else L2_WEIGHT
     data = with_image_size(args.data, args.model.backbone, args.model.init)
     return replace(args, task=replace(args.task, l2_weight=weight), data=data)

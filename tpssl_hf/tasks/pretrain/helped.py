@@ -1,4 +1,4 @@
-"""Did a target pretraining help? What its own probes say of it, of the same questions before and after."""
+"""Did a target pretraining help? What its own probes say, on the same queries before and after."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ Right = Mapping[str, Sequence[int]]  # probe -> 1 for each question answered rig
 
 
 def accuracies(right: Right) -> dict[str, float]:
-    """Return the share of right answers of each probe."""
+    """Return the accuracy of each probe."""
     return {name: sum(answers) / len(answers) for name, answers in right.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a run of target pretraining is made of, settled before its first step (paper §III-B, Eq. 3)."""
+"""What a run of target pretraining is made of, set up before its first step (paper §III-B, Eq. 3)."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -48,7 +48,7 @@ LEAST_REACH = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRun:
-    """Everything one run is made of, settled before its first step."""
+    """Everything one run is made of, set up before its first step."""
 
     args: PretrainArgs
     accelerator: Accelerator

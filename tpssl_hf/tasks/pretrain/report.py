@@ -1,4 +1,4 @@
-"""What a finished target pretraining leaves: curves.png, model/, results.json, and a summary for people."""
+"""What a finished target pretraining writes: curves.png, model/, results.json, and a summary for people."""
 
 import copy
 from collections.abc import Mapping

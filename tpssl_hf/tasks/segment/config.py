@@ -30,9 +30,9 @@ class MaskDataConfig:
     mask_orientation: Literal["image", "stored"] | None = key(
         None, "Masks beside images turned by EXIF were drawn on the image as it is shown, or on its stored pixels."
     )
-    limit_images: int | None = key(None, "Use only so many images, a fixed random subset.")
+    limit_images: int | None = key(None, "Cap the number of images (fixed random subset).")
     shorter_side: int = key(
-        512, "Images and masks are learned and scored with the shorter side at most so many pixels; none is enlarged."
+        512, "Largest shorter side, in pixels, at which images are learned and scored; none is enlarged."
     )
     horizontal_flip: bool | None = key(
         None, "Flip half of the crops; off by default where it changes meaning (digits)."
@@ -50,16 +50,16 @@ class SegmentConfig:
 
     method: str = key(DEFAULT_METHOD, f"Learner: {', '.join(SEGMENT)}.")
     labels: int | str = key(
-        20, "Masks in all, drawn; or a share such as `2%`; or `all`; or a .json or .txt file (names or rows)."
+        20, "Masks in all, drawn; or a percentage such as `2%`; or `all`; or a .json or .txt file (names or rows)."
     )
-    label_seed: int = key(1, "Seed of the draw of masks.")
+    label_seed: int = key(1, "Label seed: decides which masks are drawn.")
     label_seeds: list[int] | None = key(
-        None, "Several draws, `1,2,3`: one run each, below output_dir, and their spread.", several=True
+        None, "Several label seeds, `1,2,3`: one run each, below output_dir, with mean and spread.", several=True
     )
     exclude_labeled: bool = key(False, "Take unlabeled images from those without a chosen mask only.")
     test_dataset: str | None = key(None, "Where the test images are; in `dataset` when not given.")
     test_split: str = key("test", "Split the score is taken on; `none` for no score.")
-    limit_test_images: int | None = key(None, "Score on so many test images only, a fixed random subset.")
+    limit_test_images: int | None = key(None, "Cap the number of test images (fixed random subset).")
     test_mode: Literal["whole", "resize", "slide"] = key(
         "whole", "Whole images; or resized to the crop size; or windows of the crop size that overlap by half."
     )

@@ -22,7 +22,7 @@ from tpssl_hf.training.run_dir import RunDir
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """Images with masks that a network is asked about.
+    """Images with masks that a network predicts.
 
     Attributes:
         store: the images.
@@ -57,7 +57,7 @@ class SegmentingData:
 
 
 def open_masks(args: SegmentArgs, accelerator: Accelerator, run: RunDir | None) -> SegmentingData:
-    """Open all images, settle whose masks are used and write ``labels.json``.
+    """Open all images, choose whose masks are used and write ``labels.json``.
 
     Raises:
         InputError: for anything about images or masks that does not fit together, before the first step.

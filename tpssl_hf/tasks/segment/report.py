@@ -1,4 +1,4 @@
-"""What a finished segmentation leaves: images, model/, results.json, and a summary for people."""
+"""What a finished segmentation writes: images, model/, results.json, and a summary for people."""
 
 from pathlib import Path
 from typing import Any

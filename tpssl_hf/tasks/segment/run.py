@@ -81,7 +81,7 @@ class SegmentRun(FinetuningRun[SegmentArgs]):
 
 
 def prepare(args: SegmentArgs, accelerator: Accelerator, run_dir: RunDir | None) -> SegmentRun:
-    """Open the images, settle the labels, load Φ, put a decoder on it and the learner around both."""
+    """Open the images, choose the masks, load Φ, put a decoder on it and the learner around both."""
     model, optim, choice = args.model, args.optim, args.task
     if optim.max_steps < 1:
         raise InputError(f"max_steps is {optim.max_steps}; give 1 or more (40000 is the paper's).")
