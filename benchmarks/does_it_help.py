@@ -85,9 +85,18 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
     )
     if "probes" not in cell:
         results = adapted.results
-        cell |= {"weights": name, "data": data_name, "per_class": arguments.per_class, "image_size": arguments.image_size}
+        cell |= {
+            "weights": name,
+            "data": data_name,
+            "per_class": arguments.per_class,
+            "image_size": arguments.image_size,
+        }
         cell |= {"budget": arguments.budget, "minutes": results["seconds"] / 60, "steps": results["steps"]}
-        cell |= {"method": results["method"], "batchnorm": results["batchnorm"], "saved": results["saved"]["candidate"]}
+        cell |= {
+            "method": results["method"],
+            "batchnorm": results["batchnorm"],
+            "saved": results["saved"]["candidate"],
+        }
         cell |= {"machine": results["machine"], "versions": results["versions"], "learners": {}}
         starts = {"base": init, "adapted": str(adapted.model_path)}
         if (last := folder / "adapted" / "model_last").is_dir():
@@ -237,7 +246,12 @@ def write_page() -> None:
         lines.append(f"| {cell['weights']} | {cell['data']} | {cell['per_class']} | {' | '.join(values)} |")
     learned = [(cell, name, done) for cell in cells for name, done in cell["learners"].items() if done]
     if learned:
-        lines += ["", "## Finetuned", "", "| weights | data | labels a class | learner | accuracy | against the frozen probe of the same start | label seeds |"]
+        lines += [
+            "",
+            "## Finetuned",
+            "",
+            "| weights | data | labels a class | learner | accuracy | against the frozen probe of the same start | label seeds |",
+        ]
         lines += ["|---|---|---|---|---|---|---|"]
     for cell, name, done in learned:
         values = [done[seed]["accuracy"] for seed in sorted(done)]

@@ -61,7 +61,11 @@ class OptimConfig:
     epochs: int = key(100, "Passes over the images.")
     max_steps: int | None = key(None, "Optimizer steps instead of epochs; every schedule is rescaled to it.")
     optimizer: Literal["lars", "sgd", "adamw"] = key("lars", "Optimizer.")
-    base_learning_rate: float = key(0.3, "Learning rate for 256 images a step; multiplied by batch_size / 256.")
+    base_learning_rate: float | None = key(
+        None,
+        "Learning rate for 256 images a step; multiplied by batch_size / 256. When not given: the method's own, a "
+        "tenth of it for pretrained weights and another optimizer than lars (paper, §IV-B).",
+    )
     weight_decay: float = key(1e-6, "Weight decay of weights with two or more dimensions.")
     decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
     momentum: float = key(0.9, "Momentum of SGD and LARS, first beta of AdamW.")

@@ -15,7 +15,7 @@ from tpssl_hf.config.parser import read_config_file
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
-from tpssl_hf.tasks.pretrain.prepare import PretrainRun, prepare, probed, schedule
+from tpssl_hf.tasks.pretrain.prepare import PretrainRun, base_rate, prepare, probed, schedule
 from tpssl_hf.tasks.pretrain.run import make_watch
 from tpssl_hf.tasks.pretrain.time_budget import Plan, measure_seconds_per_step, parse_duration, plan
 from tpssl_hf.training.loop import LoopSettings, batches_on_device, training_steps
@@ -113,13 +113,11 @@ def fit_to_length(args: PretrainArgs, chosen: Plan) -> tuple[PretrainArgs, list[
     reach = lars_reach(schedule(optim, chosen.max_steps, round(chosen.max_steps / chosen.epochs)), chosen.max_steps)
     if optim.optimizer == "lars" and 0 < reach < PLANNED_REACH:
         most = LARGEST_RATE * 256 / chosen.batch_size
-        rate = float(
-            f"{max(optim.base_learning_rate, min(optim.base_learning_rate * PLANNED_REACH / reach, most)):.2g}"
-        )
+        rate = float(f"{max(base_rate(optim), min(base_rate(optim) * PLANNED_REACH / reach, most)):.2g}")
         lines.append(
-            f"  base_learning_rate {optim.base_learning_rate:g} -> {rate:g}: LARS would move the weights by "
+            f"  base_learning_rate {base_rate(optim):g} -> {rate:g}: LARS would move the weights by "
             f"{reach:.1%} of "
-            f"their length in all, now {reach * rate / optim.base_learning_rate:.1%}"
+            f"their length in all, now {reach * rate / base_rate(optim):.1%}"
         )
         args = replace(args, optim=replace(optim, base_learning_rate=rate))
     for name, share in MOMENTA.items():

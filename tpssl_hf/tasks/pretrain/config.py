@@ -12,7 +12,15 @@ from tpssl_hf.methods.pretrain import PRETRAIN
 DEFAULTS = Path(__file__).parent / "defaults"  # METHOD.yaml: settings of the embedded digits
 DEFAULT_METHOD = "byol"
 L2_WEIGHT = 1e-2  # METHODS: the paper's λ
-METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in PRETRAIN.items()}, DEFAULT_METHOD)
+RATE, PRETRAINED_RATE = "base_learning_rate", 0.1  # of the method's own for pretrained weights, the paper's rule
+USUAL_RATE = 0.3  # of a method that names none
+METHODS = Methods(
+    {
+        name: (spec.config, {key: value for key, value in spec.defaults.items() if key != RATE})
+        for name, spec in PRETRAIN.items()
+    },
+    DEFAULT_METHOD,
+)
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,19 @@ def parse_pretrain(arguments: Sequence[str] | Mapping[str, Any], description: st
 
 
 def resolve(args: PretrainArgs) -> PretrainArgs:
-    """Return ``args`` with everything put in that depends on other keys: the λ of Eq. 3, the size of the images."""
-    weight = args.task.l2_weight
+    """Return ``args`` with everything put in that depends on other keys.
+
+    That is the λ of Eq. 3, the size of the images, and the learning rate: what pretrained weights know is undone by
+    the rate that a method was published with for random ones. LARS is left its own, because it moves a tensor by a
+    part of its length, which is little already.
+    """
+    weight, rate = args.task.l2_weight, args.optim.base_learning_rate
+    if rate is None:
+        rate = float(PRETRAIN[args.task.method].defaults.get(RATE, USUAL_RATE))
+        if args.model.init != "random" and args.optim.optimizer != "lars":
+            rate = float(f"{PRETRAINED_RATE * rate:.6g}")
     if weight is None:  # METHODS: a penalty toward random weights means nothing
         weight = 0.0 if args.model.init == "random" else L2_WEIGHT
     data = with_image_size(args.data, args.model.backbone, args.model.init)
-    return replace(args, task=replace(args.task, l2_weight=weight), data=data)
+    optim = replace(args.optim, base_learning_rate=rate)
+    return replace(args, task=replace(args.task, l2_weight=weight), data=data, optim=optim)

@@ -150,10 +150,16 @@ def schedule(optim: OptimConfig, max_steps: int, epoch_steps: int | None) -> Cal
     warmup = round(epochs * epoch_steps) if epoch_steps else max_steps if epochs > 0 else 0
     return partial(
         warmup_cosine,
-        base=optim.base_learning_rate * optim.batch_size / 256,
+        base=base_rate(optim) * optim.batch_size / 256,
         max_steps=max_steps,
         warmup_steps=min(warmup, max_steps // 10),
     )
+
+
+def base_rate(optim: OptimConfig) -> float:
+    """Return the learning rate for 256 images, which is put in when arguments are resolved."""
+    assert optim.base_learning_rate is not None
+    return optim.base_learning_rate
 
 
 def cautions(run: PretrainRun) -> list[str]:
@@ -164,7 +170,7 @@ def cautions(run: PretrainRun) -> list[str]:
         found.append(
             f"caution: at these rates LARS moves a weight tensor by {reach:.2%} of its length in all "
             f"{run.max_steps:,} steps (a run that adapts needs {LEAST_REACH:.0%} or more); give more steps, or "
-            f"--base_learning_rate {optim.base_learning_rate * LEAST_REACH / reach:.2g}"
+            f"--base_learning_rate {base_rate(optim) * LEAST_REACH / reach:.2g}"
         )
     if run.store is None:
         length = "a tenth of the steps" if optim.warmup_epochs > 0 else "off"
