@@ -228,8 +228,8 @@ def write_page() -> None:
         "# Does it help?",
         "",
         "Written by `python benchmarks/does_it_help.py page` from `benchmarks/evidence/*.json`; its docstring says "
-        "what a row is. Accuracy on the test split in per cent, mean and standard deviation over label seeds; differences "
-        "are paired by label seed, in points, with a 95 % interval.",
+        "what a row is. Accuracy on the test split in per cent, mean and standard deviation over label seeds; "
+        "differences are paired by label seed, in points, with a 95 % interval.",
         "",
         "## Frozen probe",
         "",
