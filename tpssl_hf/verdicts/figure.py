@@ -39,7 +39,9 @@ def draw_verdict(path: Path, decision: Decision, *, labels: int, title: str) -> 
             right.plot([100 * found.low, 100 * found.high], [position + offset] * 2, color=color, linewidth=2.4)
             right.plot(100 * found.mean, position + offset, marker, color=color, markersize=7, markeredgecolor="white")
     right.axvline(0, color="black", linewidth=1)
-    _finish(left, [row.name for row in rows], f"right answers after {labels} labels, %", "each label seed, and the mean")
+    _finish(
+        left, [row.name for row in rows], f"right answers after {labels} labels, %", "each label seed, and the mean"
+    )
     level = f"{100 * pairs[0].probe.level:.3g} %"
     _finish(
         right,
