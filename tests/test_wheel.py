@@ -79,4 +79,4 @@ def test_its_commands_run_outside_of_the_repository(installed: Path, tmp_path: P
     assert f"FROM {installed}" in done.stdout
     assert (tmp_path / "adapted" / "model" / "config.json").is_file()
     lines = (tmp_path / "answers" / "predictions.csv").read_text().splitlines()
-    assert len(lines) == 4 and lines[0].startswith("file,label")
+    assert len(lines) == 4 and lines[0].startswith("row,file,label,confidence")

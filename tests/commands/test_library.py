@@ -127,5 +127,5 @@ def test_a_misspelt_key_in_the_code_is_a_type_error(key: str, code: int, tmp_pat
     declared = [str(ROOT / "tpssl_hf" / name) for name in ("tasks/pretrain/config.py", "config/shared.py")]
     flags = ["--strict", "--follow-imports=skip", "--cache-dir", str(tmp_path / "cache"), "--config-file", ""]
     out, _, _ = mypy.run([*flags, str(reader), *declared])
-    about = [line for line in out.splitlines() if "reader.py" in line]
+    about = [line for line in out.splitlines() if "attr-defined" in line]
     assert len(about) == code and all(f'has no attribute "{key}"; maybe "batch_size"?' in line for line in about), out

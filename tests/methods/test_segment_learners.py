@@ -1,6 +1,7 @@
 """The formulas of each segmentation learner against slow references, and the mistakes others have made."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_cutmix_confidence_is_one_number_that_scales_all_pixels(segmenter: Any) 
             parameter.mul_(1.2)
         sure = method.targets(batch["unlabeled"]["images"], torch.zeros(2, 32, 32, dtype=torch.bool)).amax(dim=1)
         for threshold in (0.0, sure.median().item()):
-            method.config.confidence = threshold
+            method.config = replace(method.config, confidence=threshold)
             torch.manual_seed(0)
             found.append(method(batch, 0.0))
     assert found[0]["confident"] == 1 and 0 < found[1]["confident"] < 1 and found[1]["confident"].ndim == 0
