@@ -33,15 +33,18 @@ def load_file(path: Path) -> Any:
     return module
 
 
-def points() -> dict[str, tuple[Any, str, Literal["before", "after"]]]:
+def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]]:
     """Where a run can be hit: name -> owner, attribute, and whether before or after the call."""
     from tpssl_hf.methods.pretrain.anchor import _SquaredDistance
     from tpssl_hf.methods.pretrain.byol import BYOL
-    from tpssl_hf.tasks.pretrain import report
+    from tpssl_hf.tasks.classify import report as classified
+    from tpssl_hf.tasks.pretrain import report as adapted
+    from tpssl_hf.tasks.segment import report as segmented
     from tpssl_hf.training import checkpoint, checkpoint_manager
     from tpssl_hf.training.optim import LARS
     from tpssl_hf.training.run_dir import RunDir
 
+    reports = {"target_pretrain": adapted, "ssl_classify": classified, "ssl_segment": segmented}
     return {
         "forward": (BYOL, "forward", "after"),
         "backward": (_SquaredDistance, "backward", "before"),  # called by autograd
@@ -52,13 +55,13 @@ def points() -> dict[str, tuple[Any, str, Literal["before", "after"]]]:
         "rename": (checkpoint, "swap_folder", "before"),
         "replace": (os, "replace", "after"),
         "saved": (checkpoint_manager, "save_checkpoint", "after"),
-        "curves": (report, "draw_curves", "before"),
+        "curves": (reports[recipe.__name__], "draw_curves", "before"),
         "results": (RunDir, "write_json", "before"),
     }
 
 
-def inject(fault: Fault, log: Path) -> None:
-    owner, name, when = points()[fault.point]
+def inject(fault: Fault, recipe: Any, log: Path) -> None:
+    owner, name, when = points(recipe)[fault.point]
     original = getattr(owner, name)
     calls = 0
 
@@ -142,7 +145,7 @@ def run_child(request: dict[str, Any], recipes: dict[str, Any]) -> int:
         recipe = recipes[request["recipe"]]
         sys.argv = [recipe.__file__, *request["arguments"]]
         for fault in request["faults"]:
-            inject(Fault(**fault), log)
+            inject(Fault(**fault), recipe, log)
         recipe.run_cli(recipe.main)
     except SystemExit as end:
         return int(end.code or 0)

@@ -75,4 +75,4 @@ def test_several_draws_continue_with_the_one_that_was_killed(
     own = [json.loads((folder / f"label_seed_{seed}" / "results.json").read_text()) for seed in (1, 2)]
     assert found["mean_iou"]["values"] == [one["metrics"]["mean_iou"] for one in own]
     assert found["mean_iou"]["mean"] == pytest.approx(sum(found["mean_iou"]["values"]) / 2)
-    assert "Mean IoU over 2 draws of masks" in log.read_text()
+    assert "Mean IoU over 2 label seeds" in log.read_text()

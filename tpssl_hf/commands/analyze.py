@@ -35,8 +35,8 @@ from tpssl_hf.analysis.config import AnalyzeArgs
 from tpssl_hf.analysis.features import clustering, drift, tsne
 from tpssl_hf.analysis.runs import convergence, steps, transfer
 from tpssl_hf.commands.one_process import open_device
+from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import as_command_line, config_files, flat, parse_args, read_config_file
-from tpssl_hf.config.shared import with_image_size
 from tpssl_hf.errors import InputError
 from tpssl_hf.process import values_of
 from tpssl_hf.training.accelerator import describe

@@ -28,8 +28,8 @@ from tpssl_hf.active_learning.strategies import NONE_KNOWN, Known, choose_images
 from tpssl_hf.active_learning.to_label import names_of, write_contact_sheet, write_lists
 from tpssl_hf.analysis.common import located, open_split
 from tpssl_hf.commands.one_process import open_device
+from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
-from tpssl_hf.config.shared import with_image_size
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.label_splits import read_labels
 from tpssl_hf.evaluation.feature_cache import Features, features_of

@@ -27,8 +27,8 @@ from accelerate import Accelerator
 
 from tpssl_hf.analysis.common import open_split
 from tpssl_hf.commands.one_process import open_device
+from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
-from tpssl_hf.config.shared import with_image_size
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm

@@ -1,10 +1,9 @@
 """Configuration shared by the tasks: images, backbone, optimization, run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from tpssl_hf.config.parser import key
-from tpssl_hf.models.own_size import own_image_size
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,3 @@ class PushConfig:
         "What the weights that init goes back to are, in a few words, where they are published nowhere.",
         carry_out=True,
     )
-
-
-def with_image_size(data: DataConfig, backbone: str, init: str) -> DataConfig:
-    """Return ``data`` with the size its images are shown at, that of the weights where none was given."""
-    return data if data.image_size else replace(data, image_size=own_image_size(backbone, init))

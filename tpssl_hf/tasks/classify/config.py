@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
-from tpssl_hf.config.shared import DataConfig, ModelConfig, PushConfig, RunConfig, with_image_size
+from tpssl_hf.config.shared import DataConfig, ModelConfig, PushConfig, RunConfig
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.classify.fixmatch import PUBLISHED_THRESHOLD
 

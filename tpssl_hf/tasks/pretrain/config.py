@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, method_named, parse_args
-from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig, with_image_size
+from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig
 from tpssl_hf.methods.pretrain import PRETRAIN
 
 DEFAULTS = Path(__file__).parent / "defaults"  # METHOD.yaml: settings of the embedded digits
