@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=[], help="NAME=ARCHITECTURE:INIT")
     parser.add_argument("--data", nargs="+", default=[], help="NAME=DATASET")
     parser.add_argument("--budget", default="10m", help="time of each adaptation")
+    parser.add_argument("--batch_size", type=int, help="of each adaptation; chosen by the budget when not given")
     parser.add_argument("--per_class", type=int, default=4, help="labels of each class")
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--limit_images", type=int, default=10000)
@@ -81,7 +82,12 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
     shared = {"backbone": architecture, "image_size": arguments.image_size, "precision": "fp32"}
     shared |= {"dataset": dataset, "limit_images": arguments.limit_images, "cache_dir": f"{arguments.work_dir}/cache"}
     adapted = tpssl_hf.pretrain(
-        **shared, init=init, budget=arguments.budget, method=arguments.method, output_dir=folder / "adapted"
+        **shared,
+        init=init,
+        budget=arguments.budget,
+        batch_size=arguments.batch_size,
+        method=arguments.method,
+        output_dir=folder / "adapted",
     )
     if "probes" not in cell:
         results = adapted.results

@@ -60,7 +60,7 @@ def plan_for_budget(args: PretrainArgs, accelerator: Accelerator) -> Plan:
     trial = prepare(replace(args, optim=replace(args.optim, max_steps=1)), accelerator, None)
     if trial.store is None:
         raise InputError("a budget needs the number of images, which a streamed data set does not tell.")
-    run_steps, images = step_timer(args, accelerator), len(trial.store)
+    run_steps, images = step_timer(without_choices(args, trial), accelerator), len(trial.store)
     probe_seconds, check_seconds = overheads(trial)
 
     def seconds_per_step(batch_size: int) -> float:
@@ -84,6 +84,13 @@ def plan_for_budget(args: PretrainArgs, accelerator: Accelerator) -> Plan:
     return first
 
 
+def without_choices(args: PretrainArgs, trial: PretrainRun) -> PretrainArgs:
+    """Return the arguments of timed runs, in which nothing is measured but time."""
+    mode = trial.batchnorm.mode
+    model = args.model if mode == "none" else replace(args.model, backbone_batchnorm=mode)
+    return replace(args, model=model, task=replace(args.task, select="last"))
+
+
 def overheads(trial: PretrainRun) -> tuple[float, float]:
     """Return the seconds that a probe and a check of the features' health take."""
     began = time.perf_counter()
@@ -97,7 +104,7 @@ def overheads(trial: PretrainRun) -> tuple[float, float]:
 
 
 def fit_to_length(args: PretrainArgs, chosen: Plan) -> tuple[PretrainArgs, list[str]]:
-    """Raise the rate of LARS and lower the momentum of the target network where a planned run is too short for them.
+    """Raise the rate of LARS, and from random weights lower the target's momentum, where a run is too short for them.
 
     A small batch lowers the rate (it goes with the batch), and few steps the sum of rates, which is how far LARS can
     move the weights; and a target network that keeps its start has nothing to teach.
@@ -120,7 +127,7 @@ def fit_to_length(args: PretrainArgs, chosen: Plan) -> tuple[PretrainArgs, list[
             f"their length in all, now {reach * rate / base_rate(optim):.1%}"
         )
         args = replace(args, optim=replace(optim, base_learning_rate=rate))
-    for name, share in MOMENTA.items():
+    for name, share in MOMENTA.items() if args.model.init == "random" else ():  # a pretrained start is worth keeping
         momentum = getattr(args.method, name, None)
         least = max(LEAST_MOMENTUM, 1.0 - LEFT_BEHIND / (share * chosen.max_steps))
         if momentum is not None and momentum > least:
