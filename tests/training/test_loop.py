@@ -211,3 +211,18 @@ def test_a_group_with_a_rate_factor_learns_so_many_times_as_fast() -> None:
     )
     list(steps_of(toy, optimizer, batches(), LoopSettings(1, 8), learning_rate=0.01))
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.01, 0.1])
+
+
+def test_a_long_gradient_is_cut_and_a_short_one_is_left() -> None:
+    moved = {}
+    for limit in (None, 1e9, 1e-3):
+        toy = Toy()
+        before = toy.linear.weight.detach().clone()
+        optimizer = build_optimizer("sgd", toy, weight_decay=0.0, momentum=0.0)
+        steps = steps_of(toy, optimizer, batches(), LoopSettings(1, 8, max_gradient_norm=limit), learning_rate=1.0)
+        [step] = list(steps)
+        moved[limit] = toy.linear.weight.detach() - before
+        assert step.losses is not None and step.losses["gradient_norm"] > 1e-2, "the log has it uncut"
+    assert torch.equal(moved[None], moved[1e9])
+    assert moved[1e-3].norm() <= 1e-3
+    torch.testing.assert_close(moved[1e-3] / moved[1e-3].norm(), moved[None] / moved[None].norm())

@@ -194,7 +194,14 @@ def begin(run: FinetuningRun[Any], run_dir: RunDir | None, checkpoints: Checkpoi
 def steps_of(run: FinetuningRun[Any], start_step: int, *, shown: bool) -> Iterable[Step]:
     """Return the steps from ``start_step`` on, with a progress bar if ``shown``."""
     options, accelerator = run.args.run, run.accelerator
-    loop = LoopSettings(run.max_steps, run.images_per_step, 1, options.log_every, options.save_every, options.seed)
+    loop = LoopSettings(
+        run.max_steps,
+        run.images_per_step,
+        log_every=options.log_every,
+        save_every=options.save_every,
+        seed=options.seed,
+        max_gradient_norm=run.args.optim.max_gradient_norm or None,
+    )
     steps = training_steps(
         accelerator,
         accelerator.prepare(run.method),

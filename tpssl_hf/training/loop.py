@@ -30,6 +30,7 @@ class LoopSettings:
         log_every: steps between two log lines.
         save_every: steps between two checkpoints.
         seed: seed of what layers draw themselves (dropout); derived anew each step, so resuming needs no saved state.
+        max_gradient_norm: length that longer gradients are cut to; None cuts none.
     """
 
     max_steps: int
@@ -38,6 +39,7 @@ class LoopSettings:
     log_every: int = 10
     save_every: int = 500
     seed: int = 0
+    max_gradient_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def training_steps(
         for losses in _accumulated(accelerator, method, inner, batches, progress, settings.accumulation_steps):
             meter.add(losses)
         optimizer.found_inf = guard.check(meter.sums["loss"])  # type: ignore[attr-defined]
+        if settings.max_gradient_norm is not None:
+            guard.clip(settings.max_gradient_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         guard.after_step(progress)

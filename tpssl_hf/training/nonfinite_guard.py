@@ -57,6 +57,12 @@ class NonFiniteGuard:
         return bad
 
     @torch.no_grad()
+    def clip(self, length: float) -> None:
+        """Cut the gradient to ``length`` if it is longer, after :meth:`check`, without asking the device."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, (length / (self.gradient_norm + 1e-6)).clamp(max=1.0))
+
+    @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Let the method update teachers and queues; after a bad step everything is put back as it was."""
         if self.reading_is_free and not self.bad:  # copying is not

@@ -14,8 +14,8 @@ from tpssl_hf.methods.classify.fixmatch import PUBLISHED_THRESHOLD
 DIGITS = Path(__file__).parent / "defaults" / "digits.yaml"
 ADAPTED_DIGITS = Path("outputs/digits_byol/model")  # where the default target pretraining leaves its weights
 DEFAULT_METHOD = "fixmatch"
-RANDOM_RATE, FITTED_RATE = 0.03 / 64, 0.002 / 16  # learning rate per labeled image of a step
-FITTED_THRESHOLD = 0.8
+RANDOM_RATE, FITTED_RATE = 0.03 / 64, 0.001 / 16  # learning rate per labeled image of a step
+FITTED_THRESHOLD, FITTED_NORM = 0.8, 5.0
 METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in CLASSIFY.items()}, DEFAULT_METHOD)
 
 
@@ -76,9 +76,14 @@ class FinetuneConfig:
     learning_rate: float | None = key(
         None,
         "Learning rate for the batch as it is; lower it with batch_size. When not given: 0.03 for a batch of 64 "
-        "(FixMatch's), or 0.002 for one of 16 where the head is fitted, in proportion.",
+        "(FixMatch's), or 0.001 for one of 16 where the head is fitted, in proportion.",
     )
     head_lr_multiplier: float = key(1.0, "Learning-rate multiplier for the classifier head.")
+    max_gradient_norm: float | None = key(
+        None,
+        "Length that longer gradients are cut to; 0 cuts none. When not given: 5 where the head is fitted, which "
+        "first steps would else undo, or 0.",
+    )
     momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
     nesterov: bool = key(True, "Nesterov's form of momentum.")
     weight_decay: float = key(5e-4, "Weight decay of weights with two or more dimensions (1e-3 for CIFAR-100).")
@@ -123,14 +128,17 @@ def parse_classify(arguments: Sequence[str] | Mapping[str, Any], description: st
 def resolve(args: ClassifyArgs) -> ClassifyArgs:
     """Return ``args`` with everything put in that depends on other keys.
 
-    That is the size of the images, how the head begins, and with it the learning rate and FixMatch's threshold: a
-    fitted head is undone by FixMatch's rate, and its probabilities are less sharp than those it was published with.
+    That is the size of the images, how the head begins, and with it the learning rate, the cut of gradients and
+    FixMatch's threshold: a fitted head is undone by FixMatch's rate, and its probabilities are less sharp than those
+    FixMatch was published with.
     """
     random = args.model.init == "random"
     head = args.task.head_init or ("random" if random else "probe")
     rate, threshold = (FITTED_RATE, FITTED_THRESHOLD) if head == "probe" else (RANDOM_RATE, PUBLISHED_THRESHOLD)
     if args.optim.learning_rate is None:
         args = replace(args, optim=replace(args.optim, learning_rate=float(f"{rate * args.optim.batch_size:.2g}")))
+    if args.optim.max_gradient_norm is None:
+        args = replace(args, optim=replace(args.optim, max_gradient_norm=FITTED_NORM if head == "probe" else 0.0))
     if getattr(args.method, "threshold", 0.0) is None:
         args = replace(args, method=replace(args.method, threshold=threshold))
     data = with_image_size(args.data, args.model.backbone, args.model.init)

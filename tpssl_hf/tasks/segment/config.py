@@ -84,6 +84,7 @@ class SegmentOptimConfig:
     optimizer: Literal["sgd", "adamw"] = key("adamw", "Optimizer; adamw with weight_decay 0 is Adam.")
     learning_rate: float = key(1e-5, "Learning rate for the batch as it is (paper §IV-B).")
     head_lr_multiplier: float = key(1.0, "Learning-rate multiplier for the decoder.")
+    max_gradient_norm: float = key(0.0, "Length that longer gradients are cut to; 0 cuts none.")
     momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
     nesterov: bool = key(False, "Nesterov's form of momentum.")
     weight_decay: float = key(0.0, "Weight decay of weights with two or more dimensions.")
