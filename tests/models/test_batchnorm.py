@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Method
-from tpssl_hf.models.batchnorm import SyncedBatchNorm, freeze_statistics, synchronize_batchnorm
+from tpssl_hf.models.batchnorm import SyncedBatchNorm, fair_random, freeze_statistics, synchronize_batchnorm
 
 CPU = torch.device("cpu")
 FORWARDS = 3
@@ -170,3 +170,15 @@ def test_layers_with_frozen_statistics_share_none() -> None:
     freeze_statistics(network[0])
     synced = synchronize_batchnorm(network, torch.device("cpu"))
     assert type(synced[0]) is nn.BatchNorm2d and isinstance(synced[1], SyncedBatchNorm)
+
+
+def test_a_fair_random_network_answers_to_its_input() -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18", pretrained=False, num_classes=0).eval()
+    images = torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        flat, fair = network(images), fair_random(network)(images)
+        torch.manual_seed(0)
+        wanted = timm.create_model("resnet18", pretrained=False, num_classes=0, zero_init_last=False).eval()(images)
+    torch.testing.assert_close(fair, wanted)
+    assert not torch.allclose(flat, fair) and network.layer1[0].bn2.weight.abs().max() == 0, "the network itself stays"

@@ -1,5 +1,6 @@
 """BatchNorm whose statistics run over all processes, on the CPU as on a GPU."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -37,6 +38,20 @@ def keep_frozen(module: nn.Module) -> None:
     for layer in batchnorm_layers(module):
         if getattr(layer, FROZEN, False):
             layer.eval()
+
+
+def fair_random(network: Network) -> Network:
+    """Copy a network of random weights without what makes it start as nearly the identity.
+
+    timm sets γ of the last BatchNorm of each residual block to 0, which helps training and makes features of untrained
+    weights hardly depend on the image. As a baseline they would flatter whatever is trained; with γ = 1 they do not.
+    """
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        for layer in batchnorm_layers(network):
+            if layer.weight is not None and not layer.weight.any():
+                layer.weight.fill_(1.0)
+    return network
 
 
 class _SumOverProcesses(torch.autograd.Function):

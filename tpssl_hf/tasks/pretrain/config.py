@@ -35,7 +35,7 @@ class PretrainConfig:
     select: Literal["best", "last"] = key(
         "best",
         "What model/ holds. best: the snapshot that labels of training images show to be better than the start, else "
-        "the start itself; without labels the last one. last: the last one, as in the paper.",
+        "the start itself; without labels, or from random weights, the last one. last: the last one, as in the paper.",
     )
     l2_mode: Literal["loss", "decoupled"] = key(
         "loss", "The penalty in the loss (Eq. 3), or as a step beside the optimizer's (ablation)."

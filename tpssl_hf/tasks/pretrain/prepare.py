@@ -130,9 +130,12 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
 
 
 def label_splits(args: PretrainArgs, store: ImageCache | None) -> tuple[ProbeSplit | None, ProbeSplit | None]:
-    """Return the labels that choose what is saved, and those that judge it: all of them with ``select`` last."""
+    """Return the labels that choose what is saved, and those that judge it.
+
+    All of them judge with ``select`` last, and from random weights, which nobody wants to keep.
+    """
     split = probe_split(store.labels) if store and store.labels is not None else None
-    if split is None or args.task.select == "last":
+    if split is None or args.task.select == "last" or args.model.init == "random":
         return None, split
     return choosing_and_judging(split)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tpssl_hf.config.parser import flat
 from tpssl_hf.evaluation.probes import probe_split
+from tpssl_hf.models.batchnorm import fair_random
 from tpssl_hf.monitoring.feature_monitor import HealthWatch
 from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.pretrain.prepare import PretrainRun, choosing_answers, finished_backbone, probed, reestimated
@@ -184,8 +185,14 @@ def draw_first_views(run: PretrainRun, path: Path) -> None:
 
 
 def probed_before(run: PretrainRun) -> Progress:
-    """Probe Φ_pre as it came, and with re-estimated BatchNorm statistics and nothing else."""
-    backbone, alone = run.method.deployed, reestimated(run, run.method.deployed)
+    """Probe Φ_pre, and Φ_pre with re-estimated BatchNorm statistics and nothing else.
+
+    Random weights are probed as a fair random network, see :func:`tpssl_hf.models.batchnorm.fair_random`.
+    """
+    backbone = run.method.deployed
+    if run.origin.kind == "random":
+        backbone = fair_random(backbone)
+    alone = reestimated(run, backbone)
     before = probed(run, backbone)
     moved = any(not torch.equal(a, b) for a, b in zip(backbone.buffers(), alone.buffers(), strict=True))
     progress = Progress(before=before, statistics_only=probed(run, alone) if moved else before)
