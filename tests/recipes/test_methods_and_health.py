@@ -260,8 +260,10 @@ def test_a_run_whose_weights_can_hardly_move_says_so(
 
 
 def test_a_streamed_run_is_warmed_up_over_a_tenth_of_its_steps() -> None:
-    optim = OptimConfig(warmup_epochs=10.0)
+    optim = OptimConfig(base_learning_rate=0.3, warmup_epochs=10.0)
     streamed, known = (preparing.schedule(optim, 1000, steps) for steps in (None, 5))
     assert [streamed(step) for step in (0, 50, 100)] == pytest.approx([0.0, 0.15, 0.3])
     assert known(50) == pytest.approx(0.3), "ten epochs of five steps"
-    assert preparing.schedule(OptimConfig(warmup_epochs=0.0), 1000, None)(0) == pytest.approx(0.3)
+    assert preparing.schedule(OptimConfig(base_learning_rate=0.3, warmup_epochs=0.0), 1000, None)(0) == pytest.approx(
+        0.3
+    )

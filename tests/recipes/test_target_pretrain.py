@@ -11,14 +11,19 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from tpssl_hf.config.parser import flat, read_config_file
 from tpssl_hf.errors import InputError
+from tpssl_hf.methods.base import Method
 from tpssl_hf.methods.pretrain.byol import BYOL
+from tpssl_hf.methods.pretrain.simclr import SimCLR
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 from tpssl_hf.paper.grid import STATISTICS_ONLY
 from tpssl_hf.tasks.pretrain import prepare, report
 from tpssl_hf.tasks.pretrain import run as pretraining
@@ -30,7 +35,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
 OTHERS = ("ssl_classify", "ssl_segment", "tables")  # parsed in the tests of their own recipes
 RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed", "steps", "stopped", "epochs"]
-RESULT_KEYS += ["seconds", "machine", "images_per_second", "metrics", "verdict", "config", "versions", "commit"]
+RESULT_KEYS += ["seconds", "machine", "images_per_second", "metrics", "verdict"]
+RESULT_KEYS += ["saved", "batchnorm", "config", "versions", "commit"]
 RUN_FILES = {"config.yaml", "scan.json", "augmentations.png", "metrics.jsonl", "curves.png", "results.json"}
 
 Adapt = Callable[..., int]
@@ -172,6 +178,51 @@ def test_a_backbone_that_has_become_worse_is_called_so_in_the_first_line(
     assert results(tmp_path / "run")["verdict"]["verdict"] == "worse"
 
 
+@pytest.mark.parametrize("better", [False, True])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_labels_show_to_be_no_better_than_the_start_is_not_saved(
+    adapt: Adapt,
+    labeled: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    better: bool,
+    resumed: bool,
+) -> None:
+    """Only the answers are made up: which network gave them is told by whether its weights are the start's."""
+    (tmp_path / "table").mkdir()
+    datasets.concatenate_datasets([labeled] * 3).to_parquet(tmp_path / "table" / "train.parquet")
+    start = timm.create_model("test_resnet", pretrained=False, num_classes=0)
+    save_timm_folder(start, tmp_path / "start", preprocessing=Preprocessing(32, (0.5,) * 3, (0.5,) * 3), provenance={})
+    own = start.state_dict()["conv1.0.weight"]
+
+    def answers(run: Any, backbone: torch.nn.Module) -> list[int]:
+        is_start = torch.equal(backbone.state_dict()["conv1.0.weight"], own)
+        return [int(is_start != better)] * 80
+
+    for module in (pretraining, report):
+        monkeypatch.setattr(module, "choosing_answers", answers)
+    keys = {"dataset": tmp_path / "table", "init": tmp_path / "start", "base_learning_rate": 0.1, "method": "simclr"}
+    keys |= {"hidden_features": None, "optimizer": "sgd"}
+    if resumed:
+        with monkeypatch.context() as patch:
+            stop_after_forward(2, patch, SimCLR)
+            assert adapt(**keys) == 143
+        capsys.readouterr()
+    assert adapt(**keys) == 0
+    summary = capsys.readouterr().out.rpartition("\n\n")[2]
+    saved, last = (load_file(tmp_path / "run" / name / "model.safetensors") for name in ("model", "model_last"))
+    assert not torch.equal(last["conv1.0.weight"], own)
+    found = results(tmp_path / "run")
+    if better:
+        assert found["saved"]["candidate"] != "start" and not torch.equal(saved["conv1.0.weight"], own)
+        assert found["saved"]["gain"]["low"] > 0 and "Nothing adapted" not in summary
+    else:
+        assert found["saved"]["candidate"] == "start"
+        assert all(torch.equal(saved[name], value) for name, value in start.state_dict().items())
+        assert summary.startswith("Nothing adapted is better than the weights it started from")
+
+
 def test_without_labels_the_summary_claims_nothing_and_says_how_to_find_out(
     adapt: Adapt, images: ImageBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,17 +261,17 @@ def test_some_broken_images_are_left_out_and_named(adapt: Adapt, images: ImageBa
 # --- ways to train ---
 
 
-def stop_after_forward(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_after_forward(number: int, monkeypatch: pytest.MonkeyPatch, method: type[Method] = BYOL) -> None:
     """Send this process SIGTERM in forward pass ``number`` from now."""
-    calls, original = [], BYOL.forward
+    calls, original = [], method.forward
 
-    def forward(self: BYOL, *arguments: Any) -> Any:
+    def forward(self: Method, *arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *arguments)
 
-    monkeypatch.setattr(BYOL, "forward", forward)
+    monkeypatch.setattr(method, "forward", forward)
 
 
 def test_stopped_run_continues_where_it_was(

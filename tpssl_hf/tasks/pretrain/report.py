@@ -31,7 +31,7 @@ def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progres
         "after": progress.before if saved == START else probed(run, backbone),
     }
     judged = verdict(**right)
-    if saved != START and args.task.select == "best" and judged["verdict"] == "worse":  # other labels disagree
+    if run.choosing is not None and saved != START and judged["verdict"] == "worse":  # other labels disagree
         saved, backbone, right["after"] = START, start_of(run), progress.before
         judged = verdict(**right)
     metrics = {f"{name}_{when}": v for when, answers in right.items() for name, v in accuracies(answers).items()}
