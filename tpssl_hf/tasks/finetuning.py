@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tpssl_hf.config.parser import flat
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.streams import EndlessStream
 from tpssl_hf.errors import InputError
@@ -34,6 +35,7 @@ from tpssl_hf.training.loop import (
     with_progress_bar,
 )
 from tpssl_hf.training.optim import build_optimizer
+from tpssl_hf.training.provenance import PAPER
 from tpssl_hf.training.run_dir import RunDir, StopSignals
 
 ArgsType = TypeVar("ArgsType", ClassifyArgs, SegmentArgs)
@@ -48,6 +50,7 @@ class FinetuningRun(ABC, Generic[ArgsType]):
         accelerator: devices, processes, precision.
         dataset_name: name of the images, without a private path.
         origin: where the weights of the backbone come from.
+        statistics_frozen: whether the backbone's BatchNorm keeps its running statistics.
         streams: stream name -> the images of this process.
         transforms: stream name -> what makes views of them; the names decide which streams are read.
         method: the learner, on its device.
@@ -61,6 +64,7 @@ class FinetuningRun(ABC, Generic[ArgsType]):
     accelerator: Accelerator
     dataset_name: str
     origin: WeightsSource
+    statistics_frozen: bool
     streams: Mapping[str, Stream]
     transforms: Views
     method: Method
@@ -74,6 +78,27 @@ class FinetuningRun(ABC, Generic[ArgsType]):
         """Labeled and unlabeled images of one step of all processes."""
         ratio = self.args.optim.unlabeled_ratio if "unlabeled" in self.transforms else 0
         return self.args.optim.batch_size * (1 + ratio)
+
+    def first_images(self, stream: str, count: int = 8) -> ImageBatch:
+        """Return the first images of a stream, to be shown."""
+        batches = self.streams[stream].batches(0)
+        images: ImageBatch = next(batches)[:count].to(self.accelerator.device)
+        batches.close()
+        return images
+
+    def facts(self, seconds: float) -> dict[str, Any]:
+        """Return what ``results.json`` says of every run, beside its data and scores."""
+        return {
+            "method": self.args.task.method,
+            "backbone": self.args.model.backbone,
+            "init": self.origin.as_dict(),
+            "backbone_statistics_frozen": self.statistics_frozen,
+            "seed": self.args.run.seed,
+            "steps": self.max_steps,
+            "seconds": seconds,
+            "machine": describe(self.accelerator),
+            "config": flat(self.args),
+        }
 
     @abstractmethod
     def data_facts(self) -> dict[str, str]:
@@ -97,6 +122,12 @@ class FinetuningRun(ABC, Generic[ArgsType]):
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Give back what :meth:`state` returned."""
+
+
+def provenance(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what travels with the weights, of what ``results.json`` says."""
+    kept = ("recipe", "method", "dataset", "labels", "init", "seed", "steps", "metrics", "versions")
+    return {**{name: results[name] for name in kept}, "paper": PAPER}
 
 
 RunType = TypeVar("RunType", bound=FinetuningRun[Any])

@@ -7,20 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from tpssl_hf.config.parser import flat
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.monitoring.pseudo_labels import draw_pseudo_labels
 from tpssl_hf.plots.training import draw_curves
 from tpssl_hf.tasks.classify.data import Split
 from tpssl_hf.tasks.classify.run import ClassifyRun, evaluations, probabilities
+from tpssl_hf.tasks.finetuning import provenance
 from tpssl_hf.tasks.published_path import check_classifier, some_of
-from tpssl_hf.training.accelerator import describe
-from tpssl_hf.training.provenance import PAPER, run_facts
+from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
 
 LAST_EVALUATIONS = 20
-PROVENANCE = ("recipe", "method", "dataset", "labels", "init", "seed", "steps", "metrics", "versions")
 
 
 def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
@@ -38,7 +36,6 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
     labels = {"count": len(data.labeled.indices), "chosen": data.labeled.chosen, "seed": args.task.label_seed}
     results = run_facts(
         recipe="ssl_classify",
-        method=args.task.method,
         task="image classification",
         dataset=dataset,
         unlabeled_images=len(data.unlabeled) if "unlabeled" in run.transforms else 0,
@@ -46,21 +43,15 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
         labels=labels,
         notes=list(data.notes),
         class_names=list(data.labeled.class_names),
-        backbone=args.model.backbone,
-        init=run.origin.as_dict(),
-        seed=args.run.seed,
         protocol="last EMA network on the test split, never the best on it",
-        steps=run.max_steps,
-        seconds=seconds,
-        machine=describe(run.accelerator),
         metrics={**scored, **validation},
-        config=flat(args),
+        **run.facts(seconds),
     )
     save_timm_folder(
         run.method.deployed,
         run_dir.path / "model",
         preprocessing=run.views.preprocessing,
-        provenance={**{key: results[key] for key in PROVENANCE}, "paper": PAPER},
+        provenance=provenance(results),
         license=run.origin.license,
         label_names=list(data.labeled.class_names),
     )

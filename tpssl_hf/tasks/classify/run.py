@@ -41,13 +41,11 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
     Attributes:
         data: its images and labels.
         views: how they are shown.
-        statistics_frozen: whether the backbone's BatchNorm keeps its running statistics.
         audit: of the pseudo-labels.
     """
 
     data: FinetuningData
     views: ViewSettings
-    statistics_frozen: bool
     audit: PseudoLabelAudit
 
     def data_facts(self) -> dict[str, str]:
@@ -72,9 +70,7 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
     def draw_first_views(self, path: Path) -> None:
         """Write the image of the first eight images and their views."""
         name = "unlabeled" if "unlabeled" in self.transforms else "labeled"
-        batches = self.streams[name].batches(0)
-        images = next(batches)[:8].to(self.accelerator.device)
-        batches.close()
+        images = self.first_images(name)
         made = {key: value for key, value in self.transforms[name](images).items() if value.ndim == 4}
         draw_views(path, images, made, mean=self.views.mean, std=self.views.std)
 

@@ -15,7 +15,7 @@ from tpssl_hf.plots.training import draw_curves
 from tpssl_hf.tasks.pretrain.helped import accuracies, sentence, verdict
 from tpssl_hf.tasks.pretrain.prepare import PretrainRun, choosing_answers, finished_backbone, probed
 from tpssl_hf.tasks.pretrain.run import Progress
-from tpssl_hf.tasks.pretrain.selection import BN_ONLY, LAST, START
+from tpssl_hf.tasks.pretrain.selection import BN_ONLY, LAST, PER_CLASS, START
 from tpssl_hf.training.accelerator import describe
 from tpssl_hf.training.provenance import PAPER, run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
@@ -140,9 +140,16 @@ def _first_line(results: dict[str, Any]) -> str:
             "Nothing adapted is better than the weights it started from beyond doubt, by labels of training images: "
             "model/ holds the start, model_last/ what training ended with."
         )
-    others = {BN_ONLY: "the start with re-estimated BatchNorm statistics", LAST: ""}
-    what = others.get(saved, f"the snapshot of {saved}")
-    return sentence(results["verdict"]) + (f" It is {what}." if what else "")
+    others = {BN_ONLY: "the start with re-estimated BatchNorm statistics", LAST: "the last checkpoint"}
+    what, gain = others.get(saved, f"the snapshot of {saved}"), results["saved"]["gain"]
+    if gain is None:
+        return sentence(results["verdict"])
+    mean, low, high = (100 * gain[name] for name in ("mean", "low", "high"))
+    points = f"{mean:+.1f} points ({low:+.1f} to {high:+.1f})".replace("-", "−")
+    return (
+        f"{sentence(results['verdict'])} It is {what}, chosen by {gain['queries']:.0f} other images, with all labels "
+        f"known and with {PER_CLASS} a class: {points}."
+    )
 
 
 def _next_steps(folder: Path, results: dict[str, Any]) -> list[str]:

@@ -6,22 +6,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from tpssl_hf.config.parser import flat
 from tpssl_hf.data.segmentation_classes import ISIC
 from tpssl_hf.metrics.tpssl_segmentation.confusion import ConfusionMatrix
 from tpssl_hf.metrics.tpssl_segmentation.tpssl_segmentation import lesion_scores, segmentation_scores
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation, save_segmenter
 from tpssl_hf.plots.segmentation import draw_predictions
 from tpssl_hf.plots.training import draw_curves
+from tpssl_hf.tasks.finetuning import provenance
 from tpssl_hf.tasks.published_path import check_segmenter, some_of
 from tpssl_hf.tasks.segment.data import EvaluationImages
 from tpssl_hf.tasks.segment.run import SegmentRun, predicted
-from tpssl_hf.training.accelerator import describe
-from tpssl_hf.training.provenance import PAPER, run_facts
+from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
 
 DRAWN = 6  # test images in predictions.png
-PROVENANCE = ("recipe", "method", "dataset", "labels", "init", "seed", "steps", "metrics", "versions")
 
 
 def save_results(run: SegmentRun, run_dir: RunDir, seconds: float) -> str:
@@ -33,7 +31,6 @@ def save_results(run: SegmentRun, run_dir: RunDir, seconds: float) -> str:
         draw_test_images(run, run_dir.path / "predictions.png")
     results = run_facts(
         recipe="ssl_segment",
-        method=args.task.method,
         task="semantic segmentation",
         dataset={"name": data.source.name, "fingerprint": data.store.fingerprint, "images": len(data.store)},
         unlabeled_images=len(data.unlabeled) if "unlabeled" in run.transforms else 0,
@@ -44,18 +41,11 @@ def save_results(run: SegmentRun, run_dir: RunDir, seconds: float) -> str:
             "seed": args.task.label_seed,
         },
         class_names=list(data.class_names),
-        backbone=args.model.backbone,
-        init=run.origin.as_dict(),
-        backbone_statistics_frozen=run.statistics_frozen,
-        seed=args.run.seed,
         scored=run.method.scored,
         protocol=f"last {run.method.scored} on the test split, images and masks with the shorter side at most "
         f"{args.data.shorter_side} px, one confusion matrix of all images, mean over all classes",
-        steps=run.max_steps,
-        seconds=seconds,
-        machine=describe(run.accelerator),
         metrics=evaluate(run, data.test) if data.test else {},
-        config=flat(args),
+        **run.facts(seconds),
     )
     save_segmenter(
         network,
@@ -63,7 +53,7 @@ def save_results(run: SegmentRun, run_dir: RunDir, seconds: float) -> str:
         shorter_side=args.data.shorter_side,
         image_size=run.views.crop_size if args.task.test_mode == "resize" else None,
         window=run.views.crop_size if args.task.test_mode == "slide" else None,
-        provenance={**{key: results[key] for key in PROVENANCE}, "paper": PAPER, "license": run.origin.license},
+        provenance={**provenance(results), "license": run.origin.license},
     )
     results["published_path"] = published_path(run, run_dir.path / "model")
     run_dir.write_json(RESULTS, results)

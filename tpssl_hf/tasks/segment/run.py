@@ -34,7 +34,6 @@ from tpssl_hf.training.run_dir import RunDir
 
 SCHEDULES: dict[str, Callable[[float], float]] = {"constant": lambda progress: 1.0, "poly": poly}
 SCORED_TOGETHER = 8  # images of equal size in one pass
-DRAWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +43,10 @@ class SegmentRun(FinetuningRun[SegmentArgs]):
     Attributes:
         data: its images and masks.
         views: how they are shown.
-        statistics_frozen: whether the backbone's BatchNorm keeps its running statistics.
     """
 
     data: SegmentingData
     views: SegmentViewSettings
-    statistics_frozen: bool
 
     def data_facts(self) -> dict[str, str]:
         """Return what must be the same of the data when the run is resumed."""
@@ -66,9 +63,7 @@ class SegmentRun(FinetuningRun[SegmentArgs]):
 
     def draw_first_views(self, path: Path) -> None:
         """Write the image of eight labeled images: crop and mask, and what unlabeled ones are turned into."""
-        batches = self.streams["labeled"].batches(0)
-        images = next(batches)[:DRAWN].to(self.accelerator.device)
-        batches.close()
+        images = self.first_images("labeled")
         labeled = self.transforms["labeled"](images)
         shown = {
             "labeled": labeled["images"],
