@@ -2,28 +2,24 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from tpssl_hf.config.parser import flat
 from tpssl_hf.data.image_batch import ImageBatch
-from tpssl_hf.data.image_cache import ImageCache
-from tpssl_hf.data.streams import EndlessStream
-from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Method, Views
 from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.label_seeds import run_each_label_seed
 from tpssl_hf.tasks.segment.config import SegmentArgs
-from tpssl_hf.training.accelerator import describe, per_device_batch_size, start_tracker
+from tpssl_hf.training.accelerator import describe, start_tracker
 from tpssl_hf.training.checkpoint_manager import CheckpointManager, open_run_dir
 from tpssl_hf.training.loop import (
     LoopSettings,
@@ -34,7 +30,6 @@ from tpssl_hf.training.loop import (
     training_steps,
     with_progress_bar,
 )
-from tpssl_hf.training.optim import build_optimizer
 from tpssl_hf.training.provenance import PAPER
 from tpssl_hf.training.run_dir import RunDir, StopSignals
 
@@ -244,63 +239,3 @@ def steps_of(run: FinetuningRun[Any], start_step: int, *, shown: bool) -> Iterab
     )
     title = f"{run.args.task.method} on {run.dataset_name}"
     return with_progress_bar(steps, loop, title=title, shown=shown, start_step=start_step)
-
-
-def finetuning_optimizer(
-    args: ClassifyArgs | SegmentArgs, method: Method, heads: Sequence[torch.nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Build the optimizer of a learner; ``heads`` are the weights that were not pretrained."""
-    optim = args.optim
-    return build_optimizer(
-        optim.optimizer,
-        method,
-        weight_decay=optim.weight_decay,
-        momentum=optim.momentum,
-        decay_norm_and_bias=optim.decay_norm_and_bias,
-        nesterov=optim.nesterov,
-        heads=heads,
-        head_lr_multiplier=optim.head_lr_multiplier,
-    )
-
-
-def keeps_statistics(asked: str, origin: WeightsSource) -> bool:
-    """Whether the backbone's BatchNorm keeps its running statistics: with ``auto``, unless weights are random.
-
-    A few labeled images a step say little of statistics, and a head fitted to features wants them as they were.
-    """
-    return asked == "frozen" or (asked == "auto" and origin.kind != "random")
-
-
-def open_streams(
-    args: ClassifyArgs | SegmentArgs,
-    accelerator: Accelerator,
-    labeled: tuple[ImageCache, np.ndarray],
-    unlabeled: tuple[ImageCache, np.ndarray | None] | None,
-) -> dict[str, EndlessStream]:
-    """Open the labeled and the unlabeled stream of this process.
-
-    Args:
-        args: of the run.
-        accelerator: which process of how many this is.
-        labeled: images, and which of them have labels.
-        unlabeled: images, and which of them are learned from without labels (None: all); None for a learner that
-            needs none.
-
-    Raises:
-        InputError: if the batch cannot be divided among the processes, or has no unlabeled images.
-    """
-    world = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    batch_size, ratio = (
-        per_device_batch_size(args.optim.batch_size, accelerator.num_processes, 1),
-        args.optim.unlabeled_ratio,
-    )
-    store, indices = labeled
-    streams = {"labeled": EndlessStream(store, batch_size=batch_size, seed=args.run.seed, indices=indices, **world)}
-    if unlabeled is not None:
-        if ratio < 1:
-            raise InputError(f"unlabeled_ratio is {ratio}; {args.task.method} needs 1 or more.")
-        store, chosen = unlabeled
-        streams["unlabeled"] = EndlessStream(
-            store, batch_size=batch_size * ratio, seed=args.run.seed, indices=chosen, **world
-        )
-    return streams

@@ -25,7 +25,8 @@ from tpssl_hf.monitoring.pseudo_labels import PseudoLabelAudit
 from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.classify.data import FinetuningData, Split, data_facts, open_data, with_labels
-from tpssl_hf.tasks.finetuning import FinetuningRun, finetuning_optimizer, keeps_statistics, open_streams
+from tpssl_hf.tasks.finetuning import FinetuningRun
+from tpssl_hf.tasks.finetuning_inputs import finetuning_optimizer, keeps_statistics, open_streams
 from tpssl_hf.training.accelerator import prepare_method
 from tpssl_hf.training.optim import cosine_7_16, four_steps
 from tpssl_hf.training.run_dir import RunDir

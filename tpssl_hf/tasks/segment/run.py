@@ -24,7 +24,8 @@ from tpssl_hf.models.segmenter import build_segmenter
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
 from tpssl_hf.models.sizes import check_crop
 from tpssl_hf.plots.training import draw_views
-from tpssl_hf.tasks.finetuning import FinetuningRun, finetuning_optimizer, keeps_statistics, open_streams
+from tpssl_hf.tasks.finetuning import FinetuningRun
+from tpssl_hf.tasks.finetuning_inputs import finetuning_optimizer, keeps_statistics, open_streams
 from tpssl_hf.tasks.segment.config import SegmentArgs
 from tpssl_hf.tasks.segment.data import EvaluationImages, SegmentingData, data_facts, open_masks
 from tpssl_hf.training.accelerator import prepare_method
