@@ -17,11 +17,11 @@ from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.scan import UNLABELED
-from tpssl_hf.data.sources import Source, load_source
+from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.feature_cache import features_of, open_backbone
 from tpssl_hf.models.backbone import WEIGHTS_FILE, WeightsSource, stored_config
-from tpssl_hf.training.open_data import open_image_cache
+from tpssl_hf.training.open_data import open_image_cache, open_source
 from tpssl_hf.training.recorded_start import timm_start
 from tpssl_hf.training.run_dir import RunDir
 
@@ -108,13 +108,7 @@ def open_split(
     """
     if data.streaming:
         raise InputError("images are looked up by number here, which streamed ones have not; leave streaming off.")
-    source = load_source(
-        data.dataset,
-        split=data.split,
-        dataset_config=data.dataset_config,
-        image_column=data.image_column,
-        label_column=data.label_column,
-    )
+    source = open_source(data)
     return source, open_image_cache(source, data, accelerator, run, wide_range=wide_range)
 
 

@@ -10,8 +10,24 @@ from tpssl_hf.augment.enlarged_crops import enlarged_share
 from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.image_cache import ImageCache, load_image_cache
-from tpssl_hf.data.sources import Source
+from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.training.run_dir import RunDir
+
+
+def open_source(data: DataConfig) -> Source:
+    """Find the images that the keys name.
+
+    Raises:
+        InputError: as :func:`tpssl_hf.data.sources.load_source` does.
+    """
+    return load_source(
+        data.dataset,
+        split=data.split,
+        dataset_config=data.dataset_config,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        streaming=data.streaming,
+    )
 
 
 def open_image_cache(

@@ -28,7 +28,7 @@ from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
 from tpssl_hf.tasks.classify.config import ClassifyArgs, ClassifyConfig
-from tpssl_hf.training.open_data import open_image_cache
+from tpssl_hf.training.open_data import open_image_cache, open_source
 from tpssl_hf.training.run_dir import RunDir
 
 LEAST_TO_HOLD_OUT = 10  # labels of each class from which on some are held out where there are no test images
@@ -86,13 +86,7 @@ def open_data(args: ClassifyArgs, accelerator: Accelerator, run: RunDir | None) 
     choice, data = args.task, args.data
     if data.streaming:
         raise InputError("labels are chosen by number, which streamed images have not; leave streaming off.")
-    source = load_source(
-        data.dataset,
-        split=data.split,
-        dataset_config=data.dataset_config,
-        image_column=data.image_column,
-        label_column=data.label_column,
-    )
+    source = open_source(data)
     crop_scale = CROP_SCALE if choice.crop == "rrc" else None
     store = open_image_cache(source, data, accelerator, run, crop_scale=crop_scale)
     labeled = choose_labels(str(choice.labels), store, source, mode=choice.label_mode, seed=choice.label_seed)

@@ -13,6 +13,7 @@ from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimate
 from tpssl_hf.evaluation.features import extract_features
 from tpssl_hf.evaluation.probes import ProbeSplit
 from tpssl_hf.models.batchnorm import batchnorm_layers
+from tpssl_hf.tasks.pretrain.helped import in_points
 from tpssl_hf.tasks.pretrain.selection import answers_of, query_difference
 
 
@@ -83,7 +84,5 @@ def choose_batchnorm(
         return answers_of(features, split)
 
     gain = query_difference(answers(backbone), answers(other))
-    mean, low, high = (100 * gain[name] for name in ("mean", "low", "high"))
-    points = f"{mean:+.1f} points ({low:+.1f} to {high:+.1f})".replace("-", "−")
-    why = f"re-estimated statistics alone: {points} on {len(split.queries)} images"
+    why = f"re-estimated statistics alone: {in_points(gain)} on {len(split.queries)} images"
     return BatchNormChoice("train" if gain["low"] > 0 else "frozen", why)

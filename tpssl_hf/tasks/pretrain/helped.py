@@ -50,6 +50,12 @@ def verdict(before: Right, statistics_only: Right, after: Right) -> dict[str, An
     }
 
 
+def in_points(found: Mapping[str, float]) -> str:
+    """Write a difference of shares in points, with its interval."""
+    mean, low, high = (100 * found[name] for name in ("mean", "low", "high"))
+    return f"{mean:+.1f} points ({low:+.1f} to {high:+.1f})".replace("-", "−")
+
+
 def sentence(judged: Mapping[str, Any]) -> str:
     """Say the verdict, with the differences it rests on; without labels, that nobody knows and how to find out."""
     if judged["verdict"] == "unknown":
@@ -57,10 +63,7 @@ def sentence(judged: Mapping[str, Any]) -> str:
             "Whether adapting helped is not known: there were no labels to measure it by. `tpssl-hf verdict` finds "
             "out with a few of them."
         )
-    points = "; ".join(
-        f"{WORDS[name]} {100 * d['mean']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
-        for name, d in judged["probes"].items()
-    ).replace("-", "−")
+    points = "; ".join(f"{WORDS[name]} {in_points(found)}" for name, found in judged["probes"].items())
     word = {
         "worse": "WORSE than the weights it started from",
         "better": "better than the weights it started from",

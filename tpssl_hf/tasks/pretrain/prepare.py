@@ -17,7 +17,7 @@ from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.shared import OptimConfig
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
-from tpssl_hf.data.sources import Source, load_source
+from tpssl_hf.data.sources import Source
 from tpssl_hf.data.streams import ImageStream
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.batchnorm import REESTIMATION_IMAGES, sample_for_statistics, with_reestimated_batchnorm
@@ -35,9 +35,8 @@ from tpssl_hf.tasks.pretrain.config import PretrainArgs
 from tpssl_hf.tasks.pretrain.data import open_images
 from tpssl_hf.tasks.pretrain.selection import answers_of, choosing_and_judging
 from tpssl_hf.training.accelerator import per_device_batch_size, prepare_method
-from tpssl_hf.training.loop import (
-    Stream,
-)
+from tpssl_hf.training.loop import Stream
+from tpssl_hf.training.open_data import open_source
 from tpssl_hf.training.optim import build_optimizer, lars_reach, warmup_cosine
 from tpssl_hf.training.run_dir import RunDir
 
@@ -71,14 +70,7 @@ class PretrainRun:
 def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None) -> PretrainRun:
     """Open the images, load Φ_pre, put the method around it, plan the length."""
     data, model, optim, seed = args.data, args.model, args.optim, args.run.seed
-    source = load_source(
-        data.dataset,
-        split=data.split,
-        dataset_config=data.dataset_config,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        streaming=data.streaming,
-    )
+    source = open_source(data)
     batch_size = per_device_batch_size(optim.batch_size, accelerator.num_processes, optim.gradient_accumulation_steps)
     spec = PRETRAIN[args.task.method]
     store, stream = open_images(source, data, batch_size, seed, accelerator, run_dir, spec.crop_scale)

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tpssl_hf.config.parser import flat
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.plots.training import draw_curves
-from tpssl_hf.tasks.pretrain.helped import accuracies, sentence, verdict
+from tpssl_hf.tasks.pretrain.helped import accuracies, in_points, sentence, verdict
 from tpssl_hf.tasks.pretrain.prepare import PretrainRun, choosing_answers, finished_backbone, probed
 from tpssl_hf.tasks.pretrain.run import Progress
 from tpssl_hf.tasks.pretrain.selection import BN_ONLY, LAST, PER_CLASS, START
@@ -87,11 +86,9 @@ def choose(
 
 
 def start_of(run: PretrainRun) -> nn.Module:
-    """Load Φ_pre again."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.args.run.seed)  # of random weights
-        model = run.args.model
-        backbone, _ = load_backbone(model.backbone, init=model.init, image_size=run.args.data.image_size)
+    """Load Φ_pre again; random weights are never chosen."""
+    model = run.args.model
+    backbone, _ = load_backbone(model.backbone, init=model.init, image_size=run.args.data.image_size)
     return backbone.to(run.accelerator.device).eval()
 
 
@@ -144,11 +141,9 @@ def _first_line(results: dict[str, Any]) -> str:
     what, gain = others.get(saved, f"the snapshot of {saved}"), results["saved"]["gain"]
     if gain is None:
         return sentence(results["verdict"])
-    mean, low, high = (100 * gain[name] for name in ("mean", "low", "high"))
-    points = f"{mean:+.1f} points ({low:+.1f} to {high:+.1f})".replace("-", "−")
     return (
         f"{sentence(results['verdict'])} It is {what}, chosen by {gain['queries']:.0f} other images, with all labels "
-        f"known and with {PER_CLASS} a class: {points}."
+        f"known and with {PER_CLASS} a class: {in_points(gain)}."
     )
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from tpssl_hf.evaluation.probes import ProbeSplit, few_label_answers, knn_answers
-from tpssl_hf.tasks.pretrain.helped import difference
 
 START, BN_ONLY, LAST = "start", "bn_only", "last"
 BANK_SEEDS = 3  # small banks that a backbone is scored with, beside the whole one
@@ -112,8 +111,6 @@ def query_difference(before: Sequence[int], after: Sequence[int]) -> dict[str, f
     """
     asked = 1 + BANK_SEEDS
     changes = (np.array(after, float) - np.array(before, float)).reshape(asked, -1).mean(axis=0)
-    if asked == 1:
-        return difference(before, after)
     error = float(changes.std(ddof=1)) / len(changes) ** 0.5
     mean = float(changes.mean())
     return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error, "queries": float(len(changes))}
