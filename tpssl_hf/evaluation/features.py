@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.models.evaluation_mode import evaluation_mode
 
 
 def batches_of(indices: np.ndarray, batch_size: int = 256) -> list[np.ndarray]:
@@ -40,13 +41,11 @@ def extract_features(
     Returns:
         (N, D) float32.
     """
-    was_training = backbone.training
-    backbone.eval()
     features = []
-    for start in range(0, len(indices), batch_size):
-        images = store.gather(indices[start : start + batch_size], epoch=0).to(device)
-        features.append(backbone(eval_view(images, settings)).float().cpu().numpy())
-    backbone.train(was_training)
+    with evaluation_mode(backbone):
+        for start in range(0, len(indices), batch_size):
+            images = store.gather(indices[start : start + batch_size], epoch=0).to(device)
+            features.append(backbone(eval_view(images, settings)).float().cpu().numpy())
     return np.concatenate(features)
 
 
@@ -66,12 +65,10 @@ def features_of_views(
     Returns:
         Two (N, D) float32.
     """
-    was_training = backbone.training
-    backbone.eval()
     features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-    for start in range(0, len(indices), batch_size):
-        views = transform(store.gather(indices[start : start + batch_size], epoch=epoch).to(device))
-        for collected, name in zip(features, ("view1", "view2"), strict=True):
-            collected.append(backbone(views[name]).float().cpu().numpy())
-    backbone.train(was_training)
+    with evaluation_mode(backbone):
+        for start in range(0, len(indices), batch_size):
+            views = transform(store.gather(indices[start : start + batch_size], epoch=epoch).to(device))
+            for collected, name in zip(features, ("view1", "view2"), strict=True):
+                collected.append(backbone(views[name]).float().cpu().numpy())
     return np.concatenate(features[0]), np.concatenate(features[1])

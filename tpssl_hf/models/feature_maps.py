@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.evaluation_mode import evaluation_mode
 from tpssl_hf.models.timm_network import timm_network
 
 
@@ -42,8 +43,6 @@ def map_size(backbone: nn.Module, image_size: int) -> tuple[int, int]:
     Raises:
         InputError: if the backbone has no maps, or the image is smaller than one cell of them.
     """
-    was_training = backbone.training
-    backbone.eval()
     stride = max((info["reduction"] for info in getattr(backbone, "feature_info", ())), default=1)
     if image_size < stride:
         raise InputError(
@@ -51,6 +50,6 @@ def map_size(backbone: nn.Module, image_size: int) -> tuple[int, int]:
             f"give at least {2 * stride}."
         )
     device = next(backbone.parameters()).device
-    maps = feature_maps(backbone, torch.zeros(1, 3, image_size, image_size, device=device))
-    backbone.train(was_training)
+    with evaluation_mode(backbone):
+        maps = feature_maps(backbone, torch.zeros(1, 3, image_size, image_size, device=device))
     return maps.shape[2], maps.shape[3]
