@@ -1,6 +1,6 @@
 """Record what a card says of a run, and render the card from the record, so that both can be kept in git.
 
-    python model_cards/record.py outputs/digits_byol --repo me/digits-byol --license apache-2.0
+    python model_cards/record.py outputs/digits --repo me/digits --license apache-2.0
     python model_cards/record.py --again          # render every card anew from its record, after a change of the card
 
 Beside this script stand then NAME.json, the run's facts as the card needs them, and NAME.md, the card as it would be

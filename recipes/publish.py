@@ -1,6 +1,6 @@
 """Publish a finished run on the Hugging Face Hub: weights, processor, keys, results, curves and a model card.
 
-    python recipes/publish.py outputs/digits_byol --repo me/digits-byol --license apache-2.0
+    python recipes/publish.py outputs/digits --repo me/digits --license apache-2.0
 
 The same as `tpssl-hf publish`; --help says more.
 """

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from tpssl_hf.config.digits import DIGITS_RUN
 from tpssl_hf.config.parser import flat
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.classify import CLASSIFY
@@ -247,11 +248,17 @@ def test_classes_of_the_test_images_are_told_apart_by_name(learn: Learn, tmp_pat
 
 
 def test_the_digits_say_which_weights_they_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "ADAPTED_DIGITS", tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert config.parse_classify([]).model.init == "random"
-    (tmp_path / "config.json").write_text("{}")
-    assert config.parse_classify([]).model.init == str(tmp_path)
-    assert config.parse_classify(["--init", "random"]).model.init == "random"
+    starter = {"backbone": "test_resnet", "init": str(tmp_path)}
+    args = config.parse_classify([], starter=lambda: starter)
+    assert (args.model.init, args.model.backbone, args.task.head_init) == (str(tmp_path), "test_resnet", "probe")
+    (tmp_path / DIGITS_RUN / "model").mkdir(parents=True)
+    (tmp_path / DIGITS_RUN / "config.yaml").write_text("backbone: test_vit\nimage_size: 24\n")
+    args = config.parse_classify([], starter=lambda: starter)
+    assert args.model.init == str(DIGITS_RUN / "model")
+    assert (args.model.backbone, args.data.image_size) == ("test_vit", 24)
+    assert config.parse_classify(["--init", "random"], starter=lambda: starter).model.init == "random"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from tpssl_hf.commands import verdict as command
+from tpssl_hf.config.digits import DIGITS_RUN
 from tpssl_hf.config.shared import DataConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import load_backbone
@@ -299,14 +300,17 @@ def test_a_file_of_other_classes_than_the_data_set_has_is_refused(ask: Ask, tmp_
 def test_the_digits_are_the_default_and_what_is_missing_is_named_with_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "ADAPTED_DIGITS", tmp_path / "digits_byol")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="accelerate launch recipes/target_pretrain.py"):
         command.read_args([])
-    (tmp_path / "digits_byol").mkdir()
+    (tmp_path / DIGITS_RUN / "model").mkdir(parents=True)
+    (tmp_path / DIGITS_RUN / "config.yaml").write_text("init: timm\nimage_size: 24\n")
     args = command.read_args([])
     assert command.read_args({"adapted": []}).task.adapted == ""  # not the default: something was to be named
-    assert args.task.adapted == str(tmp_path / "digits_byol")
-    assert (args.task.base, args.data.image_size, args.data.dataset) == ("random", 32, "digits")
+    assert args.task.adapted == str(DIGITS_RUN)
+    assert (args.task.base, args.data.image_size, args.data.dataset) == ("timm", 24, "digits")
+    args = command.read_args(["--adapted", "x"])
+    assert (args.task.base, args.data.image_size) == ("random", 32)
     assert command.read_args(["--adapted", "x", "--base", "timm"]).task.base == "timm"
     other = command.read_args(["--dataset", "cifar10"])
     assert (other.task.adapted, other.task.base, other.data.image_size) == ("", "timm", 0)

@@ -86,7 +86,7 @@ def weights_of(config: AnalyzeConfig) -> list[Weights]:
     if not named:
         raise InputError(
             "adapted names no weights to compare with base; give --adapted FOLDER of a target pretraining "
-            "(`tpssl-hf pretrain` leaves one in outputs/digits_byol)."
+            "(`tpssl-hf pretrain` leaves one in outputs/digits)."
         )
     adapted_locations = [located(init, config.backbone)[0] for init in named]
     tagged = timm_start(adapted_locations, config.backbone) if config.base == "timm" else None

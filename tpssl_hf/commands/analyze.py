@@ -35,6 +35,7 @@ from tpssl_hf.analysis.config import AnalyzeArgs
 from tpssl_hf.analysis.features import clustering, drift, tsne
 from tpssl_hf.analysis.runs import convergence, steps, transfer
 from tpssl_hf.commands.one_process import open_device
+from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import as_command_line, config_files, flat, parse_args, read_config_file
 from tpssl_hf.errors import InputError
@@ -51,7 +52,6 @@ ANALYSES: dict[str, Callable[[AnalyzeArgs, Accelerator, RunDir], AnalysisResult]
     "transfer": transfer,
     "convergence": convergence,
 }
-DIGITS_RUN = Path("outputs/digits_byol")  # where the default target pretraining leaves its weights
 FROM_RUN = ("dataset", "split", "dataset_config", "image_column", "label_column", "limit_images", "image_size")
 
 
@@ -82,7 +82,7 @@ def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> AnalyzeArgs:
         content = read_config_file(path)
         runs += [_first(content[name]) for name in ("run", "adapted") if content.get(name)]
     defaults: dict[str, Any] = {}
-    if not runs and (DIGITS_RUN / "model").is_dir():
+    if not runs and digits_run():
         runs, defaults = [str(DIGITS_RUN)], {"adapted": str(DIGITS_RUN)}
     if runs:
         defaults |= _keys_of_run(Path(runs[0]).expanduser())

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
+from tpssl_hf.convert.starter import starter
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.tasks.classify.config import ClassifyArgs, parse_classify
 from tpssl_hf.tasks.classify.report import save_results
@@ -30,7 +31,7 @@ CLASSIFICATION = FinetuningTask(prepare, save_results, "accuracy")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments``, those of the process when not given; returns the exit code."""
-    return run(parse_classify(sys.argv[1:] if arguments is None else arguments, __doc__ or ""))
+    return run(parse_classify(sys.argv[1:] if arguments is None else arguments, __doc__ or "", starter))
 
 
 def finetune_classifier(**keys: Any) -> FinishedRun:
@@ -46,7 +47,7 @@ def finetune_classifier(**keys: Any) -> FinishedRun:
         InputError: for keys, images, labels or weights that do not fit, in a sentence that says how to mend it.
         KeyboardInterrupt: if it was interrupted; its state is saved.
     """
-    args = parse_classify(keywords(keys))
+    args = parse_classify(keywords(keys), starter=starter)
     return finish(run(args), args.run)
 
 

@@ -28,6 +28,7 @@ from tpssl_hf.active_learning.strategies import NONE_KNOWN, Known, choose_images
 from tpssl_hf.active_learning.to_label import names_of, write_contact_sheet, write_lists
 from tpssl_hf.analysis.common import located, open_split
 from tpssl_hf.commands.one_process import open_device
+from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
 from tpssl_hf.data.image_cache import ImageCache
@@ -38,7 +39,6 @@ from tpssl_hf.training.accelerator import describe
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
-DIGITS_RUN = Path("outputs/digits_byol")  # where the default target pretraining leaves its weights
 DIGITS_SIZE = 32
 
 
@@ -60,8 +60,9 @@ def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> PickLabelsArgs:
     given = as_command_line(arguments)
     defaults: dict[str, Any] = {}
     if not config_files(given) and not values_of("--dataset", given):
-        adapted = (DIGITS_RUN / "model").is_dir()
-        defaults = {"dataset": "digits", "image_size": DIGITS_SIZE, "init": str(DIGITS_RUN) if adapted else "random"}
+        adapted = digits_run()
+        size = adapted.get("image_size", DIGITS_SIZE)
+        defaults = {"dataset": "digits", "image_size": size, "init": str(DIGITS_RUN) if adapted else "random"}
     args = parse_args(PickLabelsArgs, given, description=__doc__ or "", defaults=defaults)
     init, backbone = located(args.task.init, args.task.backbone)
     return replace(args, data=with_image_size(args.data, backbone, init))

@@ -19,6 +19,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
+from tpssl_hf.convert.starter import starter
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.tasks.pretrain.budget import apply_time_budget
 from tpssl_hf.tasks.pretrain.config import PretrainArgs, parse_pretrain
@@ -32,7 +33,7 @@ from tpssl_hf.training.run_dir import StopSignals
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments``, those of the process when not given; returns the exit code."""
-    return run(parse_pretrain(sys.argv[1:] if arguments is None else arguments, __doc__ or ""))
+    return run(parse_pretrain(sys.argv[1:] if arguments is None else arguments, __doc__ or "", starter))
 
 
 def pretrain(**keys: Any) -> FinishedRun:
@@ -49,7 +50,7 @@ def pretrain(**keys: Any) -> FinishedRun:
         InputError: for keys, images or weights that do not fit, in a sentence that says how to mend it.
         KeyboardInterrupt: if it was interrupted; its state is saved.
     """
-    args = parse_pretrain(keywords(keys))
+    args = parse_pretrain(keywords(keys), starter=starter)
     return finish(run(args), args.run)
 
 

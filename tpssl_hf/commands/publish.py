@@ -2,7 +2,7 @@
 
 Also the demo as a Space, with models that are published already, and the metrics' modules.
 
-    tpssl-hf publish outputs/digits_byol --repo me/digits-byol --license apache-2.0
+    tpssl-hf publish outputs/digits --repo me/digits --license apache-2.0
     tpssl-hf publish outputs/mine --repo me/mine --private --verdict outputs/mine_verdict
     tpssl-hf publish outputs/mine --repo me/mine --dry_run look_at_it_first
     tpssl-hf publish outputs/mine --repo me/mine --onnx  # and onnx/model.onnx, for onnxruntime and browsers

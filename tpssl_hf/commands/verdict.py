@@ -27,6 +27,7 @@ from accelerate import Accelerator
 
 from tpssl_hf.analysis.common import open_split
 from tpssl_hf.commands.one_process import open_device
+from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
 from tpssl_hf.data.image_cache import ImageCache
@@ -45,7 +46,6 @@ from tpssl_hf.verdicts.probe_set import ProbeSet, choose_probe_set
 from tpssl_hf.verdicts.report import BN_ONLY, REPORT, Verdict, save_report
 from tpssl_hf.verdicts.weights import Weights, find_weights, remarks
 
-ADAPTED_DIGITS = Path("outputs/digits_byol")  # where the default target pretraining leaves its run
 DIGITS = {"base": "random", "image_size": 32, "output_dir": "outputs/digits_verdict"}
 
 
@@ -90,14 +90,16 @@ def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> VerdictArgs:
     """
     given = as_command_line(arguments)
     digits = not config_files(given) and not values_of("--dataset", given)
-    args = parse_args(VerdictArgs, given, description=__doc__ or "", defaults=DIGITS if digits else {})
+    former = digits_run() if digits and not values_of("--adapted", given) else {}
+    of_run = {"base": former["init"], "image_size": former["image_size"]} if former else {}
+    args = parse_args(VerdictArgs, given, description=__doc__ or "", defaults={**DIGITS, **of_run} if digits else {})
     if digits and not values_of("--adapted", given):
-        if not ADAPTED_DIGITS.is_dir():
+        if not former:
             raise InputError(
-                f"{ADAPTED_DIGITS} is not there, and no --adapted is given; make it in a few minutes with "
+                f"{DIGITS_RUN} is not there, and no --adapted is given; make it in a few minutes with "
                 "`tpssl-hf pretrain` (or `accelerate launch recipes/target_pretrain.py`), or name weights of yours."
             )
-        args = replace(args, task=replace(args.task, adapted=str(ADAPTED_DIGITS)))
+        args = replace(args, task=replace(args.task, adapted=str(DIGITS_RUN)))
     if args.data.streaming or args.data.split == "test":
         raise InputError(
             "a verdict is taken on training images that can be read by number: no streaming, no split test."

@@ -1,18 +1,19 @@
 """Arguments of semi-supervised classification: its keys, how they are parsed, and what depends on other keys."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
 from tpssl_hf.config.shared import DataConfig, ModelConfig, PushConfig, RunConfig
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.classify.fixmatch import PUBLISHED_THRESHOLD
 
-DIGITS = Path(__file__).parent / "defaults" / "digits.yaml"
-ADAPTED_DIGITS = Path("outputs/digits_byol/model")  # where the default target pretraining leaves its weights
+DEFAULTS = Path(__file__).parent / "defaults"
+DIGITS, PRETRAINED_DIGITS = DEFAULTS / "digits.yaml", DEFAULTS / "digits_pretrained.yaml"
 DEFAULT_METHOD = "fixmatch"
 RANDOM_RATE, FITTED_RATE = 0.03 / 64, 0.001 / 16  # learning rate per labeled image of a step
 FITTED_THRESHOLD, FITTED_NORM = 0.8, 5.0
@@ -106,10 +107,19 @@ class ClassifyArgs:
     method: Any
 
 
-def parse_classify(arguments: Sequence[str] | Mapping[str, Any], description: str = "") -> ClassifyArgs:
+def parse_classify(
+    arguments: Sequence[str] | Mapping[str, Any],
+    description: str = "",
+    starter: Callable[[], Mapping[str, str]] = dict,
+) -> ClassifyArgs:
     """Parse and resolve the keys; without a data set or a config file the embedded digits are learned.
 
-    These start from the weights of the default target pretraining where they are there.
+    These start from the weights of the default target pretraining where they are there, else from ``starter``.
+
+    Args:
+        arguments: of the command line, or keywords.
+        description: what ``--help`` shows above the keys.
+        starter: keys of the weights to start from, by name, asked for only if they are wanted.
 
     Raises:
         InputError: as :func:`tpssl_hf.config.parser.parse_args` does.
@@ -117,10 +127,12 @@ def parse_classify(arguments: Sequence[str] | Mapping[str, Any], description: st
     line = as_command_line(arguments)
     given = [argument.partition("=")[0] for argument in line]
     if not config_files(line) and "--dataset" not in given:
-        line = ["--config", str(DIGITS), *line]
-        if "--init" not in given and "--backbone" not in given:
-            adapted = (ADAPTED_DIGITS / "config.json").is_file()
-            line += ["--init", str(ADAPTED_DIGITS) if adapted else "random"]
+        found: Mapping[str, str] = {}
+        if not {"--init", "--backbone", "--help", "-h"} & set(given):
+            former = {name: str(value) for name, value in digits_run().items() if name in ("backbone", "image_size")}
+            found = {**former, "init": str(DIGITS_RUN / "model")} if former else starter()
+        start = [part for name, value in found.items() if f"--{name}" not in given for part in (f"--{name}", value)]
+        line = ["--config", str(PRETRAINED_DIGITS if found else DIGITS), *start, *line]
     defaults = {"output_dir": "outputs/ssl_classify"}
     return resolve(parse_args(ClassifyArgs, line, description=description, methods=METHODS, defaults=defaults))
 
