@@ -1,10 +1,10 @@
 r"""Does adapting help? Frozen probes and finetuned learners before and after, beside baselines nobody should lose to.
 
     python benchmarks/does_it_help.py run --weights lite0=tf_efficientnet_lite0:path/to/weights \
-        --data eurosat=path/to/eurosat --budget 10m --learners supervised,fixmatch
+        --data eurosat=path/to/eurosat --learners supervised,fixmatch
     python benchmarks/does_it_help.py page          # docs/evidence.md from the JSON files in benchmarks/evidence/
 
-A cell is a pair of weights and data: adapted by `tpssl_hf.pretrain` with its defaults within a budget of minutes, then
+A cell is a pair of weights and data: adapted by `tpssl_hf.pretrain` with its defaults, 100 steps of 128 images, then
 scored on the test split, once: a probe on frozen features of base, base with re-estimated BatchNorm statistics
 (bn_only), adapted (model/) and the last checkpoint; label spreading on base and adapted; logistic regression on raw
 pixels; and each learner finetuned from base and from adapted. Labels are drawn from training images, five label seeds,
@@ -14,8 +14,6 @@ already is not made again, and an interrupted one goes on.
 
 import argparse
 import json
-import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from scipy import stats
+from evidence_page import write_page
 from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import LabelSpreading
 
@@ -40,10 +38,13 @@ from tpssl_hf.evaluation.features import batches_of, extract_features
 from tpssl_hf.evaluation.probes import few_label_answers
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.timm_export import preprocessing_of
+from tpssl_hf.tasks.pretrain.crops import Crops
+from tpssl_hf.tasks.pretrain.shown_images import ShownImages
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE, PAGE = ROOT / "benchmarks" / "evidence", ROOT / "docs" / "evidence.md"
 SEEDS = range(1, 6)
+COUNTS, MOST_LABELS = (1, 2, 4, 10, 25), 500  # labels of each class that probes are also given; in all
 CPU = torch.device("cpu")
 
 
@@ -53,8 +54,9 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "page"))
     parser.add_argument("--weights", nargs="+", default=[], help="NAME=ARCHITECTURE:INIT")
     parser.add_argument("--data", nargs="+", default=[], help="NAME=DATASET")
-    parser.add_argument("--budget", default="10m", help="time of each adaptation")
-    parser.add_argument("--batch_size", type=int, help="of each adaptation; chosen by the budget when not given")
+    parser.add_argument("--budget", help="time of each adaptation, in place of steps")
+    parser.add_argument("--batch_size", type=int, default=128, help="of each adaptation without a budget")
+    parser.add_argument("--max_steps", type=int, default=100, help="of each adaptation without a budget")
     parser.add_argument("--per_class", type=int, default=4, help="labels of each class")
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--limit_images", type=int, default=10000)
@@ -69,7 +71,7 @@ def main() -> None:
         for weights in arguments.weights:
             for data in arguments.data:
                 run_cell(weights, data, arguments)
-    write_page()
+    write_page(EVIDENCE, PAGE)
 
 
 def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
@@ -81,16 +83,18 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
     cell: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     shared = {"backbone": architecture, "image_size": arguments.image_size, "precision": "fp32"}
     shared |= {"dataset": dataset, "limit_images": arguments.limit_images, "cache_dir": f"{arguments.work_dir}/cache"}
+    steps = {"batch_size": arguments.batch_size, "max_steps": arguments.max_steps}
+    length = {"budget": arguments.budget} if arguments.budget else steps
+    began = time.process_time()
     adapted = tpssl_hf.pretrain(
         **shared,
         init=init,
-        budget=arguments.budget,
-        batch_size=arguments.batch_size,
+        **length,
         method=arguments.method,
         output_dir=folder / "adapted",
     )
     if "probes" not in cell:
-        results = adapted.results
+        results, seconds = adapted.results, time.process_time() - began
         cell |= {
             "weights": name,
             "data": data_name,
@@ -98,6 +102,7 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
             "image_size": arguments.image_size,
         }
         cell |= {"budget": arguments.budget, "minutes": results["seconds"] / 60, "steps": results["steps"]}
+        cell |= {"cpu_minutes": seconds / 60, "batch_size": results["config"]["batch_size"]}
         cell |= {
             "method": results["method"],
             "batchnorm": results["batchnorm"],
@@ -107,7 +112,7 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
         starts = {"base": init, "adapted": str(adapted.model_path)}
         if (last := folder / "adapted" / "model_last").is_dir():
             starts["last"] = str(last)
-        cell["probes"], cell["images"] = probes(architecture, starts, dataset, arguments)
+        cell |= probes(architecture, starts, dataset, arguments)
         write(file, cell)
     for learner in filter(None, arguments.learners.split(",")):
         for start, weights_of in (("base", init), ("adapted", str(adapted.model_path))):
@@ -135,12 +140,21 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
 
 def probes(
     architecture: str, starts: dict[str, str], dataset: str, arguments: argparse.Namespace
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Return row -> accuracy on the test images for each label seed, and how many images and classes there are."""
+) -> dict[str, dict[str, Any]]:
+    """Ask about the test images, and without labels about crops of the training images.
+
+    Returns:
+        ``probes``: row -> accuracy for each label seed. ``by_labels``: row -> labels of each class -> the same of its
+        probe. ``crops``: row -> mean reciprocal rank of an image's other crop, which needs no label, and its
+        difference to the base's. ``images``: how many there are, and classes.
+    """
     train, test = (open_split(dataset, split, arguments) for split in ("train", "test"))
     assert train.labels is not None and test.labels is not None
     banks = [draw(train.labels, arguments.per_class, seed) for seed in SEEDS]
     found: dict[str, list[float]] = {}
+    by_labels: dict[str, dict[str, list[float]]] = {}
+    seen: dict[str, Crops] = {}
+    classes = len(np.unique(train.labels))
     for name, init in starts.items():
         network, _ = load_backbone(architecture, init=init, image_size=arguments.image_size)
         views = ViewSettings.of(preprocessing_of(network), 0, horizontal_flip=False)
@@ -149,19 +163,27 @@ def probes(
             variants["bn_only"] = with_reestimated_batchnorm(network, sample_for_statistics(train), views, CPU)
         for row, variant in variants.items():
             features = [extract_features(variant, s, np.arange(len(s)), views, CPU) for s in (train, test)]
-            found[row] = [
-                float((few_label_answers(features[0][b], train.labels[b], features[1]) == test.labels).mean())
-                for b in banks
-            ]
+            seen[row] = ShownImages(train, views, CPU).crops(variant)
+            shown = (*features, train.labels, test.labels)
+            found[row] = [few_label_accuracy(*shown, bank) for bank in banks]
+            by_labels[row] = {
+                str(count): [few_label_accuracy(*shown, draw(train.labels, count, seed)) for seed in SEEDS]
+                for count in COUNTS
+                if count * classes <= MOST_LABELS
+            }
             if row in ("base", "adapted"):
-                found[f"label spreading, {row}"] = [spread(*features, train.labels, test.labels, b) for b in banks]
+                found[f"label spreading, {row}"] = [spread(*shown, bank) for bank in banks]
     views = ViewSettings(arguments.image_size, (0.5,) * 3, (0.5,) * 3, seed=0)
     pixels = [np.concatenate([raw(s, part, views) for part in batches_of(np.arange(len(s)))]) for s in (train, test)]
     found["raw pixels"] = [
         float(LogisticRegression(max_iter=300).fit(pixels[0][b], train.labels[b]).score(pixels[1], test.labels))
         for b in banks
     ]
-    return found, {"train": len(train), "test": len(test), "classes": len(np.unique(train.labels))}
+    crops = {
+        row: {"rank": c.mean_rank, "directions": c.directions, **c.better(seen["base"])} for row, c in seen.items()
+    }
+    images = {"train": len(train), "test": len(test), "classes": classes}
+    return {"probes": found, "by_labels": by_labels, "crops": crops, "images": images}
 
 
 def open_split(dataset: str, split: str, arguments: argparse.Namespace) -> ImageCache:
@@ -184,6 +206,13 @@ def draw(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     """Draw so many labels of each class."""
     random = np.random.default_rng(seed)
     return np.concatenate([random.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels)])
+
+
+def few_label_accuracy(
+    train: np.ndarray, test: np.ndarray, labels: np.ndarray, test_labels: np.ndarray, bank: np.ndarray
+) -> float:
+    """Fit a probe to the labels of the bank, then ask about the test images."""
+    return float((few_label_answers(train[bank], labels[bank], test) == test_labels).mean())
 
 
 def spread(
@@ -209,66 +238,6 @@ def write(file: Path, cell: dict[str, Any]) -> None:
     file.parent.mkdir(exist_ok=True)
     cell["written"] = time.strftime("%Y-%m-%d")
     file.write_text(json.dumps(cell, indent=1) + "\n")
-
-
-def paired(before: list[float], after: list[float]) -> str:
-    """Write the difference of paired values in points, with its 95 % interval."""
-    changes = [100 * (b - a) for a, b in zip(before, after, strict=True)]
-    if len(changes) < 2:
-        return f"{changes[0]:+.1f} (one seed)"
-    half = float(stats.t.ppf(0.975, len(changes) - 1)) * statistics.stdev(changes) / len(changes) ** 0.5
-    mean = statistics.mean(changes)
-    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
-
-
-def mean_of(values: list[float]) -> str:
-    """Write a mean in per cent, with the standard deviation over label seeds."""
-    plus = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{plus}"
-
-
-def write_page() -> None:
-    """Write docs/evidence.md from the cells."""
-    cells = [json.loads(file.read_text()) for file in sorted(EVIDENCE.glob("*.json"))]
-    lines = [
-        "# Does it help?",
-        "",
-        "Written by `python benchmarks/does_it_help.py page` from `benchmarks/evidence/*.json`; its docstring says "
-        "what a row is. Accuracy on the test split in per cent, mean and standard deviation over label seeds; "
-        "differences are paired by label seed, in points, with a 95 % interval.",
-        "",
-        "## Frozen probe",
-        "",
-        "| weights | data | labels a class | raw pixels | base | bn_only | adapted | adapted − base | "
-        "adapted − bn_only | label spreading, base | label spreading, adapted | BatchNorm | saved | minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for cell in cells:
-        rows = cell["probes"]
-        values = [mean_of(rows[name]) for name in ("raw pixels", "base", "bn_only", "adapted")]
-        values += [paired(rows[name], rows["adapted"]) for name in ("base", "bn_only")]
-        values += [mean_of(rows[f"label spreading, {name}"]) for name in ("base", "adapted")]
-        values += [cell["batchnorm"]["mode"], cell["saved"], f"{cell['minutes']:.0f}"]
-        lines.append(f"| {cell['weights']} | {cell['data']} | {cell['per_class']} | {' | '.join(values)} |")
-    learned = [(cell, name, done) for cell in cells for name, done in cell["learners"].items() if done]
-    if learned:
-        lines += ["", "## Finetuned", ""]
-        lines += [
-            "| weights | data | labels a class | learner | accuracy | minus the probe of its start | label seeds |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|"]
-    for cell, name, done in learned:
-        values = [done[seed]["accuracy"] for seed in sorted(done)]
-        start = cell["probes"][name.rpartition(" ")[2]]
-        probe_values = [start[int(seed) - 1] for seed in sorted(done)]
-        lines.append(
-            f"| {cell['weights']} | {cell['data']} | {cell['per_class']} | {name} | {mean_of(values)} | "
-            f"{100 * (statistics.mean(values) - statistics.mean(probe_values)):+.1f} | {len(values)} |"
-        )
-    machines = sorted({cell["machine"] for cell in cells})
-    lines += ["", f"Machine: {'; '.join(machines)}. Not measured on a GPU."]
-    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{len(cells)} cells: {PAGE}\n")
 
 
 if __name__ == "__main__":

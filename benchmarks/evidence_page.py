@@ -1,0 +1,170 @@
+"""The page and the picture that `does_it_help.py page` makes of its cells."""
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy import stats
+
+PICTURE = Path("images") / "evidence.svg"  # beside the page
+COLORS = {"raw pixels": "#999999", "base": "#56b4e9", "bn_only": "#e69f00", "adapted": "#009e73"}
+HEAD = """# Does it help?
+
+Written by `python benchmarks/does_it_help.py page` from `benchmarks/evidence/*.json`; its docstring says what a row is
+and how a cell is made. Accuracy on the test split in per cent, mean and standard deviation over label seeds;
+differences are paired by label seed, in points, with a 95 % interval of Student's t.
+"""
+
+
+def write_page(cells_folder: Path, page: Path) -> None:
+    """Write the page from the JSON files in ``cells_folder``, and the picture beside it."""
+    cells = [json.loads(file.read_text()) for file in sorted(cells_folder.glob("*.json"))]
+    draw(cells, page.parent / PICTURE)
+    parts = [HEAD, f"![probe accuracy of each pair, before and after]({PICTURE.as_posix()})", "", *probe_table(cells)]
+    parts += [*learner_table(cells), *labels_table(cells), *crops_table(cells)]
+    machines = sorted({cell["machine"] for cell in cells})
+    parts += ["", f"Machine: {'; '.join(machines)}. Not measured on a GPU."]
+    page.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{len(cells)} cells: {page}\n")
+
+
+def probe_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of frozen features."""
+    lines = [
+        "## Frozen features",
+        "",
+        "A probe is logistic regression on frozen features. *bn_only*: the base with re-estimated BatchNorm "
+        "statistics and nothing else. *saved*: which network `model/` holds, by labels of other training images.",
+        "",
+        "| weights | data | labels a class | raw pixels | base | bn_only | adapted | adapted − base | "
+        "adapted − bn_only | label spreading, base | label spreading, adapted | BatchNorm | saved | steps × images | "
+        "CPU minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        rows = cell["probes"]
+        values = [mean_of(rows[name]) for name in COLORS]
+        values += [paired(rows[name], rows["adapted"]) for name in ("base", "bn_only")]
+        values += [mean_of(rows[f"label spreading, {name}"]) for name in ("base", "adapted")]
+        values += [cell["batchnorm"]["mode"], cell["saved"], f"{cell['steps']} × {cell['batch_size']}"]
+        values += [f"{cell['cpu_minutes']:.0f}"]
+        lines.append(f"| {cell['weights']} | {cell['data']} | {cell['per_class']} | {' | '.join(values)} |")
+    return lines
+
+
+def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of finetuned networks; none where nothing was finetuned."""
+    learned = [(cell, name, done) for cell in cells for name, done in cell["learners"].items() if done]
+    if not learned:
+        return []
+    lines = [
+        "",
+        "## Finetuned",
+        "",
+        "| weights | data | labels a class | learner | accuracy | minus the probe of its start | "
+        "minus supervised from the same start | minus the same from base | minutes each | label seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell, name, done in learned:
+        learner, _, start = name.rpartition(" from ")
+        probe = {str(seed): value for seed, value in enumerate(cell["probes"][start], 1)}
+        others = (f"supervised from {start}", f"{learner} from base")
+        values = [mean_of([found["accuracy"] for found in done.values()]), against(done, probe)]
+        for other in others:
+            known = {seed: found["accuracy"] for seed, found in cell["learners"].get(other, {}).items()}
+            values.append("" if other == name else against(done, known))
+        values.append(f"{statistics.mean(found['seconds'] for found in done.values()) / 60:.1f}")
+        what = f"{cell['weights']} | {cell['data']} | {cell['per_class']}"
+        lines.append(f"| {what} | {name} | {' | '.join(values)} | {len(done)} |")
+    return lines
+
+
+def labels_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of probes with more and fewer labels."""
+    counts = sorted({count for cell in cells for count in cell["by_labels"]["base"]}, key=int)
+    lines = [
+        "",
+        "## More and fewer labels",
+        "",
+        "What adapting adds to the base's probe (adapted − base), by labels of each class.",
+        "",
+        f"| weights | data | {' | '.join(counts)} |",
+        f"|---|---|{'---|' * len(counts)}",
+    ]
+    for cell in cells:
+        before, after = (cell["by_labels"][row] for row in ("base", "adapted"))
+        values = [paired(before[count], after[count]) if count in before else "" for count in counts]
+        lines.append(f"| {cell['weights']} | {cell['data']} | {' | '.join(values)} |")
+    return lines
+
+
+def crops_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of what can be said without labels."""
+    lines = [
+        "",
+        "## Without labels",
+        "",
+        "What `--backbone_batchnorm auto` looks at where there are no labels: how well an image is known again in "
+        "another crop (mean reciprocal rank among 1,000 images), with the difference to the base; beside it what "
+        "labels say of the same networks.",
+        "",
+        "| weights | data | rank, base | bn_only − base | probe, bn_only − base | last − base | probe, last − base |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        values = [f"{cell['crops']['base']['rank']:.3f}"]
+        for row in ("bn_only", "last"):
+            known = cell["crops"].get(row)
+            values += [in_ranks(known) if known else "", paired(cell["probes"]["base"], cell["probes"][row])]
+        lines.append(f"| {cell['weights']} | {cell['data']} | {' | '.join(values)} |")
+    return lines
+
+
+def in_ranks(found: Mapping[str, float]) -> str:
+    """Write a difference of mean reciprocal ranks with its interval."""
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]".replace("-", "−")
+
+
+def against(done: Mapping[str, Mapping[str, float]], other: Mapping[str, float]) -> str:
+    """Write the paired difference over the label seeds that both have."""
+    seeds = sorted(set(done) & set(other))
+    return paired([other[seed] for seed in seeds], [done[seed]["accuracy"] for seed in seeds]) if seeds else ""
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> str:
+    """Write the difference of paired values in points, with its 95 % interval."""
+    changes = [100 * (b - a) for a, b in zip(before, after, strict=True)]
+    if len(changes) < 2:
+        return f"{changes[0]:+.1f} (one seed)".replace("-", "−")
+    half = float(stats.t.ppf(0.975, len(changes) - 1)) * statistics.stdev(changes) / len(changes) ** 0.5
+    mean = statistics.mean(changes)
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]".replace("-", "−")
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """Write a mean in per cent, with the standard deviation over label seeds."""
+    plus = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{plus}"
+
+
+def draw(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the probe's accuracy of each pair: bars of raw pixels, base, bn_only and adapted."""
+    figure = Figure(figsize=(max(5.0, 1.5 * len(cells)), 3.4))
+    axis = figure.subplots()
+    for place, (name, color) in enumerate(COLORS.items()):
+        heights = [100 * statistics.mean(cell["probes"][name]) for cell in cells]
+        errors = [100 * statistics.stdev(cell["probes"][name]) for cell in cells]
+        left = [number + 0.2 * (place - 1.5) for number in range(len(cells))]
+        axis.bar(left, heights, 0.18, yerr=errors, color=color, label=name, error_kw={"linewidth": 0.8})
+    names = [f"{cell['weights']}\n{cell['data']}" for cell in cells]
+    axis.set_xticks(range(len(cells)), names, fontsize=7)
+    axis.set_ylabel("probe accuracy, %")
+    axis.set_title(f"Frozen features, {cells[0]['per_class']} labels a class", fontsize=10)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
