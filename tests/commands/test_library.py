@@ -53,7 +53,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.filterwarnings("ignore::tpssl_hf.monitoring.pseudo_labels.NeverAcceptedWarning")
 def test_adapted_weights_serve_a_classifier_that_labels_images(tmp_path: Path) -> None:
     shared = {**TINY, "cache_dir": tmp_path / "cache"}
-    adapted = tpssl_hf.pretrain(**shared, output_dir=tmp_path / "adapted", hidden_features=32)
+    adapted = tpssl_hf.pretrain(**shared, output_dir=tmp_path / "adapted", method="byol", hidden_features=32)
     assert adapted.results["steps"] == 2 and "knn_accuracy_after" in adapted.results["metrics"]
     assert adapted.load()(torch.zeros(1, 3, 32, 32)).ndim == 2
     assert timm.create_model(f"local-dir:{adapted.model_path}", pretrained=True).num_features
@@ -103,7 +103,7 @@ def test_a_run_as_init_means_its_weights(tmp_path: Path) -> None:
 def test_it_works_in_another_thread_than_the_main_one(tmp_path: Path) -> None:
     """A web server's, which gets no signals."""
     found: list[Any] = []
-    keys = {**TINY, "cache_dir": tmp_path / "cache", "hidden_features": 32}
+    keys = {**TINY, "cache_dir": tmp_path / "cache", "method": "byol", "hidden_features": 32}
     thread = threading.Thread(target=lambda: found.append(tpssl_hf.pretrain(**keys, output_dir="thread")))
     thread.start()
     thread.join()

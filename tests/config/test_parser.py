@@ -35,7 +35,7 @@ class AnalysisArgs:
 
 
 def test_defaults_are_those_of_the_dataclasses() -> None:
-    args = parse_args(PretrainArgs, [], methods=METHODS)
+    args = parse_args(PretrainArgs, ["--method", "byol"], methods=METHODS)
     assert (args.optim, args.data, args.method) == (OptimConfig(), DataConfig(), PRETRAIN["byol"].config())
 
 

@@ -57,7 +57,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
         patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
         patch.setenv("ACCELERATE_USE_CPU", "true")
         tiny = TINY | {"cache_dir": place / "cache"}
-        own = {"batch_size": 8, "hidden_features": 32, "projection_features": 16, "output_dir": found["adapted"]}
+        own = {
+            "method": "byol",
+            "batch_size": 8,
+            "hidden_features": 32,
+            "projection_features": 16,
+            "output_dir": found["adapted"],
+        }
         images = ("pretrain.report.draw_curves", "pretrain.run.draw_views")
         _run("target_pretrain", tiny | DIGITS | own, patch, images)
         own = {"batch_size": 4, "labels": 20, "limit_test_images": 40, "output_dir": found["classifier"]}

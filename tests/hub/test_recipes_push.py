@@ -101,7 +101,11 @@ def test_a_finished_run_is_published_without_training_again(
 def test_a_failed_push_keeps_the_run_and_the_same_command_pushes_it_without_training(
     run: Recipe, hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = TINY | PUSH | {"hidden_features": 32, "projection_features": 16, "output_dir": tmp_path / "mine"}
+    settings = (
+        TINY
+        | PUSH
+        | {"method": "byol", "hidden_features": 32, "projection_features": 16, "output_dir": tmp_path / "mine"}
+    )
     settings |= {"hub_revision": "first", "hub_private_repo": True}
     hub.fail("commit", "403")  # this server sends back what it was sent
     with pytest.raises(PushError, match="not published: your token may not write to me/x") as caught:

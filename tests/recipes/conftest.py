@@ -81,7 +81,7 @@ def adapt(run_recipe: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.Monk
     for module, name in ((run, "draw_views"), (report, "draw_curves")):
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"backbone": "test_resnet", "image_size": 32, "batch_size": 8, "max_steps": 3, "precision": "fp32"}
-    tiny |= {"hidden_features": 32, "projection_features": 16, "cache_dir": tmp_path / "cache"}
+    tiny |= {"method": "byol", "hidden_features": 32, "projection_features": 16, "cache_dir": tmp_path / "cache"}
     tiny |= {"output_dir": tmp_path / "run"}
     return lambda **settings: run_recipe(recipe, tiny | settings)
 

@@ -211,11 +211,11 @@ def test_a_resumed_run_keeps_what_its_budget_chose(
     adapt: Adapt, images: ImageBatch, recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     chosen = budget.Plan(600.0, 8, 1.0, 3, 1.0, 1.0, 4.0)
-    monkeypatch.setattr(planning, "plan_for_budget", lambda *_: chosen)
+    monkeypatch.setattr(planning, "plan_for_budget", lambda *_: (chosen, 300))
     folder = images()
     assert adapt(dataset=folder, budget="10m", max_steps=None, batch_size=None) == 0
     config = results(tmp_path)["config"]
-    assert (results(tmp_path)["steps"], config["batch_size"]) == (3, 8)
+    assert (results(tmp_path)["steps"], config["batch_size"], config["probe_images"]) == (3, 8, 300)
     assert config["base_momentum"] == 0.9 and config["base_learning_rate"] == pytest.approx(153.6, rel=0.05)
     monkeypatch.setattr(planning, "plan_for_budget", lambda *_: pytest.fail("timed again"))
     assert adapt(dataset=folder, budget="10m", max_steps=None, batch_size=None) == 0

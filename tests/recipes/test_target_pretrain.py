@@ -37,7 +37,8 @@ OTHERS = ("ssl_classify", "ssl_segment", "tables")  # parsed in the tests of the
 RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed", "steps", "stopped", "epochs"]
 RESULT_KEYS += ["seconds", "machine", "images_per_second", "metrics", "verdict"]
 RESULT_KEYS += ["saved", "batchnorm", "config", "versions", "commit"]
-RUN_FILES = {"config.yaml", "scan.json", "augmentations.png", "metrics.jsonl", "curves.png", "results.json"}
+RUN_FILES = {"config.yaml", "scan.json", "batchnorm.json", "augmentations.png", "metrics.jsonl", "curves.png"}
+RUN_FILES |= {"results.json"}
 
 Adapt = Callable[..., int]
 ImageBatch = Callable[..., Path]
@@ -69,7 +70,18 @@ def test_one_command_line_leaves_everything_and_its_config_repeats_it(
     command += ["--config_file", "recipes/configs/accelerate/default.yaml", "recipes/target_pretrain.py"]
     command += ["--dataset", str(images()), "--output_dir", str(folder), "--cache_dir", str(tmp_path / "cache")]
     command += ["--backbone", "test_resnet", "--image_size", "32", "--batch_size", "8", "--max_steps", "3"]
-    command += ["--hidden_features", "32", "--projection_features", "16", "--precision", "fp32", "--cpu_threads", "1"]
+    command += [
+        "--method",
+        "byol",
+        "--hidden_features",
+        "32",
+        "--projection_features",
+        "16",
+        "--precision",
+        "fp32",
+        "--cpu_threads",
+        "1",
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -139,14 +151,14 @@ def test_labels_are_probed_before_and_after(
     names = [
         f"{probe}_{when}"
         for when in ("before", "statistics_only", "after")
-        for probe in ("knn_accuracy", "linear_probe_accuracy")
+        for probe in ("few_label_accuracy", "knn_accuracy", "linear_probe_accuracy")
     ]
     assert sorted(metrics) == sorted(names) and all(0 <= value <= 1 for value in metrics.values())
     assert metrics["linear_probe_accuracy_after"] == 1.0  # dark and bright are told apart by any features
     out = capsys.readouterr().out
     assert "kNN accuracy" in out and "linear probe" in out
     judged = results(tmp_path / "run")["verdict"]
-    assert judged["verdict"] in ("worse", "no difference", "better") and len(judged["probes"]) == 2
+    assert judged["verdict"] in ("worse", "no difference", "better") and len(judged["probes"]) == 3
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -198,11 +210,12 @@ def test_what_labels_show_to_be_no_better_than_the_start_is_not_saved(
 
     def answers(run: Any, backbone: torch.nn.Module) -> list[int]:
         is_start = torch.equal(backbone.state_dict()["conv1.0.weight"], own)
-        return [int(is_start != better)] * 80
+        return [int(is_start != better)] * 120
 
     for module in (pretraining, report):
         monkeypatch.setattr(module, "choosing_answers", answers)
     keys = {"dataset": tmp_path / "table", "init": tmp_path / "start", "base_learning_rate": 0.1, "method": "simclr"}
+    keys |= {"backbone_batchnorm": "frozen"}  # or the start is asked about while that is chosen
     keys |= {"hidden_features": None, "optimizer": "sgd"}
     if resumed:
         with monkeypatch.context() as patch:
@@ -353,7 +366,7 @@ def refused(adapt: Adapt, tmp_path: Path, **settings: Any) -> str:
     with pytest.raises(InputError) as error:
         adapt(**settings)
     left = {path.name for path in run.rglob("*")} if run.is_dir() else set()
-    assert left <= {"config.yaml", "scan.json"}
+    assert left <= {"config.yaml", "scan.json", "batchnorm.json"}
     if "scan.json" in left:
         json.loads((run / "scan.json").read_text())
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.tmp*"))
@@ -452,7 +465,7 @@ def test_checkpoints_of_another_run_are_not_touched(
         assert adapt(dataset=dataset, init=first / "model") == 143
     before = snapshot(run)
 
-    with pytest.raises(InputError, match=r"base_learning_rate 0\.3 -> 0\.5.*weight_decay 1e-06 -> 0\.1"):
+    with pytest.raises(InputError, match=r"base_learning_rate 0\.0004 -> 0\.5.*weight_decay 1e-06 -> 0\.1"):
         adapt(dataset=dataset, init=first / "model", base_learning_rate=0.5, weight_decay=0.1)
     assert snapshot(run) == before
 

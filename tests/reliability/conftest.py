@@ -33,7 +33,7 @@ def smallest(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str
         pixels = np.random.default_rng(number).integers(0, 256, (20 + number % 3, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / f"{number:02d}.png")
     fixed = {"dataset": images, "cache_dir": cache, "backbone": "test_resnet", "image_size": 32, "batch_size": 8}
-    fixed |= {"max_steps": 12, "hidden_features": 32, "projection_features": 16, "l2_weight": 0.01}
+    fixed |= {"max_steps": 12, "method": "byol", "hidden_features": 32, "projection_features": 16, "l2_weight": 0.01}
     fixed |= {"save_every": 3, "log_every": 2, "base_learning_rate": 3.0}
 
     def arguments(output: Path, **others: object) -> list[str]:

@@ -59,11 +59,13 @@ class OptimConfig:
     batch_size: int = key(256, "Images per optimizer step, over all processes and accumulation steps.")
     epochs: int = key(100, "Passes over the images.")
     max_steps: int | None = key(None, "Optimizer steps instead of epochs; every schedule is rescaled to it.")
-    optimizer: Literal["lars", "sgd", "adamw"] = key("lars", "Optimizer.")
+    optimizer: Literal["lars", "sgd", "adamw"] | None = key(
+        None, "Optimizer. When not given: the method's own from random weights, adamw from pretrained ones."
+    )
     base_learning_rate: float | None = key(
         None,
-        "Learning rate for 256 images a step; multiplied by batch_size / 256. When not given: the method's own, a "
-        "tenth of it for pretrained weights and another optimizer than lars (paper, §IV-B).",
+        "Learning rate for 256 images a step; multiplied by batch_size / 256. When not given: 0.0004 with adamw, "
+        "else the method's own, a tenth of it for pretrained weights and sgd (paper, §IV-B).",
     )
     weight_decay: float = key(1e-6, "Weight decay of weights with two or more dimensions.")
     decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")

@@ -14,11 +14,11 @@ from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.evaluation.features import batches_of
 from tpssl_hf.models.batchnorm import BatchNorm, batchnorm_layers
 
-REESTIMATION_IMAGES = 4096
+REESTIMATION_IMAGES = 1024
 
 
 def sample_for_statistics(store: ImageCache) -> Iterator[ImageBatch]:
-    """Yield up to 4,096 images of ``store`` in batches, always the same, for :func:`with_reestimated_batchnorm`."""
+    """Yield up to 1,024 images of ``store`` in batches, always the same, for :func:`with_reestimated_batchnorm`."""
     some = np.random.default_rng(0).permutation(len(store))[:REESTIMATION_IMAGES]
     return (store.gather(part, epoch=0) for part in batches_of(some))
 
@@ -36,7 +36,7 @@ def with_reestimated_batchnorm(
 
     Args:
         backbone: images (B, 3, H, W) to features; left as it is.
-        batches: images, at least one batch; some thousand images in all are plenty.
+        batches: images, at least one batch; a thousand images in all are plenty.
         settings: image size and normalization.
         device: where ``backbone`` is.
 

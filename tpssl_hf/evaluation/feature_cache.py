@@ -81,7 +81,7 @@ def features_of(
         init: as for :func:`open_backbone`, like what follows.
         image_size: side of the images, in pixels.
         device: where to compute.
-        statistics: images to re-estimate BatchNorm statistics on first, up to 4,096 of them, as target pretraining
+        statistics: images to re-estimate BatchNorm statistics on first, up to 1,024 of them, as target pretraining
             does for every backbone it saves; what the base gains by that alone is no merit of adapting.
         seed: of random weights.
         cache_dir: where features are kept; ``tpssl_hf/features`` below ``HF_HOME`` if None.

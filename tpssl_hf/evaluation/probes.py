@@ -9,6 +9,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 KNN_TEMPERATURE = 0.07
+DRAWS, PER_CLASS = 5, 4  # small banks that features are also asked with, and labels of each class in one
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,30 @@ def few_label_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.nda
     return answers
 
 
+def few_of_each_class(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return the places of up to four labels of each class, drawn with ``seed``."""
+    random = np.random.default_rng(seed)
+    places = [random.permutation(np.flatnonzero(labels == number))[:PER_CLASS] for number in np.unique(labels)]
+    return np.sort(np.concatenate(places))
+
+
+def few_labels_right(
+    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
+) -> list[int]:
+    """Return which answers of probes with few labels are right: 1, else 0; for each of five draws, all queries."""
+    found = []
+    for seed in range(DRAWS):
+        few = few_of_each_class(bank_labels, seed)
+        found.append(few_label_answers(bank[few], bank_labels[few], queries) == query_labels)
+    right: list[int] = np.concatenate(found).astype(int).tolist()
+    return right
+
+
 def probe(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) -> dict[str, list[int]]:
-    """Return for ``knn_accuracy`` and ``linear_probe_accuracy`` which questions they get right: 1, else 0.
+    """Return for each probe which questions it gets right: 1, else 0.
+
+    They are ``few_label_accuracy`` (logistic regression with up to four labels of each class, for each of five draws
+    all queries), ``knn_accuracy`` and ``linear_probe_accuracy`` (with all labels).
 
     Args:
         features_of: (N,) indices to (N, D) features.
@@ -133,7 +156,8 @@ def probe(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) ->
     """
     arguments = features_of(split.bank), split.bank_labels, features_of(split.queries)
     answers = {"knn_accuracy": knn_answers(*arguments), "linear_probe_accuracy": linear_probe_answers(*arguments)}
-    return {name: (given == split.query_labels).astype(int).tolist() for name, given in answers.items()}
+    right = {name: (given == split.query_labels).astype(int).tolist() for name, given in answers.items()}
+    return {"few_label_accuracy": few_labels_right(*arguments, split.query_labels), **right}
 
 
 def _unit_rows(features: np.ndarray) -> np.ndarray:

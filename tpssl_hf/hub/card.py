@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tpssl_hf.hub.run_record import CONTROLS, Evidence
 from tpssl_hf.hub.snippets import TEMPLATES, snippets
-from tpssl_hf.tasks.pretrain.helped import sentence
+from tpssl_hf.tasks.pretrain.helped import first_line
 
 PAPER = "2205.03001"
 PIPELINES = {
@@ -29,8 +29,13 @@ SCORES = {  # name in results.json -> (metric on the Hub, words)
     "expected_calibration_error": ("expected_calibration_error", "expected calibration error"),
     "knn_accuracy_after": ("accuracy", "kNN accuracy"),
     "linear_probe_accuracy_after": ("accuracy", "linear probe accuracy"),
+    "few_label_accuracy_after": ("accuracy", "probe accuracy, 4 labels a class"),
 }
-PROBES = {"knn_accuracy": "kNN accuracy", "linear_probe_accuracy": "linear probe accuracy"}
+PROBES = {
+    "few_label_accuracy": "probe accuracy, 4 labels a class",
+    "knn_accuracy": "kNN accuracy",
+    "linear_probe_accuracy": "linear probe accuracy",
+}
 WHEN = ("before", "statistics_only", "after")
 PROBED_ON = "training images, labels held out"
 
@@ -58,7 +63,7 @@ def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], mor
         dataset=_dataset(evidence),
         duration=_duration(results["seconds"]),
         adapted=results["recipe"] == "target_pretrain",
-        judged=sentence(results["verdict"]) if results.get("verdict") else None,
+        judged=first_line(results) if results.get("verdict") else None,
         scores=[(words, found[name]) for name, (_, words) in SCORES.items() if found.get(name) is not None],
         probes=[(words, [found.get(f"{name}_{when}") for when in WHEN]) for name, words in PROBES.items()],
         probed_on=PROBED_ON,

@@ -12,6 +12,8 @@ from torch import Tensor
 from tpssl_hf.data.image_batch import ImageBatch
 
 TITLES = {
+    "choosing_accuracy": "right answers, labels that choose what is saved",
+    "crops_known_again": "images known again in another crop (mean reciprocal rank)",
     "loss": "loss",
     "loss_labeled": "loss of labeled images",
     "loss_unlabeled": "loss of unlabeled images",
@@ -128,12 +130,15 @@ def _draw_warp(axis: Axes, matrix: Any, size: tuple[int, int], color: str) -> No
     _outline(axis, ((corners[0] + 1) * width / 2).tolist(), ((corners[1] + 1) * height / 2).tolist(), color)
 
 
-def draw_curves(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+def draw_curves(
+    path: Path, entries: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, float]] | None = None
+) -> None:
     """Write one small plot per measure of ``metrics.jsonl`` over the steps; measures by stage share one.
 
     Args:
         path: PNG file to write.
         entries: the lines of the log.
+        levels: name of a measure -> what else has a value of it, drawn as a horizontal line.
     """
     logged = list(dict.fromkeys(name for entry in entries for name in entry))
     panels = {title: {"": name} for name, title in TITLES.items() if name in logged}
@@ -150,12 +155,14 @@ def draw_curves(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
             if points:
                 dots = "." if len(points) < 50 else ""
                 axis.plot(*zip(*points, strict=True), linewidth=1.2, marker=dots, label=label)
+            for number, (level, value) in enumerate((levels or {}).get(name, {}).items()):
+                axis.axhline(value, color=VIEW_COLORS[1 + number], linewidth=1.0, linestyle="--", label=level)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.ticklabel_format(axis="y", useOffset=False)  # the offset would be written over the title
         axis.grid(alpha=0.3)
-        if len(lines) > 1:
+        if len(axis.get_lines()) > 1:
             axis.legend(fontsize=6)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()

@@ -4,48 +4,53 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
-from tpssl_hf.evaluation.probes import ProbeSplit
-from tpssl_hf.tasks.pretrain import batchnorm_choice
-from tpssl_hf.tasks.pretrain.batchnorm_choice import LookedAt, choose_batchnorm
-from tpssl_hf.tasks.pretrain.selection import BANK_SEEDS
+from tpssl_hf.evaluation.probes import DRAWS, ProbeSplit
+from tpssl_hf.tasks.pretrain.batchnorm_choice import BatchNormChoice, choose_batchnorm
+from tpssl_hf.tasks.pretrain.crops import Crops
 
 SPLIT = ProbeSplit(np.arange(20), np.arange(20, 60), np.arange(20) % 2, np.arange(40) % 2)
 NORMED = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
 
 
-@pytest.fixture
-def looked_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Images whose features are the network's own running mean, so that the tests say what either is worth."""
+class Shown:
+    """Images of which the tests say what either network is worth; a re-estimated one has a running mean of 1."""
 
-    def reestimated(backbone: nn.Module, *_: Any) -> nn.Module:
+    def __init__(self, kept: float, other: float) -> None:
+        self.worth = {0.0: kept, 1.0: other}
+
+    def of(self, network: nn.Module) -> float:
+        return self.worth[float(network[1].running_mean[0])]  # type: ignore[index]
+
+    def reestimated(self, backbone: nn.Module) -> nn.Module:
         other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
         nn.init.constant_(other[1].running_mean, 1.0)  # type: ignore[arg-type]
         return other
 
-    monkeypatch.setattr(batchnorm_choice, "with_reestimated_batchnorm", reestimated)
-    monkeypatch.setattr(batchnorm_choice, "sample_for_statistics", lambda store: [])
-    monkeypatch.setattr(
-        batchnorm_choice,
-        "extract_features",
-        lambda network, store, indices, *_: np.full((len(indices), 1), float(network[1].running_mean[0])),
-    )
-    return LookedAt(None, None, torch.device("cpu"))  # type: ignore[arg-type]
+    def answers(self, network: nn.Module, split: ProbeSplit) -> list[int]:
+        return [int(number < self.of(network) * 40) for number in range(40)] * (1 + DRAWS)
+
+    def crops(self, network: nn.Module) -> Crops:
+        return Crops(np.random.default_rng(0).uniform(0.0, 2 * self.of(network), 500).tolist(), 10.0)
 
 
-@pytest.mark.parametrize(("kept", "other", "mode"), [(0.9, 0.1, "frozen"), (0.1, 0.9, "train"), (0.5, 0.5, "frozen")])
-def test_labels_decide_and_a_tie_is_frozen(
-    kept: float, other: float, mode: str, looked_at: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def answers(features: Any, split: ProbeSplit) -> list[int]:
-        share = other if features(np.arange(1))[0, 0] == 1.0 else kept
-        return [int(number < share * 40) for number in range(40)] * (1 + BANK_SEEDS)
+WORTH = [(0.9, 0.1, "frozen"), (0.1, 0.9, "train"), (0.5, 0.5, "frozen")]
 
-    monkeypatch.setattr(batchnorm_choice, "answers_of", answers)
-    found = choose_batchnorm("auto", NORMED, "timm", looked_at, SPLIT)
+
+@pytest.mark.parametrize(("kept", "other", "mode"), WORTH)
+def test_labels_decide_and_a_tie_is_frozen(kept: float, other: float, mode: str) -> None:
+    shown: Any = Shown(kept, other)
+    found = choose_batchnorm("auto", NORMED, "timm", shown, SPLIT)
     assert found.mode == mode and "points" in found.why and mode in found.sentence()
+    assert BatchNormChoice.restored(found.values()) == found and set(found.answers) == {"start", "bn_only"}
+
+
+@pytest.mark.parametrize(("kept", "other", "mode"), [*WORTH, (0.01, 0.02, "frozen")])
+def test_without_labels_crops_decide_unless_neither_knows_any(kept: float, other: float, mode: str) -> None:
+    shown: Any = Shown(kept, other)
+    found = choose_batchnorm("auto", NORMED, "timm", shown, None)
+    assert found.mode == mode and "no labels" in found.why and not found.answers
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from tpssl_hf.evaluation.probes import ProbeSplit, probe_split
+from tpssl_hf.evaluation.probes import DRAWS, ProbeSplit, few_of_each_class
 from tpssl_hf.tasks.pretrain.selection import (
-    BANK_SEEDS,
     BN_ONLY,
     LAST,
     START,
     Selection,
     answers_of,
     choosing_and_judging,
-    few_of_each_class,
     query_difference,
 )
 
@@ -22,7 +20,7 @@ from tpssl_hf.tasks.pretrain.selection import (
 def right(share: float, queries: int = 100, seed: int = 0) -> list[int]:
     """Answers of one kNN and the small banks: so many of them right."""
     random = np.random.default_rng(seed)
-    return (random.random(queries * (1 + BANK_SEEDS)) < share).astype(int).tolist()
+    return (random.random(queries * (1 + DRAWS)) < share).astype(int).tolist()
 
 
 def net(value: float) -> nn.Module:
@@ -63,12 +61,12 @@ def test_it_goes_on_where_it_was() -> None:
 
 
 def test_labels_that_judge_choose_nothing() -> None:
-    split = probe_split(np.arange(3000) % 10)
-    assert split is not None
-    choosing, judging = choosing_and_judging(split)
-    assert not set(choosing.queries) & set(judging.queries) and not set(choosing.queries) & set(choosing.bank)
-    assert len(choosing.queries) == 300 and len(judging.queries) == 300
-    assert set(judging.queries) | set(choosing.queries) == set(split.queries)
+    choosing, judging = choosing_and_judging(np.arange(3000) % 10)
+    assert choosing is not None and judging is not None
+    assert not set(choosing.queries) & set(judging.queries)
+    assert not (set(choosing.queries) | set(judging.queries)) & (set(choosing.bank) | set(judging.bank))
+    assert len(choosing.queries) == 750 and len(judging.queries) == 750
+    assert choosing_and_judging(np.full(3000, -1)) == (None, None)
 
 
 def test_answers_tell_good_features_from_useless_ones() -> None:
@@ -78,7 +76,7 @@ def test_answers_tell_good_features_from_useless_ones() -> None:
     useless = random.normal(size=(300, 3))
     split = ProbeSplit(np.arange(200), np.arange(200, 300), labels[:200], labels[200:])
     found = {name: answers_of(lambda rows, f=f: f[rows], split) for name, f in (("good", good), ("useless", useless))}
-    assert len(found["good"]) == 100 * (1 + BANK_SEEDS) and np.mean(found["good"]) > 0.98
+    assert len(found["good"]) == 100 * (1 + DRAWS) and np.mean(found["good"]) > 0.98
     assert query_difference(found["useless"], found["good"])["low"] > 0.4
 
 
@@ -91,6 +89,6 @@ def test_small_banks_have_a_few_labels_of_each_class() -> None:
 def test_the_interval_counts_queries_not_answers() -> None:
     """Asking one query four times over is no more evidence than once."""
     before, after = [0] * 40 + [1] * 60, [1] * 10 + [0] * 30 + [1] * 60
-    whole = query_difference(before * (1 + BANK_SEEDS), after * (1 + BANK_SEEDS))
+    whole = query_difference(before * (1 + DRAWS), after * (1 + DRAWS))
     assert whole["mean"] == pytest.approx(0.1) and whole["queries"] == 100
     assert whole["high"] - whole["low"] == pytest.approx(2 * 1.96 * np.std(np.array(after) - before, ddof=1) / 10)

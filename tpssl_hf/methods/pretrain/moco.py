@@ -5,13 +5,14 @@ the query's own image; batches are not shuffled between processes, because with 
 over all of them and nothing can leak. The symmetric variant is left out: two more forward passes for every step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import MOCO_VIEW, ViewSettings, two_views
 from tpssl_hf.config.parser import key
+from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import info_nce, normalized_std
 from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
 from tpssl_hf.models.ema import ema_update, frozen_copy
@@ -28,6 +29,7 @@ class MoCoConfig:
     temperature: float = key(0.2, "Temperature of InfoNCE (Chen et al., 2020, Table 2).")
     queue_size: int = key(16384, "Keys kept as negatives; a multiple of the batch size (65,536 on ImageNet).")
     projection_features: int = key(128, "Width of the projections that are compared.")
+    smallest_crop: float = key(0.2, "Least area of a view's crop as a share of the image's, in (0, 1].")
 
 
 class MoCo(Method):
@@ -68,8 +70,15 @@ class MoCo(Method):
 
 
 def views(settings: ViewSettings, config: MoCoConfig) -> Views:
-    """Two views by the same policy (Chen et al., 2020, §3)."""
-    return {"images": lambda images: two_views(images, (MOCO_VIEW, MOCO_VIEW), settings)}
+    """Two views by the same policy (Chen et al., 2020, §3).
+
+    Raises:
+        InputError: if ``smallest_crop`` is no share above 0.
+    """
+    if not 0 < config.smallest_crop <= 1:
+        raise InputError(f"smallest_crop is {config.smallest_crop:g}; give a share of the image above 0, at most 1.")
+    view = replace(MOCO_VIEW, crop_scale=(config.smallest_crop, 1.0))
+    return {"images": lambda images: two_views(images, (view, view), settings)}
 
 
 def check(backbone: nn.Module, config: MoCoConfig, image_size: int, batch_size: int) -> None:

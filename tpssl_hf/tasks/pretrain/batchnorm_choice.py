@@ -1,20 +1,20 @@
 """BatchNorm of the backbone while it adapts: frozen or trained, decided before the first step and said."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
-import numpy as np
-import torch
 from torch import nn
 
-from tpssl_hf.augment.pretrain_views import ViewSettings
-from tpssl_hf.data.image_cache import ImageCache
-from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
-from tpssl_hf.evaluation.features import extract_features
 from tpssl_hf.evaluation.probes import ProbeSplit
 from tpssl_hf.models.batchnorm import batchnorm_layers
+from tpssl_hf.tasks.pretrain.crops import Crops
 from tpssl_hf.tasks.pretrain.helped import in_points
-from tpssl_hf.tasks.pretrain.selection import answers_of, query_difference
+from tpssl_hf.tasks.pretrain.selection import BN_ONLY, START, Right, query_difference
+from tpssl_hf.tasks.pretrain.shown_images import ShownImages
+
+FILE = "batchnorm.json"  # in a run's folder: a resumed run keeps its choice
+RECOGNIZED = 0.1  # least mean reciprocal rank of statistics that are taken without labels to say so
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,13 @@ class BatchNormChoice:
         mode: ``frozen``: the running statistics of the weights stay; ``train``: those of the images are learned;
             ``none``: the backbone has no BatchNorm layer.
         why: the reason, in a few words.
+        answers: what labels said of Φ_pre (``start``) and of Φ_pre with re-estimated statistics (``bn_only``), as far
+            as they were asked, by the images that choose what is saved.
     """
 
     mode: Literal["frozen", "train", "none"]
     why: str
+    answers: Mapping[str, Right] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """Say what was chosen, or nothing where there was nothing to choose."""
@@ -36,28 +39,31 @@ class BatchNormChoice:
             return ""
         return f"BatchNorm of the backbone: {self.mode} ({self.why}); --backbone_batchnorm decides otherwise"
 
+    def values(self) -> dict[str, Any]:
+        """Return what :meth:`restored` takes, as JSON types."""
+        answers = {name: "".join(map(str, right)) for name, right in self.answers.items()}
+        return {"mode": self.mode, "why": self.why, "answers": answers}
 
-@dataclass(frozen=True)
-class LookedAt:
-    """Images, how they are shown, and where."""
-
-    store: ImageCache
-    views: ViewSettings
-    device: torch.device
+    @classmethod
+    def restored(cls, values: Mapping[str, Any]) -> Self:
+        """Build it from what :meth:`values` returned."""
+        answers = {name: [int(digit) for digit in digits] for name, digits in values["answers"].items()}
+        return cls(values["mode"], values["why"], answers)
 
 
 def choose_batchnorm(
     asked: Literal["auto", "frozen", "train"],
     backbone: nn.Module,
     kind: str,
-    images: LookedAt | None,
+    images: ShownImages | None,
     split: ProbeSplit | None,
 ) -> BatchNormChoice:
     """Decide between frozen and trained BatchNorm.
 
     Pretrained weights are best left with the statistics they were trained with, unless those of the images serve
     better; and re-estimating them, with nothing else, shows that. With labels, images that they choose by are asked
-    about with either; ``train`` must be better by an interval above 0. Without, and with ``auto``, they are frozen.
+    about with either; ``train`` must be better by an interval above 0. Without labels, images are to be known again in
+    another crop (:func:`tpssl_hf.evaluation.agreement.reciprocal_ranks`), and ``train`` must do that better likewise.
 
     Args:
         asked: the key ``backbone_batchnorm``.
@@ -72,17 +78,22 @@ def choose_batchnorm(
         return BatchNormChoice(asked, "as asked")
     if kind == "random":
         return BatchNormChoice("train", "random weights have no statistics")
-    if images is None or split is None:
-        return BatchNormChoice("frozen", "no labels to measure by, and pretrained statistics rarely lose")
-    backbone = backbone.to(images.device).eval()
-    other = with_reestimated_batchnorm(backbone, sample_for_statistics(images.store), images.views, images.device)
+    if images is None:
+        return BatchNormChoice("frozen", "streamed images are not measured on, and pretrained statistics rarely lose")
+    other = images.reestimated(backbone)
+    if split is not None:
+        answers = {START: images.answers(backbone, split), BN_ONLY: images.answers(other, split)}
+        gain = query_difference(answers[START], answers[BN_ONLY])
+        why = f"re-estimated statistics alone: {in_points(gain)} on {len(split.queries)} images"
+        return BatchNormChoice("train" if gain["low"] > 0 else "frozen", why, answers)
+    return by_crops(images.crops(backbone), images.crops(other))
 
-    def answers(network: nn.Module) -> list[int]:
-        def features(indices: np.ndarray) -> np.ndarray:
-            return extract_features(network, images.store, indices, images.views, images.device)
 
-        return answers_of(features, split)
-
-    gain = query_difference(answers(backbone), answers(other))
-    why = f"re-estimated statistics alone: {in_points(gain)} on {len(split.queries)} images"
-    return BatchNormChoice("train" if gain["low"] > 0 else "frozen", why)
+def by_crops(kept: Crops, new: Crops) -> BatchNormChoice:
+    """Decide without labels: whose features know images again in another crop, those of Φ_pre or ``new`` ones."""
+    why = (
+        f"no labels; images are known again in another crop with a mean reciprocal rank of {kept.mean_rank:.3f}, with "
+        f"re-estimated statistics {new.mean_rank:.3f}"
+    )
+    better = new.better(kept)["low"] > 0 and new.mean_rank > RECOGNIZED
+    return BatchNormChoice("train" if better else "frozen", why)

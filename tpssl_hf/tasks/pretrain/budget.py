@@ -4,9 +4,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -15,9 +17,25 @@ from tpssl_hf.config.parser import read_config_file
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
-from tpssl_hf.tasks.pretrain.prepare import PretrainRun, base_rate, prepare, probed, schedule
-from tpssl_hf.tasks.pretrain.run import make_watch
-from tpssl_hf.tasks.pretrain.time_budget import Plan, measure_seconds_per_step, parse_duration, plan
+from tpssl_hf.tasks.pretrain.prepare import (
+    PretrainRun,
+    base_rate,
+    choosing_answers,
+    label_splits,
+    prepare,
+    probed,
+    reestimated,
+    schedule,
+)
+from tpssl_hf.tasks.pretrain.run import SNAPSHOTS, make_watch
+from tpssl_hf.tasks.pretrain.time_budget import (
+    ENOUGH_PRETRAINED_STEPS,
+    ENOUGH_STEPS,
+    Plan,
+    measure_seconds_per_step,
+    parse_duration,
+    plan,
+)
 from tpssl_hf.training.loop import LoopSettings, batches_on_device, training_steps
 from tpssl_hf.training.optim import lars_reach
 from tpssl_hf.training.run_dir import CONFIG
@@ -26,6 +44,9 @@ PLANNED_REACH = 0.1  # see lars_reach: how far a planned run must be able to mov
 LARGEST_RATE = 4.8  # 0.3 for 256 images at BYOL's batch of 4096, the largest that LARS was published with here
 LEFT_BEHIND = 4.6  # e^-4.6 is 1 %: what a target network may keep of its start
 LEAST_MOMENTUM = 0.9  # of a target network, below which it is hardly an average
+LOOKING_SHARE = 0.15  # of a budget, for looking at labeled images
+LOOKS = 5  # forward passes that such an image is in, on the average: a few of them are shown to every candidate
+LEAST_PROBE_IMAGES = 200
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)  # what a time budget chooses from
 MOMENTA = {"base_momentum": 0.5, "key_momentum": 1.0}  # of targets -> mean of 1 - momentum over a run, in parts
 
@@ -40,28 +61,38 @@ def apply_time_budget(args: PretrainArgs, accelerator: Accelerator) -> PretrainA
     former = read_config_file(begun) if begun.exists() else {}
     if former.get("budget") == args.health.budget and former.get("max_steps"):
         shared = {name: former[name] for name in ("batch_size", "max_steps", "base_learning_rate")}
+        args = replace(args, task=replace(args.task, probe_images=former.get("probe_images", args.task.probe_images)))
         own = {name: former[name] for name in MOMENTA if hasattr(args.method, name)}
         return replace(args, optim=replace(args.optim, **shared), method=replace(args.method, **own))
     accelerator.print(f"timing this machine for a budget of {args.health.budget}")
-    chosen = plan_for_budget(args, accelerator)
+    chosen, probe_images = plan_for_budget(args, accelerator)
+    args = replace(args, task=replace(args.task, probe_images=probe_images))
     planned = replace(args.optim, batch_size=chosen.batch_size, max_steps=chosen.max_steps)
     args, lines = fit_to_length(replace(args, optim=planned), chosen)
     accelerator.print("\n".join([chosen.summary(), *lines]))
     return args
 
 
-def plan_for_budget(args: PretrainArgs, accelerator: Accelerator) -> Plan:
+def plan_for_budget(args: PretrainArgs, accelerator: Accelerator) -> tuple[Plan, int]:
     """Time this machine on a few steps and choose the batch size and length that fit ``args.health.budget``.
+
+    Returns:
+        The plan, and how many labeled images are looked at.
 
     Raises:
         InputError: if the budget is no duration or too short, or the number of images is unknown.
     """
     budget = parse_duration(args.health.budget or "")
+    args = without_choice(args)
     trial = prepare(replace(args, optim=replace(args.optim, max_steps=1)), accelerator, None)
     if trial.store is None:
         raise InputError("a budget needs the number of images, which a streamed data set does not tell.")
-    run_steps, images = step_timer(without_choices(args, trial), accelerator), len(trial.store)
-    probe_seconds, check_seconds = overheads(trial)
+    timed = replace(args, task=replace(args.task, select="last"))
+    run_steps, images = step_timer(timed, accelerator), len(trial.store)
+    probe_images = images_to_look_at(trial, budget)
+    args = replace(args, task=replace(args.task, probe_images=probe_images))
+    choosing, judging = label_splits(args, trial.store)
+    looking_seconds, check_seconds = overheads(replace(trial, args=args, choosing=choosing, judging=judging))
 
     def seconds_per_step(batch_size: int) -> float:
         steps_between_checks = max(1.0, args.health.health_every * (images // batch_size))
@@ -76,31 +107,52 @@ def plan_for_budget(args: PretrainArgs, accelerator: Accelerator) -> Plan:
         images=images,
         batch_sizes=[size for size in BATCH_SIZES if size % parts == 0 and size // parts > 1],
         preferred=args.optim.batch_size,
-        overhead_seconds=5 * probe_seconds,  # three probes, and as many images for BatchNorm's statistics twice
+        overhead_seconds=looking_seconds,
         allowed=lambda size: queue is None or queue % size == 0,
+        enough_steps=ENOUGH_PRETRAINED_STEPS if args.optim.optimizer == "adamw" else ENOUGH_STEPS,
     )
     accelerator.free_memory()  # it would hold on to the networks it has timed
-    first: Plan = broadcast_object_list([chosen])[0]  # every process times a little differently
-    return first
+    first: list[Any] = broadcast_object_list([chosen, probe_images])  # every process times a little differently
+    return first[0], first[1]
 
 
-def without_choices(args: PretrainArgs, trial: PretrainRun) -> PretrainArgs:
-    """Return the arguments of timed runs, in which nothing is measured but time."""
-    mode = trial.batchnorm.mode
-    model = args.model if mode == "none" else replace(args.model, backbone_batchnorm=mode)
-    return replace(args, model=model, task=replace(args.task, select="last"))
+def without_choice(args: PretrainArgs) -> PretrainArgs:
+    """Return the arguments of runs in which nothing is measured but time: BatchNorm is frozen, as it mostly is."""
+    if args.model.init == "random" or args.model.backbone_batchnorm != "auto":
+        return args
+    return replace(args, model=replace(args.model, backbone_batchnorm="frozen"))
+
+
+def images_to_look_at(trial: PretrainRun, budget: float) -> int:
+    """Return how many labeled images are looked at, so that it takes no more than its share of the budget."""
+    assert trial.shown is not None
+    some, most = np.arange(min(64, len(trial.shown.store))), trial.args.task.probe_images
+    look = partial(trial.shown.features, trial.method.deployed, some)
+    look()  # the first one takes longer
+    seconds = LOOKS * seconds_of(look) / len(some)
+    return min(most, max(LEAST_PROBE_IMAGES, int(LOOKING_SHARE * budget / max(seconds, 1e-9))))
 
 
 def overheads(trial: PretrainRun) -> tuple[float, float]:
-    """Return the seconds that a probe and a check of the features' health take."""
-    began = time.perf_counter()
-    probed(trial, trial.method.deployed)
-    probe_seconds, began = time.perf_counter() - began, time.perf_counter()
+    """Return the seconds of all looks at Φ_pre and at snapshots, and those of a check of the features' health."""
+    backbone = trial.method.deployed
+    looking = 3 * seconds_of(lambda: probed(trial, backbone))  # the start, with other statistics, what is saved
+    looking += 3 * seconds_of(lambda: reestimated(trial, backbone))
+    if trial.choosing is not None:
+        looking += (2 + SNAPSHOTS) * seconds_of(lambda: choosing_answers(trial, backbone))
+    elif trial.selects and (shown := trial.shown) is not None:
+        looking += (3 + SNAPSHOTS) * seconds_of(lambda: shown.crops(backbone))
     watch = make_watch(trial)
     if watch is None:
-        return probe_seconds, 0.0
-    watch.begin(trial.method.deployed)
-    return probe_seconds, 2 * (time.perf_counter() - began)  # a check looks at two views more
+        return looking, 0.0
+    return looking, 2 * seconds_of(lambda: watch.begin(backbone))  # a check looks at two views more
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return how long ``work`` takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def fit_to_length(args: PretrainArgs, chosen: Plan) -> tuple[PretrainArgs, list[str]]:

@@ -1,6 +1,6 @@
 """Arguments of target pretraining: its keys, how they are parsed, and what depends on other keys."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,15 @@ from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushCon
 from tpssl_hf.methods.pretrain import PRETRAIN
 
 DEFAULTS = Path(__file__).parent / "defaults"  # METHOD.yaml: settings of the embedded digits
-DEFAULT_METHOD = "byol"
+DEFAULT_METHOD = "moco"
+STARTED = DEFAULTS / "moco_from_imagenet.yaml"
 L2_WEIGHT = 1e-2  # METHODS: the paper's λ
-RATE, PRETRAINED_RATE = "base_learning_rate", 0.1  # of the method's own for pretrained weights, the paper's rule
-USUAL_RATE = 0.3  # of a method that names none
+OPTIMIZER, RATE = "optimizer", "base_learning_rate"  # what depends on where a run starts
+PRETRAINED_SHARE = 0.1  # of a method's own rate with SGD for pretrained weights, the paper's rule
+ADAMW_RATE = 4e-4  # for 256 images; docs/evidence.md
 METHODS = Methods(
     {
-        name: (spec.config, {key: value for key, value in spec.defaults.items() if key != RATE})
+        name: (spec.config, {key: value for key, value in spec.defaults.items() if key not in (OPTIMIZER, RATE)})
         for name, spec in PRETRAIN.items()
     },
     DEFAULT_METHOD,
@@ -36,6 +38,11 @@ class PretrainConfig:
         "best",
         "What model/ holds. best: the snapshot that labels of training images show to be better than the start, else "
         "the start itself; without labels, or from random weights, the last one. last: the last one, as in the paper.",
+    )
+    probe_images: int = key(
+        4000,
+        "Labeled training images that choose what model/ holds and judge it, at most; without labels crops of a "
+        "fourth as many choose. --budget lowers it where looking would take too long.",
     )
     l2_mode: Literal["loss", "decoupled"] = key(
         "loss", "The penalty in the loss (Eq. 3), or as a step beside the optimizer's (ablation)."
@@ -68,33 +75,48 @@ class PretrainArgs:
     method: Any
 
 
-def parse_pretrain(arguments: Sequence[str] | Mapping[str, Any], description: str = "") -> PretrainArgs:
+def parse_pretrain(
+    arguments: Sequence[str] | Mapping[str, Any],
+    description: str = "",
+    starter: Callable[[], Mapping[str, str]] = dict,
+) -> PretrainArgs:
     """Parse and resolve the keys; without a data set or a config file the embedded digits are adapted to.
+
+    Args:
+        arguments: of the command line, or keywords.
+        description: what ``--help`` shows above the keys.
+        starter: keys of the weights that the default method starts from on the digits, by name, asked for only if
+            they are wanted; random ones if there are none, or another method is named.
 
     Raises:
         InputError: as :func:`tpssl_hf.config.parser.parse_args` does.
     """
     given = as_command_line(arguments)
     if not config_files(given) and not any(argument.partition("=")[0] == "--dataset" for argument in given):
-        digits = DEFAULTS / f"{method_named(given, DEFAULT_METHOD)}.yaml"
-        given = ["--config", str(digits), *given] if digits.exists() else given
+        method, names = method_named(given, DEFAULT_METHOD), {argument.partition("=")[0] for argument in given}
+        found = {} if {"--init", "--backbone", "--help", "-h"} & names or method != DEFAULT_METHOD else starter()
+        digits = STARTED if found else DEFAULTS / f"{method}.yaml"
+        start = [part for name, value in found.items() for part in (f"--{name}", value)]
+        given = ["--config", str(digits), *start, *given] if digits.exists() else given
     return resolve(parse_args(PretrainArgs, given, description=description, methods=METHODS))
 
 
 def resolve(args: PretrainArgs) -> PretrainArgs:
     """Return ``args`` with everything put in that depends on other keys.
 
-    That is the λ of Eq. 3, the size of the images, and the learning rate: what pretrained weights know is undone by
-    the rate that a method was published with for random ones. LARS is left its own, because it moves a tensor by a
-    part of its length, which is little already.
+    That is the λ of Eq. 3, the size of the images, the optimizer and its learning rate. From pretrained weights AdamW
+    makes the same way in fewer steps than what methods were published with for random ones, and undoes less. With SGD
+    a tenth of the published rate does; LARS is left its own, because it moves a tensor by a part of its length.
     """
-    weight, rate = args.task.l2_weight, args.optim.base_learning_rate
-    if rate is None:
-        rate = float(PRETRAIN[args.task.method].defaults.get(RATE, USUAL_RATE))
-        if args.model.init != "random" and args.optim.optimizer != "lars":
-            rate = float(f"{PRETRAINED_RATE * rate:.6g}")
+    random, own, optim = args.model.init == "random", PRETRAIN[args.task.method].defaults, args.optim
+    weight, rate = args.task.l2_weight, optim.base_learning_rate
+    optimizer = optim.optimizer or (own[OPTIMIZER] if random else "adamw")
+    if rate is None and optimizer == "adamw":
+        rate = ADAMW_RATE
+    elif rate is None:
+        rate = own[RATE] if random or optimizer == "lars" else float(f"{PRETRAINED_SHARE * own[RATE]:.6g}")
     if weight is None:  # METHODS: a penalty toward random weights means nothing
         weight = 0.0 if args.model.init == "random" else L2_WEIGHT
     data = with_image_size(args.data, args.model.backbone, args.model.init)
-    optim = replace(args.optim, base_learning_rate=rate)
+    optim = replace(optim, optimizer=optimizer, base_learning_rate=rate)
     return replace(args, task=replace(args.task, l2_weight=weight), data=data, optim=optim)

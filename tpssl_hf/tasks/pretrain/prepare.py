@@ -1,27 +1,24 @@
 """What a run of target pretraining is made of, set up before its first step (paper §III-B, Eq. 3)."""
 
 import copy
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.shared import OptimConfig
-from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.streams import ImageStream
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation.batchnorm import REESTIMATION_IMAGES, sample_for_statistics, with_reestimated_batchnorm
-from tpssl_hf.evaluation.features import extract_features
+from tpssl_hf.evaluation.batchnorm import REESTIMATION_IMAGES, with_reestimated_batchnorm
 from tpssl_hf.evaluation.probes import ProbeSplit, probe, probe_split
 from tpssl_hf.methods.base import Method, Views
 from tpssl_hf.methods.pretrain import PRETRAIN
@@ -30,10 +27,11 @@ from tpssl_hf.models.backbone import WeightsSource, load_backbone
 from tpssl_hf.models.batchnorm import freeze_statistics
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
-from tpssl_hf.tasks.pretrain.batchnorm_choice import BatchNormChoice, LookedAt, choose_batchnorm
+from tpssl_hf.tasks.pretrain.batchnorm_choice import FILE, BatchNormChoice, choose_batchnorm
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
 from tpssl_hf.tasks.pretrain.data import open_images
-from tpssl_hf.tasks.pretrain.selection import answers_of, choosing_and_judging
+from tpssl_hf.tasks.pretrain.selection import Right, choosing_and_judging
+from tpssl_hf.tasks.pretrain.shown_images import ShownImages
 from tpssl_hf.training.accelerator import per_device_batch_size, prepare_method
 from tpssl_hf.training.loop import Stream
 from tpssl_hf.training.open_data import open_source
@@ -66,6 +64,16 @@ class PretrainRun:
     judging: ProbeSplit | None  # other labels, which judge what is saved
     batchnorm: BatchNormChoice
 
+    @property
+    def selects(self) -> bool:
+        """Whether snapshots are looked at, by labels or by crops, to choose what is saved."""
+        return self.shown is not None and self.args.task.select == "best" and self.args.model.init != "random"
+
+    @property
+    def shown(self) -> ShownImages | None:
+        """The stored images, to look at; None when streaming."""
+        return shown_images(self.args, self.store, self.views, self.accelerator)
+
 
 def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None) -> PretrainRun:
     """Open the images, load Φ_pre, put the method around it, plan the length."""
@@ -86,8 +94,12 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
         raise InputError("a streamed data set has no known length: give --max_steps, a whole number above 0.")
     learning_rate = schedule(optim, max_steps, epoch_steps)
     choosing, judging = label_splits(args, store)
-    looked_at = None if store is None else LookedAt(store, views, accelerator.device)
-    batchnorm = choose_batchnorm(model.backbone_batchnorm, backbone, origin.kind, looked_at, choosing)
+    shown = shown_images(args, store, views, accelerator)
+    batchnorm = chosen_once(
+        run_dir,
+        accelerator,
+        lambda: choose_batchnorm(model.backbone_batchnorm, backbone, origin.kind, shown, choosing),
+    )
     if batchnorm.mode == "frozen":
         freeze_statistics(backbone)
     if model.gradient_checkpointing:
@@ -105,13 +117,7 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
         views=views,
         transforms=spec.views(views, args.method),
         method=method,
-        optimizer=build_optimizer(
-            optim.optimizer,
-            method,
-            weight_decay=optim.weight_decay,
-            momentum=optim.momentum,
-            decay_norm_and_bias=optim.decay_norm_and_bias,
-        ),
+        optimizer=optimizer_over(method, optim),
         epoch_steps=epoch_steps,
         max_steps=max_steps,
         learning_rate=learning_rate,
@@ -121,15 +127,41 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
     )
 
 
+def shown_images(
+    args: PretrainArgs, store: ImageCache | None, views: ViewSettings, accelerator: Accelerator
+) -> ShownImages | None:
+    """Return the stored images, to look at; None when streaming."""
+    cropped = max(2, args.task.probe_images // 4)
+    return None if store is None else ShownImages(store, views, accelerator.device, cropped)
+
+
 def label_splits(args: PretrainArgs, store: ImageCache | None) -> tuple[ProbeSplit | None, ProbeSplit | None]:
     """Return the labels that choose what is saved, and those that judge it.
 
     All of them judge with ``select`` last, and from random weights, which nobody wants to keep.
     """
-    split = probe_split(store.labels) if store and store.labels is not None else None
-    if split is None or args.task.select == "last" or args.model.init == "random":
-        return None, split
-    return choosing_and_judging(split)
+    if store is None or store.labels is None:
+        return None, None
+    if args.task.select == "last" or args.model.init == "random":
+        return None, probe_split(store.labels)
+    return choosing_and_judging(store.labels, args.task.probe_images)
+
+
+def chosen_once(
+    run_dir: RunDir | None, accelerator: Accelerator, choose: Callable[[], BatchNormChoice]
+) -> BatchNormChoice:
+    """Return what the main process chooses, or has chosen when the run began, to all processes."""
+    found: BatchNormChoice | None = None
+    if accelerator.is_main_process:
+        file = run_dir.path / FILE if run_dir else None
+        if file is not None and file.exists():
+            found = BatchNormChoice.restored(json.loads(file.read_text(encoding="utf-8")))
+        else:
+            found = choose()
+            if run_dir:
+                run_dir.write_json(FILE, found.values())
+    chosen: BatchNormChoice = broadcast_object_list([found])[0]
+    return chosen
 
 
 def anchored(method: Method, args: PretrainArgs, learning_rate: Callable[[int], float], max_steps: int) -> Anchor:
@@ -148,6 +180,18 @@ def schedule(optim: OptimConfig, max_steps: int, epoch_steps: int | None) -> Cal
         base=base_rate(optim) * optim.batch_size / 256,
         max_steps=max_steps,
         warmup_steps=min(warmup, max_steps // 10),
+    )
+
+
+def optimizer_over(method: Method, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimizer, whose name is put in when arguments are resolved."""
+    assert optim.optimizer is not None
+    return build_optimizer(
+        optim.optimizer,
+        method,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        decay_norm_and_bias=optim.decay_norm_and_bias,
     )
 
 
@@ -189,27 +233,19 @@ def finished_backbone(run: PretrainRun) -> nn.Module:
 
 def reestimated(run: PretrainRun, backbone: nn.Module) -> nn.Module:
     """Copy a backbone and give it the BatchNorm statistics of the images."""
-    if run.store is not None:
-        images: Iterable[ImageBatch] = sample_for_statistics(run.store)
-    else:
-        images = islice(run.stream.batches(0), max(1, REESTIMATION_IMAGES // run.args.optim.batch_size))
+    if run.shown is not None:
+        return run.shown.reestimated(backbone)
+    images = islice(run.stream.batches(0), max(1, REESTIMATION_IMAGES // run.args.optim.batch_size))
     return with_reestimated_batchnorm(backbone, images, run.views, run.accelerator.device)
 
 
 def probed(run: PretrainRun, backbone: nn.Module) -> dict[str, list[int]]:
     """Return what :func:`probe` does where the training images have labels; empty where they have none."""
-    features = features_by(run)
-    return probe(partial(features, backbone), run.judging) if run.judging is not None else {}
+    if run.shown is None or run.judging is None:
+        return {}
+    return probe(partial(run.shown.features, backbone), run.judging)
 
 
-def choosing_answers(run: PretrainRun, backbone: nn.Module) -> list[int] | None:
+def choosing_answers(run: PretrainRun, backbone: nn.Module) -> Right | None:
     """Return what the labels that choose between candidates say of one, None where there are none."""
-    return answers_of(partial(features_by(run), backbone), run.choosing) if run.choosing is not None else None
-
-
-def features_by(run: PretrainRun) -> Callable[[nn.Module, np.ndarray], np.ndarray]:
-    """Return (backbone, numbers of images) -> features (N, D) of undistorted images."""
-    assert run.store is not None or run.judging is None
-    return lambda backbone, indices: extract_features(
-        backbone, cast(ImageCache, run.store), indices, run.views, run.accelerator.device
-    )
+    return run.shown.answers(backbone, run.choosing) if run.shown is not None and run.choosing is not None else None

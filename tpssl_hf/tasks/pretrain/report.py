@@ -11,13 +11,19 @@ from tpssl_hf.config.parser import flat
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.plots.training import draw_curves
-from tpssl_hf.tasks.pretrain.helped import accuracies, in_points, sentence, verdict
-from tpssl_hf.tasks.pretrain.prepare import PretrainRun, choosing_answers, finished_backbone, probed
-from tpssl_hf.tasks.pretrain.run import Progress
-from tpssl_hf.tasks.pretrain.selection import BN_ONLY, LAST, PER_CLASS, START
+from tpssl_hf.tasks.pretrain.helped import accuracies, first_line, verdict
+from tpssl_hf.tasks.pretrain.prepare import PretrainRun, finished_backbone, probed
+from tpssl_hf.tasks.pretrain.run import Progress, consider
+from tpssl_hf.tasks.pretrain.selection import BN_ONLY, CHOOSING, KNOWN_AGAIN, LAST, START
 from tpssl_hf.training.accelerator import describe
 from tpssl_hf.training.provenance import PAPER, run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
+
+TITLES = {
+    "few_label_accuracy": "4 labels each",
+    "knn_accuracy": "kNN accuracy",
+    "linear_probe_accuracy": "linear probe",
+}
 
 
 def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progress) -> str:
@@ -33,8 +39,9 @@ def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progres
     if run.choosing is not None and saved != START and judged["verdict"] == "worse":  # other labels disagree
         saved, backbone, right["after"] = START, start_of(run), progress.before
         judged = verdict(**right)
+    by = "labels" if run.choosing is not None else "crops" if run.selects else None
     metrics = {f"{name}_{when}": v for when, answers in right.items() for name, v in accuracies(answers).items()}
-    draw_curves(run_dir.path / "curves.png", read_metrics(run_dir.path / "metrics.jsonl"))
+    draw_run(run, run_dir.path, progress)
     results = run_facts(
         recipe="target_pretrain",
         method=args.task.method,
@@ -55,11 +62,17 @@ def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progres
         images_per_second=done * args.optim.batch_size / progress.seconds,
         metrics=metrics,
         verdict=judged,
-        saved={"candidate": saved, "select": args.task.select, "gain": gain, "curve": progress.selection.curve},
+        saved={
+            "candidate": saved,
+            "select": args.task.select,
+            "gain": gain,
+            "curve": progress.selection.curve,
+            "by": by,
+        },
         batchnorm={"mode": run.batchnorm.mode, "why": run.batchnorm.why},
         config=flat(args),
     )
-    if run.choosing is not None:
+    if run.selects:
         _save(last, run_dir.path / "model_last", run, {})
     provenance = {name: results[name] for name in ("recipe", "method", "dataset", "init", "seed", "steps", "versions")}
     _save(backbone, run_dir.path / "model", run, {**provenance, "paper": PAPER})
@@ -67,16 +80,27 @@ def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progres
     return summary(run_dir.path, results)
 
 
+def draw_run(run: PretrainRun, folder: Path, progress: Progress) -> None:
+    """Write curves.png; the last look of the labels that choose is not in the log."""
+    entries, levels, chosen = read_metrics(folder / "metrics.jsonl"), {}, progress.selection
+    name = CHOOSING if chosen.start is not None else KNOWN_AGAIN
+    entries += [{"step": step, name: share} for step, share in chosen.curve[-1:]]
+    if chosen.start is not None:
+        known = {START: chosen.start, BN_ONLY: run.batchnorm.answers.get(BN_ONLY)}
+        levels[name] = {of: sum(right) / len(right) for of, right in known.items() if right}
+    elif chosen.crops is not None:
+        levels[name] = {START: chosen.crops.mean_rank}
+    draw_curves(folder / "curves.png", entries, levels)
+
+
 def choose(
     run: PretrainRun, progress: Progress, last: nn.Module, done: int
 ) -> tuple[str, nn.Module, dict[str, float] | None]:
-    """Return the name of what is saved, the network, and its difference to Φ_pre by the labels that chose it."""
+    """Return the name of what is saved, the network, and its difference to Φ_pre by labels, if these chose it."""
     selection = progress.selection
-    if run.choosing is None:
+    if not run.selects:
         return LAST, last, None
-    right = choosing_answers(run, last)
-    assert right is not None
-    selection.consider(LAST, last, right, done)
+    consider(run, selection, LAST, last, done)
     name, gain = selection.chosen()
     if name in (START, LAST):
         return name, start_of(run) if name == START else last, gain
@@ -105,7 +129,7 @@ def _save(backbone: nn.Module, folder: Path, run: PretrainRun, provenance: Mappi
 def summary(folder: Path, results: dict[str, Any]) -> str:
     """Say in a few lines what was made, what it is worth and what to type next."""
     metrics, lines = results["metrics"], []
-    for title, name in (("kNN accuracy", "knn_accuracy"), ("linear probe", "linear_probe_accuracy")):
+    for name, title in TITLES.items():
         if f"{name}_after" in metrics:
             before, alone, after = (100 * metrics[f"{name}_{when}"] for when in ("before", "statistics_only", "after"))
             lines.append(
@@ -114,7 +138,7 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
             )
     return "\n".join(
         [
-            f"\n{_first_line(results)}",
+            f"\n{first_line(results)}",
             f"Adapted {results['backbone']} ({results['init']['kind']} weights) to {results['dataset']['name']}: "
             f"{results['steps']} steps in {results['seconds']:.0f} s, {results['images_per_second']:.0f} images/s",
             *([f"  {results['stopped']}"] if results["stopped"] else []),
@@ -126,24 +150,6 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
                 for number, step in enumerate(_next_steps(folder, results))
             ),
         ]
-    )
-
-
-def _first_line(results: dict[str, Any]) -> str:
-    """Say what model/ holds and what it is worth."""
-    saved = results["saved"]["candidate"]
-    if saved == START:
-        return (
-            "Nothing adapted is better than the weights it started from beyond doubt, by labels of training images: "
-            "model/ holds the start, model_last/ what training ended with."
-        )
-    others = {BN_ONLY: "the start with re-estimated BatchNorm statistics", LAST: "the last checkpoint"}
-    what, gain = others.get(saved, f"the snapshot of {saved}"), results["saved"]["gain"]
-    if gain is None:
-        return sentence(results["verdict"])
-    return (
-        f"{sentence(results['verdict'])} It is {what}, chosen by {gain['queries']:.0f} other images, with all labels "
-        f"known and with {PER_CLASS} a class: {in_points(gain)}."
     )
 
 

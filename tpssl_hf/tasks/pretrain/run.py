@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpssl_hf.config.parser import flat
 from tpssl_hf.evaluation.probes import probe_split
@@ -16,7 +16,7 @@ from tpssl_hf.models.batchnorm import fair_random
 from tpssl_hf.monitoring.feature_monitor import HealthWatch
 from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.pretrain.prepare import PretrainRun, choosing_answers, finished_backbone, probed, reestimated
-from tpssl_hf.tasks.pretrain.selection import BN_ONLY, Selection
+from tpssl_hf.tasks.pretrain.selection import BN_ONLY, CHOOSING, KNOWN_AGAIN, START, Selection
 from tpssl_hf.training.accelerator import start_tracker
 from tpssl_hf.training.checkpoint_manager import CheckpointManager
 from tpssl_hf.training.loop import (
@@ -29,7 +29,7 @@ from tpssl_hf.training.loop import (
 )
 from tpssl_hf.training.run_dir import RunDir, StopSignals
 
-SNAPSHOTS = 10  # looks at what labels say of the backbone, in a run, at most
+SNAPSHOTS = 5  # looks at what labels say of the backbone in a run, the last step included
 
 
 @dataclass
@@ -90,8 +90,8 @@ def train(run: PretrainRun, run_dir: RunDir | None, signals: StopSignals) -> tup
                 moved = run.method.moved()
                 values |= watch.check(done, run.method.deployed, values.get("projection_std"), moved)
                 progress.stop_reason = watch.stop_reason
-                consider_snapshot(run, progress.selection, done)
             if run_dir:
+                values |= consider_snapshot(run, progress.selection, done)
                 run_dir.append({"step": done, "epoch": done / run.epoch_steps if run.epoch_steps else None, **values})
             track(values, done)
         stopping = step.may_stop and agreed(accelerator, bool(signals.requested or progress.stop_reason))
@@ -125,15 +125,23 @@ def begin(
     return 0, progress
 
 
-def consider_snapshot(run: PretrainRun, selection: Selection, step: int) -> None:
-    """Let labels say what the backbone is worth now, ten times a run at most."""
+def consider_snapshot(run: PretrainRun, selection: Selection, step: int) -> dict[str, float]:
+    """Find out what the backbone is worth now, a few times a run; returns what the log keeps of it.
+
+    Labels say so, or crops where there are none. The last step has its turn at the end.
+    """
     looked = selection.curve[-1][0] if selection.curve else 0
-    if run.choosing is None or step - looked < run.max_steps / SNAPSHOTS or step == run.max_steps:
-        return
-    snapshot = finished_backbone(run)
-    right = choosing_answers(run, snapshot)
-    assert right is not None
-    selection.consider(f"step_{step}", snapshot, right, step)
+    if not run.selects or step - looked < run.max_steps // SNAPSHOTS or step == run.max_steps:
+        return {}
+    return consider(run, selection, f"step_{step}", finished_backbone(run), step)
+
+
+def consider(run: PretrainRun, selection: Selection, name: str, network: nn.Module, step: int) -> dict[str, float]:
+    """Let labels or crops judge a candidate; returns what the log keeps of it."""
+    if (right := choosing_answers(run, network)) is not None:
+        return {CHOOSING: selection.consider(name, network, right, step)}
+    assert run.shown is not None
+    return {KNOWN_AGAIN: selection.consider_crops(name, network, run.shown.crops(network), step)}
 
 
 def steps_of(run: PretrainRun, start_step: int, *, shown: bool) -> Iterable[Step]:
@@ -196,10 +204,13 @@ def probed_before(run: PretrainRun) -> Progress:
     before = probed(run, backbone)
     moved = any(not torch.equal(a, b) for a, b in zip(backbone.buffers(), alone.buffers(), strict=True))
     progress = Progress(before=before, statistics_only=probed(run, alone) if moved else before)
-    if (right := choosing_answers(run, backbone)) is not None:
+    known = run.batchnorm.answers  # what choosing between them has asked already
+    if (right := known.get(START) or choosing_answers(run, backbone)) is not None:
         progress.selection.begin(right)
         if moved:
-            other = choosing_answers(run, alone)
+            other = known.get(BN_ONLY) or choosing_answers(run, alone)
             assert other is not None
             progress.selection.consider(BN_ONLY, alone, other)
+    elif run.selects and run.shown is not None:
+        progress.selection.crops = run.shown.crops(backbone)
     return progress

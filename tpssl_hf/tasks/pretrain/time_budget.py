@@ -18,6 +18,8 @@ LEAST_STEPS = 10
 # Below this a smaller batch is the better bargain: a target network of momentum 0.99 that rises to 1 still holds
 # e^-2.5 (8 %) of its start after 500 steps, and LARS and BatchNorm statistics need hundreds of steps too.
 ENOUGH_STEPS = 500
+# AdamW from pretrained weights gains points within 50 steps of 128 images, and more in 100 (docs/evidence.md).
+ENOUGH_PRETRAINED_STEPS = 150
 TIMING_SECONDS = 1.0  # about so long is one timed run
 
 
@@ -33,6 +35,7 @@ class Plan:
         seconds_per_step: as measured.
         overhead_seconds: for what is not a step: start, timing, probes, checks, checkpoints.
         seconds_expected: from now to the end, overhead included.
+        enough_steps: fewer change a backbone little.
     """
 
     budget_seconds: float
@@ -42,6 +45,7 @@ class Plan:
     seconds_per_step: float
     overhead_seconds: float
     seconds_expected: float
+    enough_steps: int = ENOUGH_STEPS
 
     def summary(self, now: datetime | None = None) -> str:
         """Say in a few lines what will be done and when it will be ready (``now`` is this moment unless given)."""
@@ -53,8 +57,10 @@ class Plan:
             f"({say_duration(self.overhead_seconds)} of it for start, probes and checkpoints; "
             f"{RESERVE:.0%} of the budget kept in reserve)",
         ]
-        if self.max_steps < ENOUGH_STEPS:
-            lines.append(f"  note          under {ENOUGH_STEPS} steps change a backbone little; more time is worth it")
+        if self.max_steps < self.enough_steps:
+            lines.append(
+                f"  note          under {self.enough_steps} steps change a backbone little; more time is worth it"
+            )
         return "\n".join(lines)
 
 
@@ -109,14 +115,15 @@ def plan(
     preferred: int,
     overhead_seconds: float = 0.0,
     allowed: Callable[[int], bool] = lambda batch_size: True,
+    enough_steps: int = ENOUGH_STEPS,
     clock: Callable[[], float] = time.monotonic,
 ) -> Plan:
     """Choose batch size and length so that a run ends within ``budget_seconds`` of the call.
 
     A tenth of the budget is kept in reserve. Of the batch sizes, the one nearest to ``preferred`` (by ratio) that
-    allows 500 steps is taken: few steps are worse than small batches, because schedules, teachers and momentum count
-    in steps. Where none allows them, the one that allows most. Sizes are timed from the nearest down, until one is
-    good enough or a tenth of the budget is spent on timing, and the time that takes is taken off the budget.
+    allows ``enough_steps`` is taken: few steps are worse than small batches, because schedules, teachers and momentum
+    count in steps. Where none allows them, the one that allows most. Sizes are timed from the nearest down, until
+    one is good enough or a tenth of the budget is spent on timing, and the time that takes is taken off the budget.
 
     Args:
         budget_seconds: wall-clock time from this call to the end of the run.
@@ -126,6 +133,7 @@ def plan(
         preferred: the method's own batch size, or the one asked for.
         overhead_seconds: everything after this call that is no step: probes, checks, checkpoints.
         allowed: whether the method can use a batch size (a queue it divides, say).
+        enough_steps: how many make a batch size good enough.
         clock: a clock in seconds.
 
     Raises:
@@ -145,7 +153,7 @@ def plan(
         seconds = of_size(size)
         left = (1 - RESERVE) * budget_seconds - overhead_seconds - (clock() - began)
         best = max(best, (int(max(0.0, left) / seconds), -seconds, size))
-        if best[0] >= ENOUGH_STEPS:
+        if best[0] >= enough_steps:
             break
     spent = overhead_seconds + clock() - began
     steps, size, seconds = best[0], best[2], -best[1]
@@ -157,4 +165,6 @@ def plan(
             f"budget {say_duration(budget_seconds)} leaves room for {steps} steps of {size} images; {LEAST_STEPS} "
             f"are the least, for which this machine needs --budget {math.ceil(least)}s."
         )
-    return Plan(budget_seconds, size, steps / (images // size), steps, seconds, spent, spent + steps * seconds)
+    return Plan(
+        budget_seconds, size, steps / (images // size), steps, seconds, spent, spent + steps * seconds, enough_steps
+    )
