@@ -12,6 +12,8 @@ from tpssl_hf.methods.pretrain.anchor import Anchor
 
 
 class Around(nn.Module):
+    projection_features = teacher_source = None
+
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.deployed = backbone

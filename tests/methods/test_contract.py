@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from tiny_teacher import tiny_teacher
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
@@ -24,6 +25,7 @@ SMALL = {
     "moco": {"queue_size": 16, "projection_features": 16},
     "simclr": {"projection_features": 16},
     "densecl": {"queue_size": 16, "hidden_features": 32, "projection_features": 16},
+    "distill": {"teacher": tiny_teacher(), "queue_size": 16},
     "pixpro": {"hidden_features": 32, "projection_features": 16},
 }
 DENSE = {"densecl", "pixpro"}  # need feature maps, which a ViT has not

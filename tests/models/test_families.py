@@ -18,17 +18,20 @@ from torch import nn
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
-from tpssl_hf.models.backbone import load_backbone
+from tpssl_hf.methods.pretrain.distill import Distill, DistillConfig
+from tpssl_hf.models.backbone import WeightsSource, load_backbone
 from tpssl_hf.models.classifier import features_and_logits, load_classifier
 from tpssl_hf.models.segmenter import build_segmenter
 from tpssl_hf.models.sizes import check_crop
-from tpssl_hf.models.timm_export import preprocessing_of, save_timm_folder
+from tpssl_hf.models.teacher import Teacher
+from tpssl_hf.models.timm_export import Preprocessing, preprocessing_of, save_timm_folder
 
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"hidden_features": 32, "projection_features": 16},
     "moco": {"queue_size": 16, "projection_features": 16},
     "simclr": {"projection_features": 16},
     "densecl": {"queue_size": 16, "hidden_features": 32, "projection_features": 16},
+    "distill": {"teacher": "made below", "queue_size": 16},
     "pixpro": {"hidden_features": 32, "projection_features": 16},
 }
 
@@ -166,12 +169,18 @@ def pretrained_once(name: str, backbone: nn.Module, size: int) -> None:
     spec = PRETRAIN[name]
     config = replace(spec.config(), **SMALL[name])
     spec.check(backbone, config, size, 4)
-    method = spec.build(backbone, config).train()
+    method = (taught if name == "distill" else spec.build)(backbone, config).train()
     images = {f"view{number}": torch.randn(4, 3, size, size) for number in (1, 2)}
     images |= {f"geometry{number}": torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(4, 4) for number in (1, 2)}
     images |= {f"affine{number}": torch.eye(3).expand(4, 3, 3) for number in (1, 2)}
     method({"images": images}, 0.0)["loss"].backward()
     method.after_step(0.0)
+
+
+def taught(backbone: nn.Module, config: DistillConfig) -> Distill:
+    """Put distillation around a backbone, with a teacher that need not be read from anywhere."""
+    source = WeightsSource("random", "test_convnext")
+    return Distill(backbone, Teacher(backbone_of(source.name, 64), source, Preprocessing(64)), config)
 
 
 def classified(architecture: str, size: int) -> nn.Module:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_teacher import tiny_teacher
 from torch import nn
 
 from tpssl_hf.commands import pretrain as command
 from tpssl_hf.config.shared import OptimConfig
 from tpssl_hf.errors import InputError
+from tpssl_hf.methods.base import Method
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.monitoring.collapse import CollapseWarning
 from tpssl_hf.tasks.pretrain import budget as planning
@@ -24,11 +26,13 @@ from tpssl_hf.training.run_dir import read_metrics
 
 Adapt = Callable[..., int]
 ImageBatch = Callable[..., Path]
+NO_HEAD = {"hidden_features": None, "projection_features": None}
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {},
     "moco": {"queue_size": 16, "hidden_features": None},
     "simclr": {"hidden_features": None},
     "densecl": {"queue_size": 16, "image_size": 64},
+    "distill": {"teacher": tiny_teacher(), "queue_size": 16, **NO_HEAD},
     "pixpro": {"image_size": 64},
 }
 
@@ -96,12 +100,12 @@ def test_probing_logs_knn_accuracy_on_training_labels(adapt: Adapt, labeled: Any
     assert 0 <= log(tmp_path)[-1]["health_knn_accuracy"] <= 1
 
 
-class Collapsing(nn.Module):
+class Collapsing(Method):
     """BYOL whose projections all become one point."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: Method) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.projection_features = inner, inner.projection_features
 
     def forward(self, batch: Any, progress: float) -> Any:
         losses = self.inner(batch, progress)

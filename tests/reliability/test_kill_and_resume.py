@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from forked_runs import Fault, Runs, wait_for
+from tiny_teacher import tiny_teacher
 from torch import Tensor
 
 from tpssl_hf.training.checkpoint import load_latest
@@ -110,6 +111,13 @@ METHODS: dict[str, dict[str, object]] = {
     "moco": {"queue_size": 16, "hidden_features": None, "precision": "bf16"},
     "simclr": {"hidden_features": None, "optimizer": "adamw", "base_learning_rate": 0.01},
     "densecl": {"queue_size": 16, "image_size": 64, "optimizer": "sgd", "gradient_accumulation_steps": 2},
+    "distill": {
+        "teacher": tiny_teacher(),
+        "queue_size": 16,
+        "hidden_features": None,
+        "projection_features": None,
+        "base_learning_rate": 0.01,
+    },
     "pixpro": {"image_size": 64},
 }
 

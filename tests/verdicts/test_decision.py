@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tpssl_hf.evaluation.probes import ProbeSplit, few_label_answers, knn_answers
-from tpssl_hf.verdicts.decision import BASE, STATISTICS, Decision, Row, _decide, by_draw, judge, score
+from tpssl_hf.verdicts.decision import BASE, STATISTICS, TEACHER, Decision, Row, _decide, by_draw, judge, score
 from tpssl_hf.verdicts.figure import draw_verdict
 from tpssl_hf.verdicts.sentence import ranking, sentence, table
 
@@ -154,6 +154,23 @@ def test_several_are_ranked_and_the_best_is_judged_more_strictly(scores: dict[st
     tied = judged(scores["poor"], scores["clear"], flipped(scores["clear"], 0.001, "again"))
     assert "not settled" in ranking(tied)
     assert ranking(judged(scores["poor"], scores["clear"])) == ""
+
+
+def test_a_teacher_decides_nothing_and_is_mentioned_only_if_it_is_better(scores: dict[str, Row]) -> None:
+    better, alike = (replace(scores[name], name=TEACHER) for name in ("clear", "other"))
+    control = replace(scores["middling"], name=STATISTICS)
+    rows = [replace(scores["poor"], name=BASE), control, scores["middling"], scores["other"]]
+    found, without = judge([*rows, better], overlap=0.1), judge(rows, overlap=0.1)
+    assert [row.name for row in found.rows] == [BASE, STATISTICS, "middling", "other", TEACHER]
+    assert (found.recommendation, found.best.name) == (without.recommendation, "middling")
+    assert found.comparisons[: len(without.comparisons)] == without.comparisons
+    assert ranking(found) == ranking(without)
+    said, before = (sentence(one, labels=16, shared=True) for one in (found, without))
+    assert said.startswith(f"{before} The teacher itself, frozen, gets ") and "against middling: use it" in said
+    worse = judge([*rows, alike], overlap=0.1)
+    assert sentence(worse, labels=16, shared=True) == before
+    line = next(line for line in table(found).splitlines() if line.startswith("| teacher"))
+    assert line.count("[") == 2
 
 
 def test_widths_may_differ(scores: dict[str, Row]) -> None:

@@ -67,6 +67,17 @@ BYOL_VIEW_1 = ViewPolicy(blur=1.0, solarize=0.0)  # ibid., distribution T
 MOCO_VIEW = ViewPolicy(  # Chen et al., 2020, arXiv 2003.04297, section 3, on torchvision's defaults
     crop_scale=(0.2, 1.0), interpolation="bilinear", saturation=0.4, blur=0.5
 )
+# Ours, for a teacher that must recognize what it sees: larger crops, colors at half of MoCo's strength, no blur
+DISTILL_VIEW = replace(
+    MOCO_VIEW,
+    crop_scale=(0.4, 1.0),
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.2,
+    hue=0.05,
+    grayscale=0.1,
+    blur=0.0,
+)
 SIMCLR_VIEW = ViewPolicy(saturation=0.4, blur=0.5)  # Chen et al., 2020, arXiv 2002.05709, App. A, half its strength
 BYOL_VIEW_2 = ViewPolicy(blur=0.1, solarize=0.2)  # ibid., distribution T'
 # BYOL's two (Xie et al., 2021, arXiv 2011.10043, section 4.1), interpolated as in the official code
@@ -206,6 +217,12 @@ def make_view(batch: ImageBatch, policy: ViewPolicy, settings: ViewSettings, vie
     distortions = _distortions(numbers[:, CROP_DRAWS + 1 :], policy, settings.image_size)
     images = _render(batch, boxes, flip, settings, policy.interpolation, distortions)
     return images, normalized_boxes(boxes, flip, batch.sizes)
+
+
+def one_view(images: ImageBatch, policy: ViewPolicy, settings: ViewSettings) -> dict[str, Tensor]:
+    """Return ``view1`` (B, 3, S, S) of every image and its ``geometry1`` (B, 4)."""
+    view, geometry = make_view(images, policy, settings, view=1)
+    return {"view1": view, "geometry1": geometry}
 
 
 def two_views(

@@ -23,7 +23,7 @@ from tpssl_hf.convert.starter import starter
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.tasks.pretrain.budget import apply_time_budget
 from tpssl_hf.tasks.pretrain.config import PretrainArgs, parse_pretrain
-from tpssl_hf.tasks.pretrain.prepare import cautions, prepare
+from tpssl_hf.tasks.pretrain.prepare import cautions, prepare, teacher_note
 from tpssl_hf.tasks.pretrain.report import save_results
 from tpssl_hf.tasks.pretrain.run import train
 from tpssl_hf.training.accelerator import describe, make_accelerator
@@ -74,8 +74,8 @@ def run_once(args: PretrainArgs, accelerator: Accelerator) -> int:
         signals = stack.enter_context(StopSignals())
         accelerator.print(describe(accelerator))
         prepared = prepare(args, accelerator, run_dir)
-        notes = (prepared.origin.size_note(prepared.views.image_size), prepared.batchnorm.sentence())
-        for line in (*notes, *cautions(prepared)):
+        sizes = prepared.origin.size_note(prepared.views.image_size)
+        for line in (sizes, prepared.batchnorm.sentence(), teacher_note(prepared), *cautions(prepared)):
             if line:
                 accelerator.print(line)
         done, progress = train(prepared, run_dir, signals)

@@ -7,8 +7,9 @@
 `python recipes/verdict.py` is the same command. Features stay frozen; only linear probes are trained. All weights
 predict the same images with the same label seeds, and what is judged is the difference, with an interval that
 covers both which labels were drawn and which images were predicted. The base is shown a second time with nothing but
-re-estimated BatchNorm statistics, which is worth points on its own. Only images of the training split are used;
-without labels the measures that need none are shown, and how little they say.
+re-estimated BatchNorm statistics, which is worth points on its own; the teacher of a distillation, frozen, is one more
+row. Only images of the training split are used; without labels the measures that need none are shown, and how little
+they say.
 
 Keys: defaults < --config file < command line; --help lists them. The folder --output_dir
 then holds verdict.md, verdict.png, verdict.json, config.yaml, scan.json, results.json and, where that is the advice,
@@ -41,10 +42,10 @@ from tpssl_hf.training.accelerator import describe
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 from tpssl_hf.verdicts.config import VerdictArgs
-from tpssl_hf.verdicts.decision import BASE, STATISTICS, Row, judge, score
+from tpssl_hf.verdicts.decision import BASE, STATISTICS, TEACHER, Row, judge, score
 from tpssl_hf.verdicts.probe_set import ProbeSet, choose_probe_set
 from tpssl_hf.verdicts.report import BN_ONLY, REPORT, Verdict, save_report
-from tpssl_hf.verdicts.weights import Weights, find_weights, remarks
+from tpssl_hf.verdicts.weights import NO_TEACHER, Weights, find_weights, remarks, teacher_of
 
 DIGITS = {"base": "random", "image_size": 32, "output_dir": "outputs/digits_verdict"}
 
@@ -111,10 +112,12 @@ def compare(args: VerdictArgs) -> Verdict:
     """Score all weights on the same images, judge, write the report; a finished verdict is read instead."""
     accelerator = open_device("verdict", args.run.output_dir, args.run.cpu_threads)
     base, adapted = find_weights(args.task)
+    teacher = teacher_of(args.task, adapted)
+    teachers = [teacher] if teacher else []
     args = replace(args, data=with_image_size(args.data, adapted[0].architecture, adapted[0].init))
     began = time.perf_counter()
     with RunDir(Path(args.run.output_dir), flat(args), ignore=carry_out_keys(VerdictArgs)) as run:
-        if run.finished and not outdated(run.path, [base, *adapted]):
+        if run.finished and not outdated(run.path, [base, *adapted, *teachers]):
             found = Verdict.read(run.path)
             print(f"{run.path} holds the verdict of these settings:\n\n{found.sentence}\n\n  in {run.path / REPORT}")
             return found
@@ -124,7 +127,7 @@ def compare(args: VerdictArgs) -> Verdict:
         print(f"{len(probe_set.indices):,} of {len(store):,} images; {probe_set.chosen}")
         for note in probe_set.notes:
             print(f"  {note}")
-        rows, origins = scored_rows(base, adapted, store, probe_set, args, accelerator)
+        rows, origins = scored_rows(base, [*adapted, *teachers], store, probe_set, args, accelerator)
         decision = judge(rows, overlap=probe_set.overlap, seed=args.run.seed)
         if decision.recommendation == "statistics":
             save_bn_only(run.path / BN_ONLY, base, store, args, accelerator)
@@ -143,31 +146,36 @@ def outdated(folder: Path, all_weights: Sequence[Weights]) -> bool:
 
 def scored_rows(
     base: Weights,
-    adapted: Sequence[Weights],
+    others: Sequence[Weights],
     store: ImageCache,
     probe_set: ProbeSet,
     args: VerdictArgs,
     accelerator: Accelerator,
 ) -> tuple[list[Row], dict[str, WeightsSource]]:
-    """Extract or read the features of all weights, one after the other, and score them on the same queries.
+    """Extract or read the features of the base and others, one after the other, and score them on the same queries.
 
     Returns:
         The scores, and where each of the weights was loaded from, by name.
     """
     start, rows, origins = None, [], {}
-    for name, weights in ((BASE, base), (STATISTICS, base), *((weights.name, weights) for weights in adapted)):
+    for name, weights in ((BASE, base), (STATISTICS, base), *((weights.name, weights) for weights in others)):
         began = time.perf_counter()
-        found = features_of(
-            store,
-            probe_set.indices,
-            backbone=weights.architecture,
-            init=weights.init,
-            image_size=args.data.image_size,
-            device=accelerator.device,
-            statistics=store if name == STATISTICS else None,
-            seed=args.run.seed,
-            cache_dir=Path(args.run.feature_dir) if args.run.feature_dir else None,
-        )
+        try:
+            found = features_of(
+                store,
+                probe_set.indices,
+                backbone=weights.architecture,
+                init=weights.init,
+                image_size=weights.image_size or args.data.image_size,
+                device=accelerator.device,
+                statistics=store if name == STATISTICS else None,
+                seed=args.run.seed,
+                cache_dir=Path(args.run.feature_dir) if args.run.feature_dir else None,
+            )
+        except InputError as error:
+            if name != TEACHER:
+                raise
+            raise InputError(f"teacher: {error} --teacher {NO_TEACHER} leaves it out.") from error
         origins[name] = found.origin
         if start is not None and name == STATISTICS and (found.values == start).all():
             print(f"  {name}: no BatchNorm in this backbone, so nothing to tell apart from the base")

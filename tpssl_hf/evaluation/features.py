@@ -62,13 +62,18 @@ def features_of_views(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of ``view1`` and ``view2`` of stored images as ``transform`` draws them in ``epoch``; see above.
 
+    A transform that makes one view is asked again, in the next epoch.
+
     Returns:
         Two (N, D) float32.
     """
     features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     with evaluation_mode(backbone):
         for start in range(0, len(indices), batch_size):
-            views = transform(store.gather(indices[start : start + batch_size], epoch=epoch).to(device))
+            part = indices[start : start + batch_size]
+            views = transform(store.gather(part, epoch=epoch).to(device))
+            if "view2" not in views:
+                views["view2"] = transform(store.gather(part, epoch=epoch + 1).to(device))["view1"]
             for collected, name in zip(features, ("view1", "view2"), strict=True):
                 collected.append(backbone(views[name]).float().cpu().numpy())
     return np.concatenate(features[0]), np.concatenate(features[1])

@@ -68,6 +68,7 @@ def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], mor
         probes=[(words, [found.get(f"{name}_{when}") for when in WHEN]) for name, words in PROBES.items()],
         probed_on=PROBED_ON,
         published_path=results.get("published_path"),
+        teacher=_teacher(results.get("teacher")),
         usage=snippets(results, repo) + (f"\n\n{more_usage}" if more_usage else ""),
         verdict_rows=_verdict_rows(evidence),
         files_beside=files_beside,
@@ -127,8 +128,20 @@ def _dataset(evidence: Evidence) -> str:
     return f"[{evidence.dataset_id}](https://huggingface.co/datasets/{evidence.dataset_id})"
 
 
+def _teacher(source: dict[str, Any] | None) -> dict[str, str] | None:
+    """Return what the teacher of a distillation is, in Markdown, and its license; None without one."""
+    if source is None:
+        return None
+    hub_id = {"hub": source["name"], "timm": f"timm/{source['name']}"}.get(source["kind"])
+    if source["name"].endswith(".default"):  # timm's tag for weights that are in no repository
+        hub_id = None
+    shown = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"`{source['name']}`"
+    at = f" at commit `{source['revision']}`" if source["revision"] else ""
+    return {"shown": shown + at, "license": source["license"] or "not stated where it was taken from"}
+
+
 def _verdict_rows(evidence: Evidence) -> list[dict[str, Any]]:
-    """Return the rows of the verdict that speak of this run and what it started from, with the name to show."""
+    """Return the rows of the verdict that speak of this run, its start and its teacher, with the name to show."""
     own = evidence.folder.resolve().name
     rows = evidence.verdict["rows"] if evidence.verdict else []
     return [

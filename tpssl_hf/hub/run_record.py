@@ -15,7 +15,7 @@ RECIPES = ("target_pretrain", "ssl_classify", "ssl_segment")
 MODEL, WEIGHTS, MODEL_CONFIG, VERDICT = "model", "model.safetensors", "config.json", "verdict.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
-CONTROLS = ("base", "base, statistics only")
+CONTROLS = ("base", "base, statistics only", "teacher")  # rows of a verdict beside those of runs
 HEALTH = ("drift", "projection_std", "health_")  # what their names in metrics.jsonl begin with
 _LONGEST_CHAIN = 8
 
@@ -226,7 +226,9 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
         if not isinstance(earlier.get("init"), dict):
             return None, steps
         images = (earlier.get("dataset") or {}).get("name", "images")
-        steps = (f"{earlier.get('method', '?')} on {images} ({earlier.get('recipe', '?')})", *steps)
+        taught = earlier.get("teacher")
+        of = f" of {taught['name']} (license: {taught['license'] or 'not stated'})" if taught else ""
+        steps = (f"{earlier.get('method', '?')}{of} on {images} ({earlier.get('recipe', '?')})", *steps)
         init, location = earlier["init"], ""
     return None, steps
 

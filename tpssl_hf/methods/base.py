@@ -1,7 +1,7 @@
 """Base class of all methods, and what a task must know about one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewPolicy, ViewSettings
 from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.batchnorm import keep_frozen
 
 Batch = Mapping[str, Mapping[str, Tensor]]  # stream name -> field name -> tensor
@@ -42,9 +43,23 @@ class Method(nn.Module, ABC):
 
     Attributes:
         pseudo_labels: those of the last forward pass, for the audit; None before it and for methods without any.
+        projection_features: D of the projections whose spread the losses name ``projection_std``; None without any.
+        teacher_source: where the weights of a frozen teacher come from that is no part of the state; None without one.
     """
 
     pseudo_labels: PseudoLabels | None = None
+    projection_features: int | None = None
+    teacher_source: WeightsSource | None = None
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Fit to some images what should not begin at random; nothing by default.
+
+        Called once, before the first step of a run and on no later start.
+
+        Args:
+            batches: views of images as ``forward`` takes them, made when asked for.
+        """
+        return
 
     @abstractmethod
     def forward(self, batch: Batch, progress: float) -> Losses:

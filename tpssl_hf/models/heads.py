@@ -1,8 +1,12 @@
 """Heads that pretraining methods put on a backbone and throw away afterwards."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
+
+RIDGE_STRENGTHS = np.logspace(-4, 1, 6)  # for each image, of features whose mean square is 1
 
 
 def mlp_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
@@ -40,6 +44,22 @@ def pixpro_head(in_features: int, hidden_features: int, out_features: int) -> nn
         nn.ReLU(inplace=True),
         nn.Conv2d(hidden_features, out_features, 1),
     )
+
+
+@torch.no_grad()
+def fit_ridge(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
+    """Put ridge regression of ``targets`` on ``features`` into ``layer``, its strength chosen by leaving one out.
+
+    Args:
+        layer: D features to K values, with a bias.
+        features: (N, D), at least two rows.
+        targets: (N, K).
+    """
+    scale = features.double().square().mean().sqrt().clamp_min(1e-12).item()
+    known, wanted = (features.double() / scale).cpu().numpy(), targets.double().cpu().numpy()
+    found = RidgeCV(alphas=len(known) * RIDGE_STRENGTHS).fit(known, wanted)
+    layer.weight.copy_(torch.as_tensor(found.coef_ / scale))
+    layer.bias.copy_(torch.as_tensor(found.intercept_))
 
 
 class PixelPropagation(nn.Module):

@@ -32,11 +32,11 @@ class HealthWatch:
     Args:
         store: the images; at most 1,024 of them, drawn with a fixed seed, are looked at.
         settings: of the views.
-        transform: images to views, as the method draws them; ``view1`` and ``view2`` are compared.
+        transform: images to views, as the method draws them; two of them are compared.
         device: where the backbone is.
         every: steps between two checks.
         settle_after: steps before the run may count as settled.
-        projection_features: width of the method's projections, D.
+        projection_features: width of the method's projections, D; None if it has none.
         stop_on_collapse: whether a collapse stops the run, or only warns.
         stop_when_stable: whether a settled run stops.
         probe: images with labels to log kNN accuracy on, or None.
@@ -52,7 +52,7 @@ class HealthWatch:
         *,
         every: int,
         settle_after: int,
-        projection_features: int,
+        projection_features: int | None,
         stop_on_collapse: bool,
         stop_when_stable: bool,
         probe: ProbeSplit | None,
@@ -93,7 +93,9 @@ class HealthWatch:
         """
         self._checked = step
         backbone = self._reestimated(backbone)
-        scaled = None if projection_std is None else projection_std * math.sqrt(self.projection_features)
+        scaled = None
+        if projection_std is not None and self.projection_features is not None:
+            scaled = projection_std * math.sqrt(self.projection_features)
         knn = None
         if self.probe is not None:
             bank, queries = self._features(backbone, self.probe.bank), self._features(backbone, self.probe.queries)

@@ -15,6 +15,8 @@ TITLES = {
     "choosing_accuracy": "right answers, labels that choose what is saved",
     "crops_known_again": "images known again in another crop (mean reciprocal rank)",
     "loss": "loss",
+    "loss_cosine": "1 − cosine with the teacher's features",
+    "loss_relational": "KL of relations, teacher and student",
     "loss_labeled": "loss of labeled images",
     "loss_unlabeled": "loss of unlabeled images",
     "loss_feature": "loss of perturbed features",

@@ -24,6 +24,15 @@ def recorded_start(place: str) -> dict[str, Any]:
     return {"seed": facts.get("seed"), **init} if isinstance(init, dict) else {}
 
 
+def recorded_keys(place: str) -> dict[str, Any]:
+    """Return the keys of the run that weights in ``place`` lie in, from its ``results.json``; empty without one."""
+    path = Path(place).expanduser()
+    folder = path.parent if path.is_file() else path
+    file = folder.parent / RESULTS
+    keys = json.loads(file.read_text(encoding="utf-8")).get("config") if file.is_file() else None
+    return keys if isinstance(keys, dict) else {}
+
+
 def timm_start(places: list[str], backbone: str | None) -> str | None:
     """Return the tagged timm model that adapted weights began from, for a base of ``timm``; None if none is recorded.
 

@@ -27,6 +27,14 @@ class VerdictConfig:
     adapted_backbone: str | None = key(
         None, "Architecture of adapted weights that do not name it themselves; the base's when not given."
     )
+    teacher: str | None = key(
+        None,
+        "The teacher of a distillation, frozen, as a row of its own: a timm model, a folder or a Hub id; that of the "
+        "adapted run when not given; `none` leaves it out.",
+    )
+    teacher_image_size: int = key(
+        0, "Side of the images the teacher is shown; 0: as in its run, else the size its weights were trained at."
+    )
     labels: int | str = key(
         40, "Your budget of labels; or `all`; or a .json or .csv file that lists them; `none` does without."
     )

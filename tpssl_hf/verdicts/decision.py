@@ -18,6 +18,8 @@ from tpssl_hf.monitoring.collapse import RANK_LEAST, RANK_SHARE_LEAST, SAMPLE, S
 from tpssl_hf.verdicts.paired_bootstrap import Difference, SampleSize, paired_difference, required_sample_size
 
 BASE, STATISTICS = "base", "base, statistics only"
+TEACHER = "teacher"  # of a distillation, frozen
+NOT_ADAPTED = (BASE, STATISTICS, TEACHER)
 CLUSTERED, CLUSTER_SEEDS, CLUSTER_RESTARTS = 2000, 5, 2
 LEVEL = 0.95  # that all intervals against one control hold together
 
@@ -29,7 +31,7 @@ class Row:
     """Scores of one set of weights.
 
     Attributes:
-        name: of the weights; of the controls ``base`` and ``base, statistics only``.
+        name: of the weights; of the controls ``base`` and ``base, statistics only``; of a teacher ``teacher``.
         width: number of features.
         probe: (S, Q) predictions of a linear probe, 1 right, 0 wrong, NaN for none; S draws, Q queries.
         knn: (S, Q) predictions of the nearest neighbors.
@@ -85,9 +87,10 @@ class Decision:
         reason: of ``unclear``: ``open`` where the interval holds 0, ``contradiction`` where kNN says the opposite,
             ``control`` where neither control is beaten for sure; ``collapsed`` where adapted features collapsed;
             ``no labels``; else empty.
-        rows: the controls, then adapted weights from the best linear probe down.
+        rows: the controls, then adapted weights from the best linear probe down, then a teacher.
         comparisons: of the best adapted weights with the base; then with the other control, if there is one; then of
-            that control with the base; then of the others in the same way; then of the best with the next.
+            that control with the base; then of the others in the same way; then of the best with the next; then of a
+            teacher with the controls and with the best.
         required: the sample size that would settle the open difference, if any practical one would.
     """
 
@@ -100,7 +103,7 @@ class Decision:
     @property
     def best(self) -> Row:
         """The adapted weights with the best linear probe; without labels the first ones."""
-        return next(row for row in self.rows if row.name not in (BASE, STATISTICS))
+        return next(row for row in self.rows if row.name not in NOT_ADAPTED)
 
     def between(self, name: str, against: str) -> Comparison | None:
         """The comparison of two rows, if it was made."""
@@ -183,27 +186,29 @@ def judge(rows: Sequence[Row], *, overlap: float, seed: int = 0) -> Decision:
 
     Args:
         rows: the base; the base with re-estimated BatchNorm statistics, if that is another network; then adapted
-            weights, at least one.
+            weights, at least one; then the teacher of a distillation, which decides nothing.
         overlap: of the draws, see :func:`tpssl_hf.verdicts.paired_bootstrap.paired_difference`.
         seed: of resampling.
     """
     controls = [row for row in rows if row.name in (BASE, STATISTICS)]
-    adapted = [row for row in rows if row.name not in (BASE, STATISTICS)]
+    adapted = [row for row in rows if row.name not in NOT_ADAPTED]
+    teachers = [row for row in rows if row.name == TEACHER]
     if not rows[0].probe.size:
-        return _without_labels(controls, adapted)
+        return _without_labels(controls, adapted, teachers)
     adapted.sort(key=lambda row: -float(by_draw(row.probe).mean()))
     level = 1 - (1 - LEVEL) / len(adapted)
     pairs = [(adapted[0], control) for control in controls]
     pairs += [(control, controls[0]) for control in controls[1:]]
     pairs += [(row, control) for row in adapted[1:] for control in controls]
     pairs += [(adapted[0], adapted[1])] if len(adapted) > 1 else []
+    pairs += [(row, other) for row in teachers for other in (*controls, adapted[0])]
     made = tuple(compare(one, other, overlap=overlap, level=level, seed=seed) for one, other in pairs)
     with_control = len(controls) > 1
     recommendation, reason, open_one = _decide(
         made[0], made[1] if with_control else None, made[2] if with_control else None
     )
     required = required_sample_size(open_one) if open_one else None
-    return Decision(recommendation, reason, (*controls, *adapted), made, required)
+    return Decision(recommendation, reason, (*controls, *adapted, *teachers), made, required)
 
 
 def _decide(
@@ -231,10 +236,10 @@ def _decide(
     return "unclear", "control", beyond.probe
 
 
-def _without_labels(controls: Sequence[Row], adapted: Sequence[Row]) -> Decision:
+def _without_labels(controls: Sequence[Row], adapted: Sequence[Row], teachers: Sequence[Row]) -> Decision:
     """Only a collapse can be told without labels; the rule is that of the health of a run."""
     sound = [row for row in adapted if not all(_collapsed(row.label_free, control.label_free) for control in controls)]
-    rows = (*controls, *sound, *(row for row in adapted if row not in sound))
+    rows = (*controls, *sound, *(row for row in adapted if row not in sound), *teachers)
     return Decision("unclear", "no labels", rows) if sound else Decision("base", "collapsed", rows)
 
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from tpssl_hf.verdicts.decision import BASE, STATISTICS, Comparison, Decision, Row, by_draw
+from tpssl_hf.verdicts.decision import BASE, NOT_ADAPTED, STATISTICS, TEACHER, Decision, Row, by_draw
 from tpssl_hf.verdicts.paired_bootstrap import Difference
 
 
 def sentence(decision: Decision, *, labels: int, shared: bool) -> str:
-    """Say what to do and by which numbers.
+    """Say what to do and by which numbers, and whether the teacher of a distillation would be better still.
 
     Args:
         decision: what was found.
@@ -16,6 +16,24 @@ def sentence(decision: Decision, *, labels: int, shared: bool) -> str:
     """
     if not decision.comparisons:
         return _label_free_sentence(decision)
+    return f"{_advice(decision, labels, shared)}{_teacher_sentence(decision)}"
+
+
+def _teacher_sentence(decision: Decision) -> str:
+    """Say that the frozen teacher is better than the best adapted weights, if it is beyond doubt."""
+    best = decision.best.name
+    found = decision.between(TEACHER, best)
+    if found is None or found.probe.sign <= 0:
+        return ""
+    teacher = next(row for row in decision.rows if row.name == TEACHER)
+    return (
+        f" The teacher itself, frozen, gets {_percent(teacher)}, {_signed(found.probe)} against {best}: use it where "
+        "its size is no matter."
+    )
+
+
+def _advice(decision: Decision, labels: int, shared: bool) -> str:
+    """Say what to do with base and adapted weights."""
     name = decision.best.name
     gain, beyond = decision.between(name, BASE), decision.between(name, STATISTICS)
     assert gain is not None
@@ -152,10 +170,10 @@ def _line(decision: Decision, row: Row, length: int) -> list[str]:
 
 def ranking(decision: Decision) -> str:
     """Say how sure the first place among several adapted weights is; empty for one."""
-    adapted = [row for row in decision.rows if row.name not in (BASE, STATISTICS)]
-    if len(adapted) < 2 or not decision.comparisons:
+    adapted = [row for row in decision.rows if row.name not in NOT_ADAPTED]
+    last = decision.between(adapted[0].name, adapted[1].name) if len(adapted) > 1 else None
+    if last is None:
         return ""
-    last: Comparison = decision.comparisons[-1]
     sure = "" if last.probe.sign > 0 else ", so their order is not settled"
     ahead = f"{_signed(last.probe)} against {last.against}, which is next"
     return f"{last.name} is first of {len(adapted)}, {ahead}{sure}."

@@ -1,5 +1,6 @@
 """The weights that a verdict compares: where they are, of which architecture, and what a reader must know of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ from timm.models import is_model
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import WEIGHTS_FILE, WeightsSource, stored_config
-from tpssl_hf.training.recorded_start import recorded_start, same_start, timm_start
+from tpssl_hf.models.own_size import own_image_size
+from tpssl_hf.models.teacher import find_teacher
+from tpssl_hf.training.recorded_start import recorded_keys, recorded_start, same_start, timm_start
 from tpssl_hf.verdicts.config import VerdictConfig
-from tpssl_hf.verdicts.decision import BASE, STATISTICS
+from tpssl_hf.verdicts.decision import BASE, NOT_ADAPTED, TEACHER
 
 ANOTHER_BASE = "ANOTHER BASE:"  # begins the remark that the base is not what was adapted
+NO_TEACHER = "none"  # what leaves its row out
 FINETUNING = ("ssl_classify", "ssl_segment")  # recipes that train with labels
 
 
@@ -25,12 +29,14 @@ class Weights:
         init: what :func:`tpssl_hf.models.backbone.load_backbone` loads.
         architecture: timm model they are of.
         facts: their ``config.json``, empty where there is none at hand.
+        image_size: side of the images they are shown; 0: that of the verdict.
     """
 
     name: str
     init: str
     architecture: str
     facts: dict[str, Any] = field(default_factory=dict)
+    image_size: int = 0
 
     @property
     def start(self) -> dict[str, Any]:
@@ -82,6 +88,27 @@ def find_weights(config: VerdictConfig) -> tuple[Weights, list[Weights]]:
     return base, adapted
 
 
+def teacher_of(config: VerdictConfig, adapted: Sequence[Weights]) -> Weights | None:
+    """Return the teacher that adapted weights followed, as ``teacher`` says or else a run's record; None without one.
+
+    Raises:
+        InputError: for a teacher that is not there.
+    """
+    if config.teacher == NO_TEACHER:
+        return None
+    recorded = next((keys for weights in adapted if (keys := recorded_keys(weights.init)).get("teacher")), {})
+    name = config.teacher or recorded.get("teacher")
+    if not name:
+        return None
+    known = recorded if name == recorded.get("teacher") else {}
+    try:
+        architecture, init = find_teacher(name, known.get("teacher_backbone"))
+        own = known.get("teacher_image_size") or own_image_size(architecture, init)
+    except InputError as error:
+        raise InputError(f"{error} --teacher {NO_TEACHER} leaves it out.") from error
+    return Weights(TEACHER, init, architecture, stored_config(init), config.teacher_image_size or own)
+
+
 def _location(text: str, key: str) -> str:
     """What to load for ``text``: a run's folder stands for the model/ in it."""
     path = Path(text).expanduser()
@@ -110,7 +137,7 @@ def _names(locations: list[str]) -> list[str]:
     for location in locations:
         path = Path(location)
         short = path.resolve().parent.name if path.name == "model" else path.name.removesuffix(".safetensors")
-        short = f"{short} (adapted)" if short in (BASE, STATISTICS) else short
+        short = f"{short} (adapted)" if short in NOT_ADAPTED else short
         alike = sum(name == short or name.startswith(f"{short} (") for name in names)
         names.append(f"{short} ({alike + 1})" if alike else short)
     return names

@@ -1,6 +1,6 @@
 """The L2-SP penalty toward Φ_pre: λ‖Φ − Φ_pre‖² on top of any pretraining method (Eq. 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Anchor(Method):
     ) -> None:
         super().__init__()
         self.inner = inner
+        self.projection_features, self.teacher_source = inner.projection_features, inner.teacher_source
         self.weight = weight
         self.decoupled_rate = decoupled_rate
         self._count = 0
@@ -43,6 +44,10 @@ class Anchor(Method):
 
     def _anchors(self) -> list[Tensor]:
         return [getattr(self, f"anchor_{number}") for number in range(self._count)]
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Let the method fit what should not begin at random."""
+        self.inner.begin(batches)
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return the inner method's losses with λ‖Φ − Φ_pre‖² in ``loss``, and ``drift`` = ‖Φ − Φ_pre‖ / ‖Φ_pre‖."""

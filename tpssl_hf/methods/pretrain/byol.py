@@ -35,6 +35,7 @@ class BYOL(Method):
     def __init__(self, backbone: nn.Module, config: BYOLConfig) -> None:
         super().__init__()
         self.config = config
+        self.projection_features = config.projection_features
         self.backbone = backbone
         self.projector = mlp_head(feature_width(backbone), config.hidden_features, config.projection_features)
         self.predictor = mlp_head(config.projection_features, config.hidden_features, config.projection_features)

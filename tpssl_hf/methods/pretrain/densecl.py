@@ -55,6 +55,7 @@ class DenseCL(Method):
     def __init__(self, backbone: nn.Module, config: DenseCLConfig) -> None:
         super().__init__()
         self.config = config
+        self.projection_features = config.projection_features
         freeze_beyond_maps(backbone)
         self.backbone = backbone
         self.projector = DenseHead(timm_network(backbone).num_features, config)

@@ -38,6 +38,7 @@ class MoCo(Method):
     def __init__(self, backbone: nn.Module, config: MoCoConfig) -> None:
         super().__init__()
         self.config = config
+        self.projection_features = config.projection_features
         self.backbone = backbone
         width = feature_width(backbone)
         self.projector = moco_head(width, width, config.projection_features)

@@ -51,6 +51,7 @@ class PixPro(Method):
     def __init__(self, backbone: nn.Module, config: PixProConfig) -> None:
         super().__init__()
         self.config = config
+        self.projection_features = config.projection_features
         freeze_beyond_maps(backbone)
         self.backbone = backbone
         width = timm_network(backbone).num_features

@@ -32,6 +32,7 @@ class SimCLR(Method):
     def __init__(self, backbone: nn.Module, config: SimCLRConfig) -> None:
         super().__init__()
         self.config = config
+        self.projection_features = config.projection_features
         self.backbone = backbone
         width = feature_width(backbone)
         self.projector = simclr_head(width, width, config.projection_features)

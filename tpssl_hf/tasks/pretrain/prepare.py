@@ -2,11 +2,13 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -14,17 +16,20 @@ from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.shared import OptimConfig
+from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.sources import Source
 from tpssl_hf.data.streams import ImageStream
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.batchnorm import REESTIMATION_IMAGES, with_reestimated_batchnorm
+from tpssl_hf.evaluation.features import batches_of
 from tpssl_hf.evaluation.probes import ProbeSplit, probe, probe_split
-from tpssl_hf.methods.base import Method, Views
+from tpssl_hf.methods.base import Batch, Method, Views
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
 from tpssl_hf.models.backbone import WeightsSource, load_backbone
 from tpssl_hf.models.batchnorm import freeze_statistics
+from tpssl_hf.models.own_size import USUAL
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
 from tpssl_hf.tasks.pretrain.batchnorm_choice import FILE, BatchNormChoice, choose_batchnorm
@@ -41,6 +46,7 @@ from tpssl_hf.training.run_dir import RunDir
 # A reach (see lars_reach) below which a backbone stays what it was. The shortest presets seen to change features have
 # 4 to 5 %, the paper's runs 40 % and more.
 LEAST_REACH = 0.03
+FIRST_IMAGES, FIRST_PART = 1024, 20  # what a method may begin by: so many images, and that part of what a run sees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +224,37 @@ def cautions(run: PretrainRun) -> list[str]:
             "on_collapse, stop_when, probe_labels), probes with their verdict, and the scan are off"
         )
     return found
+
+
+def first_batches(run: PretrainRun) -> Iterator[Batch]:
+    """Yield the views that a method begins by, of the same images in every process; made when asked for.
+
+    They are 1,024 images at most, and a twentieth of those that the run sees, but at least a batch.
+    """
+    batch_size = run.args.optim.batch_size
+    count = max(batch_size, min(FIRST_IMAGES, run.max_steps * batch_size // FIRST_PART))
+    if run.store is not None:
+        some = np.random.default_rng(0).permutation(len(run.store))[:count]
+        batches: Iterable[ImageBatch] = (run.store.gather(part, epoch=0) for part in batches_of(some, batch_size))
+    else:  # with several processes those of the first one count: its weights are given to the others
+        batches = islice(run.stream.batches(0), count // batch_size)
+    for images in batches:
+        yield {name: transform(images.to(run.accelerator.device)) for name, transform in run.transforms.items()}
+
+
+def teacher_facts(run: PretrainRun) -> dict[str, Any]:
+    """Return where the weights of a frozen teacher come from, under ``teacher``; empty without one."""
+    source = run.method.teacher_source
+    return {} if source is None else {"teacher": source.as_dict()}
+
+
+def teacher_note(run: PretrainRun) -> str:
+    """Say which teacher is followed, under which license, and how large the images are that it sees; else nothing."""
+    source = run.method.teacher_source
+    if source is None:
+        return ""
+    size = run.args.method.teacher_image_size or source.image_size or USUAL
+    return f"teacher: {source.name} (license: {source.license or 'not stated'}), which sees {size} px"
 
 
 def finished_backbone(run: PretrainRun) -> nn.Module:

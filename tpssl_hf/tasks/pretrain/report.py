@@ -12,7 +12,7 @@ from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.plots.training import draw_curves
 from tpssl_hf.tasks.pretrain.helped import accuracies, first_line, verdict
-from tpssl_hf.tasks.pretrain.prepare import PretrainRun, finished_backbone, probed
+from tpssl_hf.tasks.pretrain.prepare import PretrainRun, finished_backbone, probed, teacher_facts
 from tpssl_hf.tasks.pretrain.run import Progress, consider
 from tpssl_hf.tasks.pretrain.selection import BN_ONLY, CHOOSING, KNOWN_AGAIN, LAST, START
 from tpssl_hf.training.accelerator import describe
@@ -24,6 +24,7 @@ TITLES = {
     "knn_accuracy": "kNN accuracy",
     "linear_probe_accuracy": "linear probe",
 }
+PROVENANCE = ("recipe", "method", "dataset", "init", "teacher", "seed", "steps", "versions")  # told by model/ as well
 
 
 def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progress) -> str:
@@ -53,6 +54,7 @@ def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progres
         },
         backbone=args.model.backbone,
         init=run.origin.as_dict(),
+        **teacher_facts(run),
         seed=args.run.seed,
         steps=done,
         stopped=progress.stop_reason,
@@ -74,7 +76,7 @@ def save_results(run: PretrainRun, run_dir: RunDir, done: int, progress: Progres
     )
     if run.selects:
         _save(last, run_dir.path / "model_last", run, {})
-    provenance = {name: results[name] for name in ("recipe", "method", "dataset", "init", "seed", "steps", "versions")}
+    provenance = {name: results[name] for name in PROVENANCE if name in results}
     _save(backbone, run_dir.path / "model", run, {**provenance, "paper": PAPER})
     run_dir.write_json(RESULTS, results)
     return summary(run_dir.path, results)

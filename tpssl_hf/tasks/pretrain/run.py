@@ -15,7 +15,15 @@ from tpssl_hf.evaluation.probes import probe_split
 from tpssl_hf.models.batchnorm import fair_random
 from tpssl_hf.monitoring.feature_monitor import HealthWatch
 from tpssl_hf.plots.training import draw_views
-from tpssl_hf.tasks.pretrain.prepare import PretrainRun, choosing_answers, finished_backbone, probed, reestimated
+from tpssl_hf.tasks.pretrain.prepare import (
+    PretrainRun,
+    choosing_answers,
+    finished_backbone,
+    first_batches,
+    probed,
+    reestimated,
+    teacher_facts,
+)
 from tpssl_hf.tasks.pretrain.selection import BN_ONLY, CHOOSING, KNOWN_AGAIN, START, Selection
 from tpssl_hf.training.accelerator import start_tracker
 from tpssl_hf.training.checkpoint_manager import CheckpointManager
@@ -74,7 +82,7 @@ def train(run: PretrainRun, run_dir: RunDir | None, signals: StopSignals) -> tup
         Path(options.output_dir) / "checkpoints",
         run.method,
         run.optimizer,
-        {"dataset": run.source.fingerprint, "origin": run.origin.as_dict()},
+        {"dataset": run.source.fingerprint, "origin": run.origin.as_dict(), **teacher_facts(run)},
         options.keep_checkpoints,
     )
     watch = make_watch(run) if run_dir else None
@@ -119,6 +127,7 @@ def begin(
     progress = probed_before(run) if run_dir else Progress()
     if watch:
         watch.begin(run.method.deployed)
+    run.method.begin(first_batches(run))
     if run_dir:
         draw_first_views(run, run_dir.path / "augmentations.png")
         say(f"{run_dir.path / 'augmentations.png'} shows the views: look at it before you wait")
@@ -175,7 +184,7 @@ def make_watch(run: PretrainRun) -> HealthWatch | None:
         run.accelerator.device,
         every=max(1, round(health.health_every * run.epoch_steps)),
         settle_after=run.max_steps // 4,  # past the warm-up, which is a tenth of the run at most
-        projection_features=run.args.method.projection_features,
+        projection_features=run.method.projection_features,
         stop_on_collapse=health.on_collapse == "stop",
         stop_when_stable=health.stop_when == "stable",
         probe=probe_split(labels, most=2000) if labels is not None else None,
