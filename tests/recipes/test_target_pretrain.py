@@ -212,8 +212,7 @@ def test_what_labels_show_to_be_no_better_than_the_start_is_not_saved(
         is_start = torch.equal(backbone.state_dict()["conv1.0.weight"], own)
         return [int(is_start != better)] * 120
 
-    for module in (pretraining, report):
-        monkeypatch.setattr(module, "choosing_answers", answers)
+    monkeypatch.setattr(pretraining, "choosing_answers", answers)
     keys = {"dataset": tmp_path / "table", "init": tmp_path / "start", "base_learning_rate": 0.1, "method": "simclr"}
     keys |= {"backbone_batchnorm": "frozen"}  # or the start is asked about while that is chosen
     keys |= {"hidden_features": None, "optimizer": "sgd"}
