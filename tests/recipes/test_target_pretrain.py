@@ -28,6 +28,8 @@ from tpssl_hf.paper.grid import STATISTICS_ONLY
 from tpssl_hf.tasks.pretrain import prepare, report
 from tpssl_hf.tasks.pretrain import run as pretraining
 from tpssl_hf.tasks.pretrain.config import parse_pretrain
+from tpssl_hf.tasks.pretrain.crops import Crops
+from tpssl_hf.tasks.pretrain.shown_images import ShownImages
 from tpssl_hf.training.checkpoint import load_latest
 from tpssl_hf.training.run_dir import read_metrics
 
@@ -233,6 +235,35 @@ def test_what_labels_show_to_be_no_better_than_the_start_is_not_saved(
         assert found["saved"]["candidate"] == "start"
         assert all(torch.equal(saved[name], value) for name, value in start.state_dict().items())
         assert summary.startswith("Nothing adapted is better than the weights it started from")
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_without_labels_what_training_destroyed_is_not_saved(
+    adapt: Adapt,
+    images: ImageBatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    sound: bool,
+) -> None:
+    """Only what crops say is made up: the start knows every image again, what is trained every second time."""
+    start = timm.create_model("test_resnet", pretrained=False, num_classes=0)
+    save_timm_folder(start, tmp_path / "start", preprocessing=Preprocessing(32, (0.5,) * 3, (0.5,) * 3), provenance={})
+    own = start.state_dict()["conv1.0.weight"]
+
+    def crops(shown: Any, backbone: torch.nn.Module) -> Crops:
+        is_start = torch.equal(backbone.state_dict()["conv1.0.weight"], own)
+        return Crops([1.0] * 20 if is_start or sound else [1.0, 0.1] * 10, 8.0)
+
+    monkeypatch.setattr(ShownImages, "crops", crops)
+    assert adapt(dataset=images(), init=tmp_path / "start", base_learning_rate=0.1, optimizer="sgd") == 0
+    summary = capsys.readouterr().out.rpartition("\n\n")[2]
+    saved, last = (load_file(tmp_path / "run" / name / "model.safetensors") for name in ("model", "model_last"))
+    assert not torch.equal(last["conv1.0.weight"], own)
+    found = results(tmp_path / "run")["saved"]
+    assert (found["by"], found["candidate"]) == ("crops", "last" if sound else "start")
+    assert torch.equal(saved["conv1.0.weight"], own) != sound
+    assert summary.startswith("Whether adapting helped is not known" if sound else "What training ended with knows")
 
 
 def test_without_labels_the_summary_claims_nothing_and_says_how_to_find_out(
