@@ -6,14 +6,14 @@ import pytest
 
 from tpssl_hf.analysis.config import AnalyzeConfig
 from tpssl_hf.config.parser import Methods, carry_out_keys, flat, from_flat, key, parse_args
-from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig
+from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig, TimeConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.tasks.classify.config import ClassifyArgs, ClassifyConfig
 from tpssl_hf.tasks.pretrain.config import METHODS, HealthConfig, PretrainArgs, PretrainConfig
 from tpssl_hf.tasks.segment.config import SegmentArgs
 
-SHARED = [PretrainConfig, HealthConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, PushConfig]
+SHARED = [PretrainConfig, HealthConfig, TimeConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, PushConfig]
 
 
 def parse(*arguments: str) -> dict[str, Any]:
@@ -137,9 +137,8 @@ def test_every_key_has_a_help_sentence() -> None:
 @pytest.mark.parametrize("args_type", [PretrainArgs, ClassifyArgs, SegmentArgs])
 def test_keys_that_may_change_on_resume_say_only_how_a_run_is_carried_out(args_type: type) -> None:
     hub = {item.name for item in fields(PushConfig)}
-    own = {"plan"} if args_type is PretrainArgs else set()
-    run = {"output_dir", "resume", "save_every", "keep_checkpoints", "log_with"}
-    assert carry_out_keys(args_type) == hub | own | run | {"num_workers", "cache_dir", "cache_budget"}
+    run = {"output_dir", "resume", "save_every", "keep_checkpoints", "log_with", "plan"}
+    assert carry_out_keys(args_type) == hub | run | {"num_workers", "cache_dir", "cache_budget"}
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,18 @@ def test_early_updates_follow_the_rule_asked_for() -> None:
             torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [100, 300, 1000])
+def test_the_average_of_a_short_run_is_of_its_last_tenth_and_not_of_its_start(steps: int) -> None:
+    """With momentum 0.999 throughout, 300 steps would leave 74 % of the start in it."""
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(student.weight, -1e4)
+    teacher = EMATeacher(student, 0.999)
+    for step in range(steps):
+        nn.init.constant_(student.weight, float(step))
+        teacher.update(student)
+    assert steps - float(teacher.network.weight) == pytest.approx(steps / 10, rel=0.15)
+
+
 @pytest.mark.parametrize(("buffers", "mean", "count"), [("copy", 1.0, 7), ("average", 0.25, 7), ("keep", 0.0, 0)])
 def test_buffers_are_copied_averaged_or_kept(buffers: Any, mean: float, count: int) -> None:
     student = network()

@@ -17,9 +17,9 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Method
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.monitoring.collapse import CollapseWarning
+from tpssl_hf.tasks import time_budget as budget
 from tpssl_hf.tasks.pretrain import budget as planning
 from tpssl_hf.tasks.pretrain import prepare as preparing
-from tpssl_hf.tasks.pretrain import time_budget as budget
 from tpssl_hf.tasks.pretrain.config import parse_pretrain
 from tpssl_hf.training.optim import lars_reach
 from tpssl_hf.training.run_dir import read_metrics

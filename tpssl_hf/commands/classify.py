@@ -20,6 +20,7 @@ from typing import Any
 from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
 from tpssl_hf.convert.starter import starter
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
+from tpssl_hf.tasks.classify.budget import apply_time_budget
 from tpssl_hf.tasks.classify.config import ClassifyArgs, parse_classify
 from tpssl_hf.tasks.classify.report import save_results
 from tpssl_hf.tasks.classify.run import prepare
@@ -55,4 +56,8 @@ def run(args: ClassifyArgs) -> int:
     """Finetune, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
+    if args.time.budget:
+        args = apply_time_budget(args, accelerator)
+        if args.time.plan:
+            return 0
     return finetune(args, accelerator, CLASSIFICATION) or push_finished(push, accelerator)

@@ -58,9 +58,9 @@ def run(args: PretrainArgs) -> int:
     """Adapt, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
-    if args.health.budget:
+    if args.time.budget:
         args = apply_time_budget(args, accelerator)
-        if args.health.plan:
+        if args.time.plan:
             return 0
     return run_once(args, accelerator) or push_finished(push, accelerator)
 

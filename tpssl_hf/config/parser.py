@@ -183,7 +183,7 @@ def _parse(
     """Return key -> value, in the order of the dataclasses."""
     parser = build_parser(groups, description, defaults)
     known = [item.name for group in groups for item in fields(group)]
-    _refuse_unknown(_given_keys(arguments), known)
+    _refuse_unknown(given_keys(arguments), known)
     try:
         namespace = parser.parse_args(list(arguments))
     except Exception as error:  # jsonargparse raises several kinds; every one is about what the user gave
@@ -191,7 +191,8 @@ def _parse(
     return normalize_lists(groups, {name: getattr(namespace, name) for name in known})
 
 
-def _given_keys(arguments: Sequence[str]) -> list[str]:
+def given_keys(arguments: Sequence[str]) -> list[str]:
+    """Return the keys that a command line gives, itself or in its ``--config`` files."""
     keys = [a[2:].partition("=")[0] for a in arguments if a.startswith("--") and len(a) > 2]
     for path in config_files(arguments):
         keys += list(read_config_file(path))

@@ -1,9 +1,12 @@
 """Configuration shared by the tasks: images, backbone, optimization, run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from tpssl_hf.config.parser import key
+from tpssl_hf.config.parser import given_keys, key
+
+LEFT_TO_BUDGET = -1  # number of images that no key gives, until a budget has chosen it
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,20 @@ class RunConfig:
     )
     precision: Literal["auto", "fp32", "bf16"] = key("auto", "auto: bfloat16 where the hardware multiplies it.")
     cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
+
+
+@dataclass(frozen=True)
+class TimeConfig:
+    """Time for a run."""
+
+    budget: str | None = key(None, "Time for the run (90s, 30m, 1h30m): batch size and length are chosen to fit it.")
+    plan: bool = key(False, "With budget: print the plan and stop.", carry_out=True)
+
+
+def left_to_budget(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the images of a step as a budget wants them where a command line does not give them."""
+    given = given_keys(arguments)
+    return {name: LEFT_TO_BUDGET for name in ("batch_size", "unlabeled_ratio") if name not in given}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,15 @@ from typing import Any, Literal
 from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
-from tpssl_hf.config.shared import DataConfig, ModelConfig, PushConfig, RunConfig
+from tpssl_hf.config.shared import (
+    LEFT_TO_BUDGET,
+    DataConfig,
+    ModelConfig,
+    PushConfig,
+    RunConfig,
+    TimeConfig,
+    left_to_budget,
+)
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.classify.fixmatch import PUBLISHED_THRESHOLD
 
@@ -71,7 +79,10 @@ class FinetuneConfig:
 
     batch_size: int = key(64, "Labeled images per step, over all processes (FixMatch's B; paper §IV-B).")
     unlabeled_ratio: int = key(7, "Unlabeled images per labeled one (FixMatch's μ; paper §IV-B).")
-    epochs: float = key(200.0, "Passes over the unlabeled images at 7 · batch_size per step, whatever the learner.")
+    epochs: float = key(
+        200.0,
+        "Passes over the unlabeled images at 7 · batch_size per step, whatever the learner; with budget, the most.",
+    )
     max_steps: int | None = key(None, "Steps instead of epochs; every schedule is rescaled to it.")
     optimizer: Literal["sgd", "adamw"] = key("sgd", "Optimizer.")
     learning_rate: float | None = key(
@@ -102,6 +113,7 @@ class ClassifyArgs:
     data: DataConfig
     model: ModelConfig
     optim: FinetuneConfig
+    time: TimeConfig
     run: RunConfig
     push: PushConfig
     method: Any
@@ -134,7 +146,10 @@ def parse_classify(
         start = [part for name, value in found.items() if f"--{name}" not in given for part in (f"--{name}", value)]
         line = ["--config", str(PRETRAINED_DIGITS if found else DIGITS), *start, *line]
     defaults = {"output_dir": "outputs/ssl_classify"}
-    return resolve(parse_args(ClassifyArgs, line, description=description, methods=METHODS, defaults=defaults))
+    args = parse_args(ClassifyArgs, line, description=description, methods=METHODS, defaults=defaults)
+    if args.time.budget:
+        args = replace(args, optim=replace(args.optim, **left_to_budget(line)))
+    return resolve(args)
 
 
 def resolve(args: ClassifyArgs) -> ClassifyArgs:
@@ -147,7 +162,7 @@ def resolve(args: ClassifyArgs) -> ClassifyArgs:
     random = args.model.init == "random"
     head = args.task.head_init or ("random" if random else "probe")
     rate, threshold = (FITTED_RATE, FITTED_THRESHOLD) if head == "probe" else (RANDOM_RATE, PUBLISHED_THRESHOLD)
-    if args.optim.learning_rate is None:
+    if args.optim.learning_rate is None and args.optim.batch_size != LEFT_TO_BUDGET:
         args = replace(args, optim=replace(args.optim, learning_rate=float(f"{rate * args.optim.batch_size:.2g}")))
     if args.optim.max_gradient_norm is None:
         args = replace(args, optim=replace(args.optim, max_gradient_norm=FITTED_NORM if head == "probe" else 0.0))

@@ -115,7 +115,7 @@ def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None
     method = prepare_method(spec.build(classifier, args.method, len(data.unlabeled)), model, accelerator)
     transforms = dict(spec.views(views, args.method))
     transforms["labeled"] = with_labels(transforms["labeled"], data.labeled, len(data.store), accelerator.device)
-    epoch_steps = max(1, len(data.unlabeled) // (EPOCH_RATIO * optim.batch_size))
+    epoch_steps = steps_per_epoch(data, optim.batch_size)
     max_steps = optim.max_steps or max(1, round(optim.epochs * epoch_steps))
     shape, learning_rate = SCHEDULES[optim.schedule], optim.learning_rate
     assert learning_rate is not None, "resolve() puts it in"
@@ -139,6 +139,11 @@ def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None
         # a class may go without any pseudo-label for the first quarter of the run
         audit=PseudoLabelAudit(data.labeled.class_names, data.truth, warn_after=max(1, max_steps // 4)),
     )
+
+
+def steps_per_epoch(data: FinetuningData, batch_size: int) -> int:
+    """Return the steps of an epoch with ``batch_size`` labeled images each."""
+    return max(1, len(data.unlabeled) // (EPOCH_RATIO * batch_size))
 
 
 def begin_with_probe(

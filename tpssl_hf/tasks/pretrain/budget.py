@@ -2,20 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
 
-from tpssl_hf.config.parser import read_config_file
 from tpssl_hf.errors import InputError
-from tpssl_hf.methods.base import Batch
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
 from tpssl_hf.tasks.pretrain.prepare import (
     PretrainRun,
@@ -28,17 +24,18 @@ from tpssl_hf.tasks.pretrain.prepare import (
     schedule,
 )
 from tpssl_hf.tasks.pretrain.run import SNAPSHOTS, make_watch
-from tpssl_hf.tasks.pretrain.time_budget import (
+from tpssl_hf.tasks.step_timer import TimedRun, step_timer
+from tpssl_hf.tasks.time_budget import (
     ENOUGH_PRETRAINED_STEPS,
     ENOUGH_STEPS,
     Plan,
+    kept_plan,
     measure_seconds_per_step,
     parse_duration,
     plan,
 )
-from tpssl_hf.training.loop import LoopSettings, batches_on_device, training_steps
+from tpssl_hf.training.loop import LoopSettings
 from tpssl_hf.training.optim import lars_reach
-from tpssl_hf.training.run_dir import CONFIG
 
 PLANNED_REACH = 0.1  # see lars_reach: how far a planned run must be able to move the weights
 LARGEST_RATE = 4.8  # 0.3 for 256 images at BYOL's batch of 4096, the largest that LARS was published with here
@@ -57,14 +54,12 @@ def apply_time_budget(args: PretrainArgs, accelerator: Accelerator) -> PretrainA
     Raises:
         InputError: if the budget is no duration or too short, or the number of images is unknown.
     """
-    begun = Path(args.run.output_dir) / CONFIG
-    former = read_config_file(begun) if begun.exists() else {}
-    if former.get("budget") == args.health.budget and former.get("max_steps"):
+    if former := kept_plan(args.run.output_dir, args.time.budget):
         shared = {name: former[name] for name in ("batch_size", "max_steps", "base_learning_rate")}
         args = replace(args, task=replace(args.task, probe_images=former.get("probe_images", args.task.probe_images)))
         own = {name: former[name] for name in MOMENTA if hasattr(args.method, name)}
         return replace(args, optim=replace(args.optim, **shared), method=replace(args.method, **own))
-    accelerator.print(f"timing this machine for a budget of {args.health.budget}")
+    accelerator.print(f"timing this machine for a budget of {args.time.budget}")
     chosen, probe_images = plan_for_budget(args, accelerator)
     args = replace(args, task=replace(args.task, probe_images=probe_images))
     planned = replace(args.optim, batch_size=chosen.batch_size, max_steps=chosen.max_steps)
@@ -74,7 +69,7 @@ def apply_time_budget(args: PretrainArgs, accelerator: Accelerator) -> PretrainA
 
 
 def plan_for_budget(args: PretrainArgs, accelerator: Accelerator) -> tuple[Plan, int]:
-    """Time this machine on a few steps and choose the batch size and length that fit ``args.health.budget``.
+    """Time this machine on a few steps and choose the batch size and length that fit ``args.time.budget``.
 
     Returns:
         The plan, and how many labeled images are looked at.
@@ -82,13 +77,13 @@ def plan_for_budget(args: PretrainArgs, accelerator: Accelerator) -> tuple[Plan,
     Raises:
         InputError: if the budget is no duration or too short, or the number of images is unknown.
     """
-    budget = parse_duration(args.health.budget or "")
+    budget = parse_duration(args.time.budget or "")
     args = without_choice(args)
     trial = prepare(replace(args, optim=replace(args.optim, max_steps=1)), accelerator, None)
     if trial.store is None:
         raise InputError("a budget needs the number of images, which a streamed data set does not tell.")
     timed = replace(args, task=replace(args.task, select="last"))
-    run_steps, images = step_timer(timed, accelerator), len(trial.store)
+    run_steps, images = step_timer(partial(open_timed, timed, accelerator), accelerator), len(trial.store)
     probe_images = images_to_look_at(trial, budget)
     args = replace(args, task=replace(args.task, probe_images=probe_images))
     choosing, judging = label_splits(args, trial.store)
@@ -191,22 +186,8 @@ def fit_to_length(args: PretrainArgs, chosen: Plan) -> tuple[PretrainArgs, list[
     return args, lines
 
 
-def step_timer(args: PretrainArgs, accelerator: Accelerator) -> Callable[[int, int], float]:
-    """Return what trains a throw-away network for (batch size, steps) and tells the seconds that took."""
-
-    @lru_cache(maxsize=1)
-    def of_size(batch_size: int) -> tuple[PretrainRun, nn.Module, Iterator[Batch]]:
-        optim = replace(args.optim, batch_size=batch_size, max_steps=1)
-        run = prepare(replace(args, optim=optim), accelerator, None)
-        batches = batches_on_device({"images": run.stream}, run.transforms, 0, accelerator.device)
-        return run, accelerator.prepare(run.method), batches
-
-    def run_steps(batch_size: int, steps: int) -> float:
-        run, prepared, batches = of_size(batch_size)
-        loop = LoopSettings(steps, batch_size, args.optim.gradient_accumulation_steps, log_every=steps)
-        started = time.perf_counter()
-        for _ in training_steps(accelerator, prepared, run.optimizer, run.learning_rate, batches, loop, start_step=0):
-            pass
-        return time.perf_counter() - started
-
-    return run_steps
+def open_timed(args: PretrainArgs, accelerator: Accelerator, batch_size: int) -> TimedRun:
+    """Open a run of ``batch_size`` that is only timed."""
+    run = prepare(replace(args, optim=replace(args.optim, batch_size=batch_size, max_steps=1)), accelerator, None)
+    loop = LoopSettings(1, batch_size, args.optim.gradient_accumulation_steps)
+    return TimedRun(run.method, run.optimizer, run.learning_rate, {"images": run.stream}, run.transforms, loop)

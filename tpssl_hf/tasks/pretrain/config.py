@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, method_named, parse_args
-from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig
+from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig, TimeConfig
 from tpssl_hf.methods.pretrain import PRETRAIN
 
 DEFAULTS = Path(__file__).parent / "defaults"  # METHOD.yaml: settings of the embedded digits
@@ -60,8 +60,6 @@ class HealthConfig:
     on_collapse: Literal["warn", "stop"] = key("warn", "What a collapse of the features does.")
     stop_when: Literal["never", "stable"] = key("never", "stable: stop once the features have settled.")
     probe_labels: bool = key(False, "Log kNN accuracy on held-out training labels at every check.")
-    budget: str | None = key(None, "Time for the run (90s, 30m, 1h30m): batch size and length are chosen to fit it.")
-    plan: bool = key(False, "With budget: print the plan and stop.", carry_out=True)
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ class PretrainArgs:
 
     task: PretrainConfig
     health: HealthConfig
+    time: TimeConfig
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig

@@ -1,12 +1,12 @@
 """Arguments of semi-supervised segmentation: its keys, and how they are parsed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
-from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig
+from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig, TimeConfig, left_to_budget
 from tpssl_hf.methods.segment import SEGMENT
 
 DIGIT_SCENES = Path(__file__).parent / "defaults" / "digit_scenes.yaml"
@@ -100,6 +100,7 @@ class SegmentArgs:
     data: MaskDataConfig
     model: ModelConfig
     optim: SegmentOptimConfig
+    time: TimeConfig
     run: RunConfig
     push: PushConfig
     method: Any
@@ -117,4 +118,5 @@ def parse_segment(arguments: Sequence[str] | Mapping[str, Any], description: str
     if not config_files(line) and not any(argument.partition("=")[0] == "--dataset" for argument in line):
         line = ["--config", str(DIGIT_SCENES), *line]
     defaults = {"output_dir": "outputs/ssl_segment", "backbone": "resnet50"}
-    return parse_args(SegmentArgs, line, description=description, methods=METHODS, defaults=defaults)
+    args = parse_args(SegmentArgs, line, description=description, methods=METHODS, defaults=defaults)
+    return replace(args, optim=replace(args.optim, **left_to_budget(line))) if args.time.budget else args

@@ -4,7 +4,7 @@ from datetime import datetime
 import pytest
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.tasks.pretrain.time_budget import measure_seconds_per_step, parse_duration, plan, say_duration
+from tpssl_hf.tasks.time_budget import measure_seconds_per_step, parse_duration, plan, say_duration
 
 
 @pytest.mark.parametrize(

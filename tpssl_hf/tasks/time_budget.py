@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
 
+from tpssl_hf.config.parser import read_config_file
 from tpssl_hf.errors import InputError
+from tpssl_hf.training.run_dir import CONFIG
 
 # Share of the budget no step is planned into: speed varies, and a run that ends late has broken its promise.
 TIMING_SHARE = 0.1
@@ -21,6 +25,8 @@ ENOUGH_STEPS = 500
 # AdamW from pretrained weights gains points within 50 steps of 128 images, and more in 100 (docs/evidence.md).
 ENOUGH_PRETRAINED_STEPS = 150
 TIMING_SECONDS = 1.0  # about so long is one timed run
+
+Batches = TypeVar("Batches")  # what is timed: a batch size, or more
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,10 @@ class Plan:
 
     def summary(self, now: datetime | None = None) -> str:
         """Say in a few lines what will be done and when it will be ready (``now`` is this moment unless given)."""
-        ready = (now or datetime.now()) + timedelta(seconds=self.seconds_expected)
+        steps = f"{self.max_steps:,} steps of {self.batch_size} images ({self.epochs:.3g} epochs)"
         lines = [
-            f"plan for {say_duration(self.budget_seconds)}: {self.max_steps:,} steps of {self.batch_size} images "
-            f"({self.epochs:.3g} epochs) at {self.seconds_per_step:.3g} s each",
-            f"  expected      {say_duration(self.seconds_expected)}, ready about {ready:%H:%M} "
-            f"({say_duration(self.overhead_seconds)} of it for start, probes and checkpoints; "
-            f"{RESERVE:.0%} of the budget kept in reserve)",
+            f"plan for {say_duration(self.budget_seconds)}: {steps} at {self.seconds_per_step:.3g} s each",
+            when_ready(self.seconds_expected, self.overhead_seconds, "start, probes and checkpoints", now),
         ]
         if self.max_steps < self.enough_steps:
             lines.append(
@@ -90,7 +93,46 @@ def say_duration(seconds: float) -> str:
     return " ".join(part for part, some in ((f"{hours} h", hours), (f"{minutes} min", minutes)) if some)
 
 
-def measure_seconds_per_step(run_steps: Callable[[int, int], float], batch_size: int, *, repeats: int = 3) -> float:
+def when_ready(seconds_expected: float, overhead_seconds: float, overhead: str, now: datetime | None = None) -> str:
+    """Say when a planned run will be ready, and what ``overhead`` takes of that time."""
+    ready = (now or datetime.now()) + timedelta(seconds=seconds_expected)
+    return (
+        f"  expected      {say_duration(seconds_expected)}, ready about {ready:%H:%M} "
+        f"({say_duration(overhead_seconds)} of it for {overhead}; {RESERVE:.0%} of the budget kept in reserve)"
+    )
+
+
+def refuse_too_few(budget_seconds: float, steps: int, images: str, overhead_seconds: float, seconds: float) -> None:
+    """Refuse a budget in which fewer than 10 steps fit, and name the least one.
+
+    Args:
+        budget_seconds: what was asked for.
+        steps: how many steps of ``images`` fit.
+        images: of a step, for people.
+        overhead_seconds: what is not a step.
+        seconds: that each step costs.
+
+    Raises:
+        InputError: if ``steps`` are fewer than 10.
+    """
+    if steps < LEAST_STEPS:
+        least = (overhead_seconds + LEAST_STEPS * seconds) / (1 - RESERVE)
+        raise InputError(
+            f"budget {say_duration(budget_seconds)} leaves room for {steps} steps of {images}; {LEAST_STEPS} "
+            f"are the least, for which this machine needs --budget {math.ceil(least)}s."
+        )
+
+
+def kept_plan(output_dir: str, budget: str | None) -> dict[str, Any]:
+    """Return the keys of the run that has begun in ``output_dir`` with this budget; empty if there is none."""
+    begun = Path(output_dir) / CONFIG
+    former = read_config_file(begun) if begun.exists() else {}
+    return former if former.get("budget") == budget and former.get("max_steps") else {}
+
+
+def measure_seconds_per_step(
+    run_steps: Callable[[Batches, int], float], batch_size: Batches, *, repeats: int = 3
+) -> float:
     """Time training steps: a warm-up is discarded; the median of several runs is returned, or one step over a second.
 
     Args:
@@ -159,12 +201,7 @@ def plan(
     steps, size, seconds = best[0], best[2], -best[1]
     if math.isinf(seconds):
         raise InputError(f"no batch size of {sorted(sizes)} fits in memory; lower --image_size or --batch_size.")
-    if steps < LEAST_STEPS:
-        least = (spent + LEAST_STEPS * seconds) / (1 - RESERVE)
-        raise InputError(
-            f"budget {say_duration(budget_seconds)} leaves room for {steps} steps of {size} images; {LEAST_STEPS} "
-            f"are the least, for which this machine needs --budget {math.ceil(least)}s."
-        )
+    refuse_too_few(budget_seconds, steps, f"{size} images", spent, seconds)
     return Plan(
         budget_seconds, size, steps / (images // size), steps, seconds, spent, spent + steps * seconds, enough_steps
     )

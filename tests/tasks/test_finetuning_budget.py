@@ -1,0 +1,123 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from tpssl_hf.tasks import finetuning_budget as planning
+from tpssl_hf.tasks.classify import budget as classify
+from tpssl_hf.tasks.classify.config import ClassifyArgs, parse_classify
+from tpssl_hf.tasks.finetuning_budget import BudgetedTask, Costs, plan_for_budget, with_plan
+from tpssl_hf.tasks.finetuning_plan import StepBatch
+from tpssl_hf.tasks.segment import budget as segment
+from tpssl_hf.tasks.segment.config import parse_segment
+
+SECONDS = {StepBatch(16, 4): 1.0, StepBatch(32, 7): 3.0, StepBatch(64, 7): 6.0}
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> BudgetedTask[ClassifyArgs, Any]:
+    """Classification with ten minutes of evaluation, a second beside each step, and steps that are not made."""
+    monkeypatch.setattr(planning, "measure_seconds_per_step", lambda _, batch: SECONDS[batch] - 1.0)
+    costs = Costs(600.0, lambda batch: 1.0, lambda batch: 100_000)
+    return replace(classify.TASK, prepare=lambda *_: None, costs=lambda _: costs)
+
+
+def asked(*line: str) -> ClassifyArgs:
+    return parse_classify(["--dataset", "x", "--image_size", "32", "--budget", "2h", *line])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "trainings", "batch", "steps"),
+    [("1", 1, StepBatch(32, 7), 1_959), ("1", 2, StepBatch(16, 4), 2_939), ("1,2,3", 1, StepBatch(16, 4), 1_559)],
+)
+def test_label_seeds_and_trainings_share_the_budget(
+    seeds: str,
+    trainings: int,
+    batch: StepBatch,
+    steps: int,
+    task: BudgetedTask[ClassifyArgs, Any],
+    accelerator: Accelerator,
+) -> None:
+    """Of two hours 6480 s are planned with, less ten minutes for each seed."""
+    found = plan_for_budget(asked("--label_seeds", seeds), accelerator, task, trainings)
+    assert found.batch == batch and found.max_steps in (steps, steps + 1)
+
+
+def test_a_batch_for_which_memory_runs_out_is_passed_over(
+    task: BudgetedTask[ClassifyArgs, Any], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(_: Any, batch: StepBatch) -> float:
+        if batch.batch_size > 16:
+            raise torch.OutOfMemoryError
+        return 0.0
+
+    monkeypatch.setattr(planning, "measure_seconds_per_step", measured)
+    assert plan_for_budget(asked(), accelerator, task).batch == StepBatch(16, 4)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("", [(16, 4), (32, 7), (64, 7)]),
+        ("--batch_size 64", [(64, 4), (64, 7)]),
+        ("--batch_size 8", [(8, 4), (8, 7)]),
+        ("--unlabeled_ratio 7", [(16, 7), (32, 7), (64, 7)]),
+        ("--batch_size 8 --unlabeled_ratio 2", [(8, 2)]),
+        ("--method supervised", [(16, 0), (32, 0), (64, 0)]),
+        ("--method mean_teacher", [(16, 1), (32, 1), (64, 1)]),
+        ("--method self_tuning", [(16, 1), (24, 1)]),
+    ],
+)
+def test_a_classification_chooses_from_what_is_not_given(line: str, found: list[tuple[int, int]]) -> None:
+    args = parse_classify(["--dataset", "x", "--budget", "15m", *line.split()])
+    assert classify.batches(args, 1) == [StepBatch(*batch) for batch in found]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("", [(4, 2), (8, 2), (20, 2)]),
+        ("--method supervised", [(4, 0), (8, 0), (20, 0)]),
+        ("--method classmix", [(4, 1), (8, 1), (10, 1)]),
+        ("--method unimatch", [(4, 1), (8, 1)]),
+        ("--batch_size 6", [(6, 2)]),
+    ],
+)
+def test_a_segmentation_chooses_from_what_is_not_given(line: str, found: list[tuple[int, int]]) -> None:
+    args = parse_segment(["--dataset", "x", "--budget", "15m", *line.split()])
+    assert segment.batches(args, 1) == [StepBatch(*batch) for batch in found]
+
+
+@pytest.mark.parametrize(
+    ("line", "rate"),
+    [
+        ("--init timm", 0.001),
+        ("--init timm --batch_size 32", 0.002),
+        ("--init random", 0.0075),
+        ("--learning_rate 0.3", 0.3),
+        ("--method self_tuning", 0.001),
+    ],
+)
+def test_the_learning_rate_follows_the_batch_unless_it_is_given(line: str, rate: float) -> None:
+    args = parse_classify(["--dataset", "x", "--image_size", "32", "--budget", "15m", *line.split()])
+    found = with_plan(args, classify.TASK, StepBatch(16, 4), 300)
+    assert found.optim.learning_rate == rate
+    assert (found.optim.max_steps, found.optim.unlabeled_ratio) == (300, 4)
+
+
+def test_without_a_budget_nothing_is_left_open() -> None:
+    args = parse_classify(["--dataset", "x", "--image_size", "32"])
+    assert (args.optim.batch_size, args.optim.unlabeled_ratio) == (64, 7) and args.optim.learning_rate

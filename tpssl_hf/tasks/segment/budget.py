@@ -1,0 +1,51 @@
+"""What a time budget chooses from for a segmentation, and what such a run costs beside its steps."""
+
+import time
+
+from accelerate import Accelerator
+
+from tpssl_hf.methods.segment import SEGMENT
+from tpssl_hf.tasks import finetuning_budget
+from tpssl_hf.tasks.finetuning_budget import BudgetedTask, Costs, own_batch
+from tpssl_hf.tasks.finetuning_plan import StepBatch, step_batches
+from tpssl_hf.tasks.published_path import IMAGES
+from tpssl_hf.tasks.segment.config import SegmentArgs, SegmentOptimConfig
+from tpssl_hf.tasks.segment.data import EvaluationImages
+from tpssl_hf.tasks.segment.report import DRAWN
+from tpssl_hf.tasks.segment.run import SCORED_TOGETHER, SegmentRun, predicted, prepare
+
+SIZES, LEAST_RATIO = (4, 8), 2  # below the paper's 20 images with masks; every learner has its own ratio, at most 2
+
+
+def apply_time_budget(args: SegmentArgs, accelerator: Accelerator, *, trainings: int = 1) -> SegmentArgs:
+    """Put in batch and length that fit the budget, see :func:`finetuning_budget.apply_time_budget`."""
+    return finetuning_budget.apply_time_budget(args, accelerator, TASK, trainings=trainings)
+
+
+def batches(args: SegmentArgs, num_processes: int) -> list[StepBatch]:
+    """Return what is chosen from: 4, 8 or the learner's own number of images with masks, with its own ratio."""
+    own = own_batch(SEGMENT[args.task.method], SegmentOptimConfig())
+    asked = StepBatch(args.optim.batch_size, args.optim.unlabeled_ratio)
+    return step_batches(SIZES, LEAST_RATIO, own=own, asked=asked, num_processes=num_processes)
+
+
+def costs(run: SegmentRun) -> Costs:
+    """Time the deployed network on some images, and count those it will be shown."""
+    data, test = run.data, run.data.test
+    asked = test or EvaluationImages(data.store, data.labeled.indices)
+    some = asked.indices[:SCORED_TOGETHER]
+    for _ in range(2):  # the first pass is a warm-up
+        began = time.perf_counter()
+        for _ in predicted(run, asked, some):
+            pass
+    seconds = (time.perf_counter() - began) / len(some)
+    scored = len(test.indices) + DRAWN if test else 0
+    compared = 2 * min(IMAGES, len(asked.indices))  # by the network, and by transformers' pipeline
+    return Costs(
+        overhead_seconds=seconds * (scored + compared),
+        beside_a_step=lambda batch: 0.0,
+        most_steps=lambda batch: SegmentOptimConfig().max_steps,
+    )
+
+
+TASK: BudgetedTask[SegmentArgs, SegmentRun] = BudgetedTask(prepare, batches, costs, lambda args: args)
