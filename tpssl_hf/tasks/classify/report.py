@@ -19,13 +19,15 @@ from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
 
 LAST_EVALUATIONS = 20
+IMAGES = ("augmentations.png", "curves.png", "pseudo_labels.png")  # what a run may have drawn
 
 
 def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
-    """Score the last EMA network once, write images, model/ and results.json; returns the summary for people."""
+    """Score the deployed network once, write images, model/ and results.json; returns the summary for people."""
     data, args = run.data, run.args
     entries = read_metrics(run_dir.path / "metrics.jsonl")
-    draw_curves(run_dir.path / "curves.png", entries)
+    if entries:  # a learner without steps has none
+        draw_curves(run_dir.path / "curves.png", entries)
     draw_pseudo_labels(run_dir.path / "pseudo_labels.png", entries, data.labeled.class_names)
     scored, answers = score_test(run)
     validation = evaluations(run, test=False)
@@ -43,9 +45,9 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
         labels=labels,
         notes=list(data.notes),
         class_names=list(data.labeled.class_names),
-        protocol="last EMA network on the test split, never the best on it",
+        protocol=f"{last_network(run)} on the test split, never the best on it",
         metrics={**scored, **validation},
-        **run.facts(seconds),
+        **run.facts(seconds + run.fit_seconds),
     )
     save_timm_folder(
         run.method.deployed,
@@ -58,6 +60,11 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
     results["published_path"] = published_path(run, run_dir.path / "model", answers)
     run_dir.write_json(RESULTS, results)
     return summary(run_dir.path, results)
+
+
+def last_network(run: ClassifyRun) -> str:
+    """Say which network of the run is deployed."""
+    return "last EMA network" if run.max_steps else "label spreading"
 
 
 def score_test(run: ClassifyRun) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -91,9 +98,11 @@ def published_path(run: ClassifyRun, folder: Path, answers: np.ndarray | None) -
 def summary(folder: Path, results: dict[str, Any]) -> str:
     """Say in a few lines what was made, what it is worth and what to type next."""
     metrics, lines, warning = results["metrics"], [], results["published_path"]["warning"]
+    network = results["protocol"].partition(" on the test split")[0]
+    images = [str(folder / name) for name in IMAGES if (folder / name).exists()]
     if "accuracy" in metrics:
         count = results["test"]["images"]
-        lines.append(f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test images (last EMA network)")
+        lines.append(f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test images ({network})")
         lines.append(
             f"  calibration   expected calibration error (ECE) {100 * metrics['expected_calibration_error']:.1f} %"
         )
@@ -106,7 +115,7 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
             *lines,
             *([f"  warning       {warning}"] if warning else []),
             f"  weights       {folder / 'model'}",
-            f"  look at       {folder / 'curves.png'}, {folder / 'pseudo_labels.png'}",
+            f"  look at       {', '.join(images)}",
             f"  next          use it anywhere: pipeline('image-classification', model='{folder / 'model'}')",
         ]
     )
