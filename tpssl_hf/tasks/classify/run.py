@@ -25,6 +25,7 @@ from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.classify.data import FinetuningData, Split, data_facts, open_data, with_labels
 from tpssl_hf.tasks.classify.frozen import fit_first_head, head_of
+from tpssl_hf.tasks.classify.selection import Folds, plan_folds
 from tpssl_hf.tasks.finetuning import FinetuningRun
 from tpssl_hf.tasks.finetuning_inputs import finetuning_optimizer, keeps_statistics, open_streams
 from tpssl_hf.training.accelerator import prepare_method
@@ -63,6 +64,7 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
             f"from {self.origin.kind} weights ({self.origin.name}), BatchNorm statistics of the backbone "
             f"{'frozen' if self.statistics_frozen else 'learned'}, {self._begins_with()}",
             *(f"  {note}" for note in data.notes),
+            *self._compares(),
             *(note for note in (rate_note(self.args, self.origin.kind), self._size_note()) if note),
         ]
 
@@ -70,6 +72,21 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
         if self.max_steps == 0:
             return f"head fitted by {self.args.task.method} in {self.fit_seconds:.0f} s; no steps"
         return f"head {self.args.task.head_init}; {self.max_steps} steps"
+
+    @property
+    def folds(self) -> Folds | None:
+        """The labels that are held out together for the comparison at the end; None where there is none."""
+        if self.args.task.select == "last":
+            return None
+        return plan_folds(self.data.labeled.labels, self.max_steps, self.args.task.label_seed)
+
+    def _compares(self) -> list[str]:
+        if (folds := self.folds) is None or folds.steps == 0:
+            return []
+        return [
+            f"then {folds.count} x {folds.steps} steps without some of the labels each, to compare it with a frozen "
+            "probe and label spreading (--select last does without)"
+        ]
 
     def _size_note(self) -> str:
         return self.origin.size_note(self.views.image_size)
@@ -194,12 +211,12 @@ def probabilities(run: ClassifyRun, network: nn.Module, split: Split) -> np.ndar
     return scaled
 
 
-def scores(run: ClassifyRun, split: Split) -> dict[str, Any]:
-    """Score the deployed network, see :func:`classification_scores`."""
-    return classification_scores(probabilities(run, run.method.deployed, split), split.labels)
+def accuracy(run: ClassifyRun, network: nn.Module, split: Split) -> float:
+    """Share of images that a network gives their class."""
+    return float(classification_scores(probabilities(run, network, split), split.labels)["accuracy"])
 
 
-def evaluations(run: ClassifyRun, *, test: bool = True) -> dict[str, float]:
-    """Return ``test_accuracy`` and ``validation_accuracy`` of the deployed network, as far as there are images."""
-    parts = {"test_accuracy": run.data.test if test else None, "validation_accuracy": run.data.validation}
-    return {name: scores(run, split)["accuracy"] for name, split in parts.items() if split is not None}
+def evaluations(run: ClassifyRun) -> dict[str, float]:
+    """Return ``test_accuracy`` and ``validation_accuracy`` of the network as it is, as far as there are images."""
+    parts = {"test_accuracy": run.data.test, "validation_accuracy": run.data.validation}
+    return {name: accuracy(run, run.method.deployed, split) for name, split in parts.items() if split is not None}
