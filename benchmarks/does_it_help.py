@@ -127,6 +127,7 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
                     method=learner,
                     labels=arguments.per_class * classes,
                     label_seed=seed,
+                    select="last",
                     batch_size=16,
                     unlabeled_ratio=0 if learner == "supervised" else 4,
                     max_steps=arguments.learner_steps,

@@ -43,6 +43,7 @@ def command_of(method: str, labels: int, folder: Path, arguments: argparse.Names
         "init": arguments.init,
         "method": method,
         "labels": labels,
+        "select": "last",
         "label_seeds": ",".join(str(seed) for seed in range(1, arguments.draws + 1)),
         "image_size": arguments.image_size,
         "limit_images": arguments.images,

@@ -67,6 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
         images = ("pretrain.report.draw_curves", "pretrain.run.draw_views")
         _run("target_pretrain", tiny | DIGITS | own, patch, images)
         own = {"batch_size": 4, "labels": 20, "limit_test_images": 40, "output_dir": found["classifier"]}
+        own |= {"select": "last"}
         own |= {"init": found["adapted"] / "model"}
         images = ("classify.report.draw_curves", "classify.report.draw_pseudo_labels", "classify.run.draw_views")
         _run("ssl_classify", tiny | DIGITS | own, patch, images)

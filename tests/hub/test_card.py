@@ -248,3 +248,18 @@ def test_a_card_says_first_that_adapting_made_it_worse(runs: dict[str, Path], tm
     run = changed(runs["adapted"], tmp_path / "worse", verdict=judge(before, before, after))
     text = card_of(run)
     assert "**The saved backbone is WORSE than the weights it started from: linear probe −32.0 points" in text
+
+
+def test_a_compared_classifier_says_first_what_it_is_and_what_stands_beside_it(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    gain = {"mean": 0.3, "low": 0.1, "high": 0.5, "questions": 40}
+    found = {"finetuned": {"accuracy": 0.4}, "frozen_probe": {"accuracy": 0.7, "minus_finetuned": gain}}
+    saved = {"candidate": "frozen_probe", "select": "best", "usable": True, "labels": 40, "cross_validated": found}
+    card = card_of(changed(runs["classifier"], tmp_path / "c", saved=saved, beside={"finetuned": 0.412}))
+    first = card.split("\n# x\n\n")[1].splitlines()[0]
+    method = json.loads((runs["classifier"] / "results.json").read_text())["method"]
+    assert first.startswith(f"**This model is the frozen probe of the start, not what {method} made.")
+    assert "+30.0 points (+10.0 to +50.0)" in first
+    assert f"never used to choose: {method} 41.2 %." in card
+    assert "not what" not in card_of(runs["classifier"])

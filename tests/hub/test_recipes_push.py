@@ -133,6 +133,7 @@ def test_of_several_draws_the_first_is_published_with_the_spread_over_all(
     run: Recipe, hub: LoopbackHub, tmp_path: Path
 ) -> None:
     settings = TINY | PUSH | {"batch_size": 4, "labels": 20, "limit_test_images": 40, "label_seeds": "3,1"}
+    settings |= {"select": "last"}
     assert run("ssl_classify", settings | {"output_dir": tmp_path / "all", "init": "random"}) == 0
     files = hub.head("me/x")
     assert json.loads(files["results.json"])["labels"]["seed"] == 3

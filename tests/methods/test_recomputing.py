@@ -21,7 +21,7 @@ from tpssl_hf.training.optim import build_optimizer
 
 CASES = [
     *(f"pretrain/{name}" for name in PRETRAIN),
-    *(f"classify/{name}" for name in CLASSIFY),
+    *(f"classify/{name}" for name, spec in CLASSIFY.items() if spec.fit_labels is None),
     *(f"segment/{case}" for case in segment.CASES),
 ]
 

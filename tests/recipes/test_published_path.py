@@ -73,7 +73,7 @@ def learn(
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"method": "supervised", "labels": "all", "label_column": "folder", "backbone": "test_resnet"}
     tiny |= {"image_size": 32, "batch_size": 16, "max_steps": 40, "learning_rate": 0.02, "precision": "fp32"}
-    tiny |= {"cache_dir": tmp_path / "cache", "output_dir": tmp_path / "run"}
+    tiny |= {"select": "last", "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "run"}
 
     def run(**settings: Any) -> dict[str, Any]:
         assert run_recipe(recipe, tiny | settings) == 0

@@ -43,7 +43,7 @@ def learn(
         monkeypatch.setattr(module, name, lambda path, *_, **__: path.touch())
     tiny = {"dataset": "digits", "labels": 20, "backbone": "test_resnet", "image_size": 32, "work_size": 16}
     tiny |= {"batch_size": 4, "unlabeled_ratio": 2, "max_steps": 3, "log_every": 1, "limit_images": 300}
-    tiny |= {"limit_test_images": 40, "precision": "fp32", "cache_dir": shared_cache}
+    tiny |= {"limit_test_images": 40, "precision": "fp32", "cache_dir": shared_cache, "select": "last"}
     tiny |= {"output_dir": tmp_path / "run"}
 
     def run(**settings: Any) -> int:

@@ -21,7 +21,7 @@ def arguments(output: Path, cache: Path, **others: object) -> list[str]:
     settings = {"dataset": "digits", "labels": 20, "backbone": "test_resnet", "image_size": 32, "work_size": 16}
     settings |= {"batch_size": 4, "unlabeled_ratio": 2, "max_steps": 4, "save_every": 2, "log_every": 1}
     settings |= {"limit_images": 300, "limit_test_images": 40, "cache_dir": cache, "output_dir": output}
-    settings |= {"precision": "fp32", **others}
+    settings |= {"precision": "fp32", "select": "last", **others}
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
@@ -43,7 +43,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {"tensors": checkpoint.tensors, "lines": lines, "results": results, "weights": weights}
 
 
-@pytest.mark.parametrize("method", sorted(CLASSIFY))
+@pytest.mark.parametrize("method", sorted(name for name, spec in CLASSIFY.items() if spec.fit_labels is None))
 def test_killed_and_resumed_is_bit_identical_for_every_learner(
     classifying_runs: Runs, cache: Path, tmp_path: Path, method: str
 ) -> None:
@@ -98,3 +98,16 @@ def test_two_processes_learn_together_and_agree_with_one(classifying_runs: Runs,
     for line, other in zip(lines, others, strict=True):
         for name in ("loss", "loss_labeled", "loss_unlabeled", "accepted"):
             assert line[name] == pytest.approx(other[name], abs=1e-4), name
+
+
+def test_two_processes_train_and_answer_the_folds_together(
+    classifying_runs: Runs, cache: Path, tmp_path: Path
+) -> None:
+    short: dict[str, object] = {"method": "supervised", "batch_size": 8, "select": "best", "labels": 40}
+    logs = [tmp_path / "0", tmp_path / "1"]
+    pids = classifying_runs.start_group(arguments(tmp_path / "two", cache, **short), logs)
+    for pid, own in zip(pids, logs, strict=True):
+        assert classifying_runs.wait(pid) == 0, own.read_text()
+    assert len(json.loads((tmp_path / "two" / "checkpoints" / "folds.json").read_text())) == 4
+    saved = json.loads((tmp_path / "two" / "results.json").read_text())["saved"]
+    assert saved["cross_validated"].keys() == {"finetuned", "frozen_probe", "label_spreading"}

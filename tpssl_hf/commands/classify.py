@@ -7,7 +7,8 @@
 Keys: defaults < --config file < command line; --help lists them. Without --config and
 --dataset the embedded digits are learned, from the weights of the default target pretraining where they are there. The
 folder --output_dir then holds config.yaml, labels.json, augmentations.png, metrics.jsonl, curves.png,
-pseudo_labels.png, checkpoints/, model/ (loads in timm and transformers) and results.json. Started again with the same
+pseudo_labels.png, checkpoints/, model/ (loads in timm and transformers) and results.json; model_last/ as well where a
+baseline is better than what was finetuned (--select). Started again with the same
 keys, an unfinished run continues where it was. --label_seeds 1,2,3 makes a run for each label seed in a folder of
 its own, and a results.json over all of them.
 --push_to_hub --hub_model_id me/mine publishes it with a model card; what would stop that is said before the training.
@@ -22,12 +23,13 @@ from tpssl_hf.convert.starter import starter
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.tasks.classify.budget import apply_time_budget
 from tpssl_hf.tasks.classify.config import ClassifyArgs, parse_classify
+from tpssl_hf.tasks.classify.folds import train_folds
 from tpssl_hf.tasks.classify.report import save_results
 from tpssl_hf.tasks.classify.run import prepare
 from tpssl_hf.tasks.finetuning import FinetuningTask, finetune
 from tpssl_hf.training.accelerator import make_accelerator
 
-CLASSIFICATION = FinetuningTask(prepare, save_results, "accuracy")
+CLASSIFICATION = FinetuningTask(prepare, save_results, "accuracy", train_folds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

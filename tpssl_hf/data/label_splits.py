@@ -156,7 +156,7 @@ def hold_out(labeled: Labeled, count: int, *, seed: int) -> tuple[Labeled, Label
             "give fewer, or more --labels."
         )
     kept = np.setdiff1d(np.arange(len(order)), held)
-    return _part(labeled, kept), _part(labeled, held)
+    return part_of(labeled, kept), part_of(labeled, held)
 
 
 def hold_out_share(labeled: Labeled, *, least: int, parts: int, seed: int) -> tuple[Labeled, Labeled] | None:
@@ -168,10 +168,11 @@ def hold_out_share(labeled: Labeled, *, least: int, parts: int, seed: int) -> tu
     for number, count in enumerate(counts.tolist()):
         held.append(random.permutation(np.flatnonzero(labeled.labels == number))[: round(count / parts)])
     rows = np.sort(np.concatenate(held))
-    return _part(labeled, np.setdiff1d(np.arange(len(labeled.labels)), rows)), _part(labeled, rows)
+    return part_of(labeled, np.setdiff1d(np.arange(len(labeled.labels)), rows)), part_of(labeled, rows)
 
 
-def _part(labeled: Labeled, rows: np.ndarray) -> Labeled:
+def part_of(labeled: Labeled, rows: np.ndarray) -> Labeled:
+    """Return the labels in ``rows`` (M,) alone."""
     return replace(labeled, indices=labeled.indices[rows], labels=labeled.labels[rows])
 
 

@@ -6,10 +6,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 REGULARIZATION = 1.0  # C of scikit-learn, on features whose mean square is 1
+TOLERANCE, MANY_TOLERANCE = 1e-4, 1e-3  # of the fit; weighted labels are many, and not exact themselves
 
 
 @torch.no_grad()
-def fit_head(head: nn.Linear, features: np.ndarray, labels: np.ndarray) -> None:
+def fit_head(head: nn.Linear, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> None:
     """Put logistic regression into ``head``, so that finetuning begins where a linear probe ends (arXiv 2202.10054).
 
     Features are divided by one number, which is taken back into the weights, so that the layer reads them as they
@@ -19,9 +20,12 @@ def fit_head(head: nn.Linear, features: np.ndarray, labels: np.ndarray) -> None:
         head: D features to K logits.
         features: (N, D) of images with labels.
         labels: (N,) int64 in [0, K), at least two different ones.
+        weights: (N,) at least 0, how much each label counts; all the same when not given.
     """
     scale = max(float(np.sqrt((features.astype(np.float64) ** 2).mean())), 1e-12)
-    found = LogisticRegression(C=REGULARIZATION, max_iter=2000).fit(features / scale, labels)
+    tolerance = TOLERANCE if weights is None else MANY_TOLERANCE
+    regression = LogisticRegression(C=REGULARIZATION, max_iter=2000, tol=tolerance)
+    found = regression.fit(features / scale, labels, sample_weight=weights)
     weights, biases = found.coef_ / scale, found.intercept_
     if len(found.classes_) == 2:  # one row, for the second class against the first
         weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2

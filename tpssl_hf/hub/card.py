@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tpssl_hf.hub.run_record import CONTROLS, Evidence
 from tpssl_hf.hub.snippets import TEMPLATES, snippets
+from tpssl_hf.tasks.classify.selection import saved_sentence, shares
 from tpssl_hf.tasks.pretrain.helped import first_line
 
 PAPER = "2205.03001"
@@ -64,6 +65,8 @@ def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], mor
         duration=_duration(results["seconds"]),
         adapted=results["recipe"] == "target_pretrain",
         judged=first_line(results) if results.get("verdict") else None,
+        deployed=_deployed(results),
+        beside=shares(results.get("beside") or {}, results["method"]),
         scores=[(words, found[name]) for name, (_, words) in SCORES.items() if found.get(name) is not None],
         probes=[(words, [found.get(f"{name}_{when}") for when in WHEN]) for name, words in PROBES.items()],
         probed_on=PROBED_ON,
@@ -149,6 +152,14 @@ def _verdict_rows(evidence: Evidence) -> list[dict[str, Any]]:
         for row in rows
         if row["name"] in (*CONTROLS, own) and row["probe"]
     ]
+
+
+def _deployed(results: dict[str, Any]) -> str | None:
+    """Say which candidate a classifier is, where candidates were compared."""
+    saved = results.get("saved") or {}
+    if results["recipe"] != "ssl_classify" or saved.get("select") != "best":
+        return None
+    return saved_sentence(saved, results["method"], "This model")
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from tpssl_hf.data.registry import DATASETS, EMBEDDED
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.config import PublishConfig
+from tpssl_hf.tasks.classify.selection import FINETUNED
 from tpssl_hf.training.run_dir import METRICS, RESULTS, read_metrics
 
 RECIPES = ("target_pretrain", "ssl_classify", "ssl_segment")
@@ -226,9 +227,10 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
         if not isinstance(earlier.get("init"), dict):
             return None, steps
         images = (earlier.get("dataset") or {}).get("name", "images")
-        taught = earlier.get("teacher")
-        of = f" of {taught['name']} (license: {taught['license'] or 'not stated'})" if taught else ""
-        steps = (f"{earlier.get('method', '?')}{of} on {images} ({earlier.get('recipe', '?')})", *steps)
+        if earlier.get("candidate") in (None, FINETUNED):  # a baseline has the weights it started from
+            taught = earlier.get("teacher")
+            of = f" of {taught['name']} (license: {taught['license'] or 'not stated'})" if taught else ""
+            steps = (f"{earlier.get('method', '?')}{of} on {images} ({earlier.get('recipe', '?')})", *steps)
         init, location = earlier["init"], ""
     return None, steps
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+import numpy as np
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewPolicy, ViewSettings
@@ -127,9 +128,12 @@ class LearnerSpec:
         views: (settings, config) -> stream name -> transform; the keys decide which streams exist. The settings are
             those of the task: ``ViewSettings``, or ``SegmentViewSettings``.
         defaults: values of shared configuration keys that the learner's source prescribes.
+        fit_labels: of a learner that makes no step: (frozen features (N, D), labels (N,) with −1 for unknown, config)
+            -> the labels (N,) and weights (N,) that the classifier is fitted to before the first step.
     """
 
     config: type
     build: Callable[[Any, Any, int], Method]
     views: Callable[[Any, Any], Views]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    fit_labels: Callable[[np.ndarray, np.ndarray, Any], tuple[np.ndarray, np.ndarray]] | None = None

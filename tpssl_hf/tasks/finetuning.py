@@ -137,11 +137,14 @@ class FinetuningTask(Generic[ArgsType, RunType]):
         save_results: (run, its folder, its seconds) -> summary for people; scores the deployed network once and
             writes images, model/ and results.json.
         metric: the score that is averaged over label seeds.
+        after_training: (run, its folder on the main process, signals) -> seconds of what all processes do between
+            the last step and the results; None where a signal stopped it.
     """
 
     prepare: Callable[[ArgsType, Accelerator, RunDir | None], RunType]
     save_results: Callable[[RunType, RunDir, float], str]
     metric: str
+    after_training: Callable[[RunType, RunDir | None, StopSignals], float | None] = lambda run, run_dir, signals: 0.0
 
 
 def finetune(args: ArgsType, accelerator: Accelerator, task: FinetuningTask[ArgsType, RunType]) -> int:
@@ -167,8 +170,12 @@ def run_once(
         if done < run.max_steps:
             accelerator.print(f"stopped after step {done} of {run.max_steps}; the same command continues from there")
             return signals.exit_code or 143  # or another process of the run was told
+        more = task.after_training(run, run_dir, signals)
+        if more is None:
+            accelerator.print("stopped after training; the same command continues with what comes after it")
+            return signals.exit_code or 143
         if run_dir:
-            accelerator.print(task.save_results(run, run_dir, seconds))
+            accelerator.print(task.save_results(run, run_dir, seconds + more))
     return 0
 
 
@@ -217,8 +224,8 @@ def begin(run: FinetuningRun[Any], run_dir: RunDir | None, checkpoints: Checkpoi
     return 0, 0.0
 
 
-def steps_of(run: FinetuningRun[Any], start_step: int, *, shown: bool) -> Iterable[Step]:
-    """Return the steps from ``start_step`` on, with a progress bar if ``shown``."""
+def steps_of(run: FinetuningRun[Any], start_step: int, *, shown: bool, title: str = "") -> Iterable[Step]:
+    """Return the steps from ``start_step`` on, with a progress bar if ``shown``, and what its title ends with."""
     options, accelerator = run.args.run, run.accelerator
     loop = LoopSettings(
         run.max_steps,
@@ -237,5 +244,5 @@ def steps_of(run: FinetuningRun[Any], start_step: int, *, shown: bool) -> Iterab
         loop,
         start_step=start_step,
     )
-    title = f"{run.args.task.method} on {run.dataset_name}"
+    title = f"{run.args.task.method} on {run.dataset_name} {title}".rstrip()
     return with_progress_bar(steps, loop, title=title, shown=shown, start_step=start_step)

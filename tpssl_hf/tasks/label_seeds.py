@@ -1,7 +1,7 @@
 """One run for each of several label seeds, and the spread over them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -63,17 +63,32 @@ def save_label_seed_summary(
     values = [part["metrics"][metric] for part in parts if metric in part["metrics"]]
     spread = mean_and_spread(values)
     facts = {name: parts[0][name] for name in SHARED if name in parts[0]}
+    facts["protocol"] = "; or ".join(dict.fromkeys(part["protocol"] for part in parts))  # which network, by label seed
     facts |= {"label_seeds": list(seeds), metric: spread, "seconds": sum(part["seconds"] for part in parts)}
+    facts |= {"beside": beside} if (beside := spread_of_candidates(parts)) else {}
     run_dir.write_json(RESULTS, run_facts(**facts, config=flat(args)))
     if not values:
         return f"\n{len(seeds)} label seeds, no test images, so no score: {run_dir.path}"
     plus = f" ± {100 * spread['standard_deviation']:.1f}" if len(values) > 1 else ""
     each = ", ".join(f"{100 * value:.1f}" for value in values)
     title = {"accuracy": "Accuracy", "mean_iou": "Mean IoU"}[metric]
+    means = ", ".join(f"{name.replace('_', ' ')} {100 * found['mean']:.1f} %" for name, found in beside.items())
     return (
         f"\n{title} over {len(seeds)} label seeds: {100 * spread['mean']:.1f}{plus} % ({each})\n"
-        f"  in {run_dir.path / RESULTS}"
+        + (f"  of the candidates, whichever was deployed: {means}\n" if means else "")
+        + f"  in {run_dir.path / RESULTS}"
     )
+
+
+def spread_of_candidates(parts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return mean and spread of the test accuracy of each candidate; empty unless all runs have compared them."""
+    every = [
+        {part["saved"]["candidate"]: part["metrics"]["accuracy"], **part["beside"]}
+        for part in parts
+        if part.get("beside")
+    ]
+    names = sorted(every[0]) if len(every) == len(parts) else []
+    return {name: mean_and_spread([one[name] for one in every]) for name in names}
 
 
 def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:

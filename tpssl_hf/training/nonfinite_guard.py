@@ -15,6 +15,10 @@ from tpssl_hf.models.buffers import buffers_change
 BAD_STEPS_IN_A_ROW = 3
 
 
+class NonFiniteStepsError(InputError):
+    """Training went wrong: loss or gradient was not finite in several steps in a row."""
+
+
 class NonFiniteGuard:
     """Keeps a non-finite step away from all state of a method, without asking the device."""
 
@@ -83,7 +87,7 @@ class NonFiniteGuard:
         """Warn of skipped steps and raise after three in a row; reads from the device."""
         streak = int(self.streak)
         if streak >= BAD_STEPS_IN_A_ROW:
-            raise InputError(
+            raise NonFiniteStepsError(
                 f"loss or gradient was not finite in {streak} steps in a row up to step {step} (learning rate "
                 f"{rate:.3g}); the weights are still those from before. Lower the learning rate or use --precision "
                 "fp32, in a new --output_dir."

@@ -5,6 +5,7 @@ from tpssl_hf.methods.classify import (
     fixmatch,
     flexmatch,
     freematch,
+    label_spreading,
     linear_probe,
     mean_teacher,
     pseudo_label,
@@ -27,4 +28,5 @@ CLASSIFY: dict[str, LearnerSpec] = {
     "softmatch": softmatch.SPEC,
     "linear_probe": linear_probe.SPEC,
     "pseudo_label": pseudo_label.SPEC,
+    "label_spreading": label_spreading.SPEC,
 }

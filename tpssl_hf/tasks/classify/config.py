@@ -60,6 +60,12 @@ class ClassifyConfig:
     evaluate_every: float = key(
         0.0, "Epochs between evaluations on the test split, for curves and the median of the last 20; 0: only the end."
     )
+    select: Literal["best", "last"] = key(
+        "best",
+        "What model/ holds. best: what was finetuned, unless a probe on frozen features or label spreading is better "
+        "by cross-validation on the training labels, which costs as much as another run at most. last: what was "
+        "finetuned, as in the paper.",
+    )
     head_init: Literal["probe", "random"] | None = key(
         None,
         "Classifier head at the start. probe: logistic regression on the frozen features of the labeled images "

@@ -6,32 +6,37 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.monitoring.pseudo_labels import draw_pseudo_labels
 from tpssl_hf.plots.training import draw_curves
 from tpssl_hf.tasks.classify.data import Split
-from tpssl_hf.tasks.classify.run import ClassifyRun, evaluations, probabilities
+from tpssl_hf.tasks.classify.deployment import Deployment, deploy
+from tpssl_hf.tasks.classify.run import ClassifyRun, accuracy, probabilities
+from tpssl_hf.tasks.classify.selection import FINETUNED, WORDS, saved_sentence, shares
 from tpssl_hf.tasks.finetuning import provenance
 from tpssl_hf.tasks.published_path import check_classifier, some_of
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
 
 LAST_EVALUATIONS = 20
+IMAGES = ("augmentations.png", "curves.png", "pseudo_labels.png")  # what a run may have drawn
 
 
 def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
-    """Score the last EMA network once, write images, model/ and results.json; returns the summary for people."""
-    data, args = run.data, run.args
+    """Score the deployed network once, write images, model/ and results.json; returns the summary for people."""
+    data, args, deployment = run.data, run.args, deploy(run, run_dir.path)
     entries = read_metrics(run_dir.path / "metrics.jsonl")
-    draw_curves(run_dir.path / "curves.png", entries)
+    if entries:  # a learner without steps has none
+        draw_curves(run_dir.path / "curves.png", entries)
     draw_pseudo_labels(run_dir.path / "pseudo_labels.png", entries, data.labeled.class_names)
-    scored, answers = score_test(run)
-    validation = evaluations(run, test=False)
+    network, made = deployment.network, deployment.saved["candidate"] == FINETUNED
+    metrics, answers = score(run, network)
     last = [entry["test_accuracy"] for entry in entries if "test_accuracy" in entry][-LAST_EVALUATIONS:]
-    if last:
-        scored[f"median_of_last_{len(last)}_evaluations"] = median(last)
+    if last and made:
+        metrics[f"median_of_last_{len(last)}_evaluations"] = median(last)
     dataset = {"name": data.source.name, "fingerprint": data.store.fingerprint, "images": len(data.store)}
     labels = {"count": len(data.labeled.indices), "chosen": data.labeled.chosen, "seed": args.task.label_seed}
     results = run_facts(
@@ -43,37 +48,61 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
         labels=labels,
         notes=list(data.notes),
         class_names=list(data.labeled.class_names),
-        protocol="last EMA network on the test split, never the best on it",
-        metrics={**scored, **validation},
-        **run.facts(seconds),
+        protocol=f"{words_of(run, deployment)} on the test split, never the best on it",
+        metrics=metrics,
+        beside=deployment.beside,
+        saved=deployment.saved,
+        **run.facts(seconds + run.fit_seconds),
     )
-    save_timm_folder(
-        run.method.deployed,
-        run_dir.path / "model",
-        preprocessing=run.views.preprocessing,
-        provenance=provenance(results),
-        license=run.origin.license,
-        label_names=list(data.labeled.class_names),
-    )
-    results["published_path"] = published_path(run, run_dir.path / "model", answers)
+    if not made:
+        save(run, run.method.deployed, run_dir.path / "model_last", {})
+    save(run, network, run_dir.path / "model", {**provenance(results), "candidate": deployment.saved["candidate"]})
+    results["published_path"] = published_path(run, run_dir.path / "model", network, answers)
     run_dir.write_json(RESULTS, results)
     return summary(run_dir.path, results)
 
 
-def score_test(run: ClassifyRun) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Score the deployed network on the test images, if any; returns scores and probabilities, or {} and None."""
-    if run.data.test is None:
-        return {}, None
-    answers = probabilities(run, run.method.deployed, run.data.test)
-    return classification_scores(answers, run.data.test.labels), answers
+def words_of(run: ClassifyRun, deployment: Deployment) -> str:
+    """Say which network is deployed."""
+    if deployment.saved["candidate"] != FINETUNED:
+        return f"{WORDS[deployment.saved['candidate']]}, chosen on training labels,"
+    return "last EMA network" if run.max_steps else "label spreading"
 
 
-def published_path(run: ClassifyRun, folder: Path, answers: np.ndarray | None) -> dict[str, Any]:
+def save(run: ClassifyRun, network: nn.Module, folder: Path, provenance: dict[str, Any]) -> None:
+    """Write a network as timm and transformers load it."""
+    save_timm_folder(
+        network,
+        folder,
+        preprocessing=run.views.preprocessing,
+        provenance=provenance,
+        license=run.origin.license,
+        label_names=list(run.data.labeled.class_names),
+    )
+
+
+def score(run: ClassifyRun, network: nn.Module) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Score a network on test images and held-out labels, as far as there are any.
+
+    Returns:
+        The scores, and the probabilities of the test images or None.
+    """
+    data, metrics, answers = run.data, dict[str, Any](), None
+    if data.test is not None:
+        answers = probabilities(run, network, data.test)
+        metrics |= classification_scores(answers, data.test.labels)
+    if data.validation is not None:
+        metrics["validation_accuracy"] = accuracy(run, network, data.validation)
+    return metrics, answers
+
+
+def published_path(run: ClassifyRun, folder: Path, network: nn.Module, answers: np.ndarray | None) -> dict[str, Any]:
     """Compare the folder that was saved with the deployed network, see :func:`check_classifier`.
 
     Args:
         run: the finished run.
         folder: what was saved of it.
+        network: the deployed one.
         answers: (N, K) probabilities of the test images that were scored, which are not looked at again; None
             without a test split.
     """
@@ -83,7 +112,7 @@ def published_path(run: ClassifyRun, folder: Path, answers: np.ndarray | None) -
     of, split = next((name, split) for name, split in parts.items() if split is not None)
     some = some_of(np.arange(len(split.indices)))
     chosen = replace(split, indices=split.indices[some], labels=split.labels[some])
-    own = probabilities(run, run.method.deployed, chosen) if answers is None else answers[some]
+    own = probabilities(run, network, chosen) if answers is None else answers[some]
     names = list(data.labeled.class_names)
     return check_classifier(folder, chosen.store, chosen.indices, own, names, run.accelerator.device, of)
 
@@ -91,22 +120,34 @@ def published_path(run: ClassifyRun, folder: Path, answers: np.ndarray | None) -
 def summary(folder: Path, results: dict[str, Any]) -> str:
     """Say in a few lines what was made, what it is worth and what to type next."""
     metrics, lines, warning = results["metrics"], [], results["published_path"]["warning"]
+    network = results["protocol"].partition(" on the test split")[0].rstrip(",")
+    images = [str(folder / name) for name in IMAGES if (folder / name).exists()]
     if "accuracy" in metrics:
         count = results["test"]["images"]
-        lines.append(f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test images (last EMA network)")
+        lines.append(f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test images ({network})")
         lines.append(
             f"  calibration   expected calibration error (ECE) {100 * metrics['expected_calibration_error']:.1f} %"
         )
+    if results["beside"]:
+        others = shares(results["beside"], results["method"])
+        lines.append(f"  beside it     {others} (same images; nothing was chosen by these)")
     if "validation_accuracy" in metrics:
         lines.append(f"  validation    {100 * metrics['validation_accuracy']:.1f} % of the labels held out")
+    replaced = results["saved"]["candidate"] != FINETUNED
+    compared = results["saved"]["select"] == "best"
+    folds = results["saved"]["folds"] if results["steps"] else None
+    compared_in = f" and {folds['count']} x {folds['steps']} to compare" if folds else ""
     return "\n".join(
         [
-            f"\nFinetuned {results['backbone']} with {results['method']} on {results['labels']['count']} labels of "
-            f"{results['dataset']['name']}: {results['steps']} steps in {results['seconds']:.0f} s",
+            "",
+            *([saved_sentence(results["saved"], results["method"])] if compared else []),
+            f"Finetuned {results['backbone']} with {results['method']} on {results['labels']['count']} labels of "
+            f"{results['dataset']['name']}: {results['steps']} steps{compared_in} in {results['seconds']:.0f} s",
             *lines,
             *([f"  warning       {warning}"] if warning else []),
             f"  weights       {folder / 'model'}",
-            f"  look at       {folder / 'curves.png'}, {folder / 'pseudo_labels.png'}",
+            *([f"  last          {folder / 'model_last'} (what {results['method']} made)"] if replaced else []),
+            f"  look at       {', '.join(images)}",
             f"  next          use it anywhere: pipeline('image-classification', model='{folder / 'model'}')",
         ]
     )

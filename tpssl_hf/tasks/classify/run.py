@@ -1,6 +1,6 @@
 """One run of semi-supervised classification: what it is made of (paper §III-A, Eq. 4)."""
 
-import copy
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.evaluation.features import extract_features
-from tpssl_hf.evaluation.fitted_head import fit_head
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
+from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.models.batchnorm import freeze_statistics
 from tpssl_hf.models.classifier import load_classifier
 from tpssl_hf.models.recomputing import recompute_activations
 from tpssl_hf.models.timm_export import preprocessing_of
-from tpssl_hf.models.timm_network import timm_network
 from tpssl_hf.monitoring.pseudo_labels import PseudoLabelAudit
 from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.classify.data import FinetuningData, Split, data_facts, open_data, with_labels
+from tpssl_hf.tasks.classify.frozen import fit_first_head, head_of
+from tpssl_hf.tasks.classify.selection import Folds, plan_folds
 from tpssl_hf.tasks.finetuning import FinetuningRun
 from tpssl_hf.tasks.finetuning_inputs import finetuning_optimizer, keeps_statistics, open_streams
 from tpssl_hf.training.accelerator import prepare_method
@@ -43,11 +44,13 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
         data: its images and labels.
         views: how they are shown.
         audit: of the pseudo-labels.
+        fit_seconds: how long the head was fitted before the first step.
     """
 
     data: FinetuningData
     views: ViewSettings
     audit: PseudoLabelAudit
+    fit_seconds: float
 
     def data_facts(self) -> dict[str, str]:
         """Return what must be the same of the data when the run is resumed."""
@@ -59,10 +62,30 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
         return [
             f"{data.labeled.chosen}: {len(data.labeled.indices)} of {len(data.store):,} images; "
             f"from {self.origin.kind} weights ({self.origin.name}), BatchNorm statistics of the backbone "
-            f"{'frozen' if self.statistics_frozen else 'learned'}, head {self.args.task.head_init}; "
-            f"{self.max_steps} steps",
+            f"{'frozen' if self.statistics_frozen else 'learned'}, {self._begins_with()}",
             *(f"  {note}" for note in data.notes),
+            *self._compares(),
             *(note for note in (rate_note(self.args, self.origin.kind), self._size_note()) if note),
+        ]
+
+    def _begins_with(self) -> str:
+        if self.max_steps == 0:
+            return f"head fitted by {self.args.task.method} in {self.fit_seconds:.0f} s; no steps"
+        return f"head {self.args.task.head_init}; {self.max_steps} steps"
+
+    @property
+    def folds(self) -> Folds | None:
+        """The labels that are held out together for the comparison at the end; None where there is none."""
+        if self.args.task.select == "last":
+            return None
+        return plan_folds(self.data.labeled.labels, self.max_steps, self.args.task.label_seed)
+
+    def _compares(self) -> list[str]:
+        if (folds := self.folds) is None or folds.steps == 0:
+            return []
+        return [
+            f"then {folds.count} x {folds.steps} steps without some of the labels each, to compare it with a frozen "
+            "probe and label spreading (--select last does without)"
         ]
 
     def _size_note(self) -> str:
@@ -97,26 +120,28 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
 
 def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None) -> ClassifyRun:
     """Open the images, choose the labels, load Φ, put a new classifier on it and the learner around it."""
-    data, model, optim = open_data(args, accelerator, run_dir), args.model, args.optim
-    spec = CLASSIFY[args.task.method]
-    set_seed(args.run.seed)
-    classifier, origin = load_classifier(
-        model.backbone, init=model.init, classes=len(data.labeled.class_names), image_size=args.data.image_size
-    )
+    return assemble(args, accelerator, open_data(args, accelerator, run_dir))
+
+
+def assemble(args: ClassifyArgs, accelerator: Accelerator, data: FinetuningData) -> ClassifyRun:
+    """Load Φ, put a new classifier on it and the learner around it; the same for the same arguments and labels."""
+    model, optim, spec = args.model, args.optim, CLASSIFY[args.task.method]
+    classifier, origin = load_start(args, data)
     if model.gradient_checkpointing:
         recompute_activations(classifier)
     views = _view_settings(args, data, classifier)
     frozen = keeps_statistics(model.backbone_batchnorm, origin)
     if frozen:
         freeze_statistics(classifier)
-    if args.task.head_init == "probe":
-        begin_with_probe(classifier, data, views, accelerator)
-    heads = list(timm_network(classifier).get_classifier().parameters())
+    began = time.perf_counter()
+    fit_first_head(args, classifier, data, views, accelerator.device)
+    fit_seconds = time.perf_counter() - began
+    heads = list(head_of(classifier).parameters())
     method = prepare_method(spec.build(classifier, args.method, len(data.unlabeled)), model, accelerator)
     transforms = dict(spec.views(views, args.method))
     transforms["labeled"] = with_labels(transforms["labeled"], data.labeled, len(data.store), accelerator.device)
     epoch_steps = steps_per_epoch(data, optim.batch_size)
-    max_steps = optim.max_steps or max(1, round(optim.epochs * epoch_steps))
+    max_steps = 0 if spec.fit_labels else optim.max_steps or max(1, round(optim.epochs * epoch_steps))
     shape, learning_rate = SCHEDULES[optim.schedule], optim.learning_rate
     assert learning_rate is not None, "resolve() puts it in"
     # Images held out for validation stay in: they are seen without their labels, as every training image is.
@@ -136,6 +161,7 @@ def prepare(args: ClassifyArgs, accelerator: Accelerator, run_dir: RunDir | None
         data=data,
         views=views,
         statistics_frozen=frozen,
+        fit_seconds=fit_seconds,
         # a class may go without any pseudo-label for the first quarter of the run
         audit=PseudoLabelAudit(data.labeled.class_names, data.truth, warn_after=max(1, max_steps // 4)),
     )
@@ -146,20 +172,11 @@ def steps_per_epoch(data: FinetuningData, batch_size: int) -> int:
     return max(1, len(data.unlabeled) // (EPOCH_RATIO * batch_size))
 
 
-def begin_with_probe(
-    classifier: nn.Module, data: FinetuningData, views: ViewSettings, accelerator: Accelerator
-) -> None:
-    """Fit the head to the features of the labeled images, undistorted; a single class cannot be fitted to."""
-    indices, labels = data.labeled.indices, data.labeled.labels
-    if len(np.unique(labels)) < 2:
-        return
-    network = timm_network(classifier)
-    head = network.get_classifier()
-    assert isinstance(head, nn.Linear)
-    backbone = copy.deepcopy(classifier)
-    timm_network(backbone).reset_classifier(0)
-    features = extract_features(backbone.to(accelerator.device), data.store, indices, views, accelerator.device)
-    fit_head(head, features, labels)
+def load_start(args: ClassifyArgs, data: FinetuningData) -> tuple[nn.Module, WeightsSource]:
+    """Load Φ with a new classifier; random weights are those that the seed gives."""
+    set_seed(args.run.seed)
+    model, classes = args.model, len(data.labeled.class_names)
+    return load_classifier(model.backbone, init=model.init, classes=classes, image_size=args.data.image_size)
 
 
 def _view_settings(args: ClassifyArgs, data: FinetuningData, classifier: nn.Module) -> ViewSettings:
@@ -199,12 +216,12 @@ def probabilities(run: ClassifyRun, network: nn.Module, split: Split) -> np.ndar
     return scaled
 
 
-def scores(run: ClassifyRun, split: Split) -> dict[str, Any]:
-    """Score the deployed network, see :func:`classification_scores`."""
-    return classification_scores(probabilities(run, run.method.deployed, split), split.labels)
+def accuracy(run: ClassifyRun, network: nn.Module, split: Split) -> float:
+    """Share of images that a network gives their class."""
+    return float(classification_scores(probabilities(run, network, split), split.labels)["accuracy"])
 
 
-def evaluations(run: ClassifyRun, *, test: bool = True) -> dict[str, float]:
-    """Return ``test_accuracy`` and ``validation_accuracy`` of the deployed network, as far as there are images."""
-    parts = {"test_accuracy": run.data.test if test else None, "validation_accuracy": run.data.validation}
-    return {name: scores(run, split)["accuracy"] for name, split in parts.items() if split is not None}
+def evaluations(run: ClassifyRun) -> dict[str, float]:
+    """Return ``test_accuracy`` and ``validation_accuracy`` of the network as it is, as far as there are images."""
+    parts = {"test_accuracy": run.data.test, "validation_accuracy": run.data.validation}
+    return {name: accuracy(run, run.method.deployed, split) for name, split in parts.items() if split is not None}

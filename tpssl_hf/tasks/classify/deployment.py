@@ -1,0 +1,127 @@
+"""Which network a finished classification deploys, and the baselines that stand beside it."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tpssl_hf.data.scan import UNLABELED
+from tpssl_hf.evaluation.features import extract_features
+from tpssl_hf.evaluation.fitted_head import fit_head
+from tpssl_hf.methods.classify.label_spreading import MOST_IMAGES, LabelSpreadingConfig, NeighborGraph
+from tpssl_hf.tasks.classify.data import Split
+from tpssl_hf.tasks.classify.folds import answers_of_folds
+from tpssl_hf.tasks.classify.frozen import head_of, labeled_features, unlabeled_features, without_head
+from tpssl_hf.tasks.classify.run import ClassifyRun, load_start, probabilities
+from tpssl_hf.tasks.classify.selection import FINETUNED, PROBE, SPREADING, Folds, choose, cross_validated
+
+Heads = dict[str, nn.Linear]  # baseline -> its fitted head
+
+
+class Baselines:
+    """The start of a run with heads fitted to its frozen features: a probe, and label spreading.
+
+    Labels are spread over no more images than training saw, so that a short run is not mostly this.
+    """
+
+    def __init__(self, run: ClassifyRun) -> None:
+        self.run, self.device = run, run.accelerator.device
+        self.classifier, _ = load_start(run.args, run.data)
+        most = run.max_steps * run.images_per_step or MOST_IMAGES
+        own = labeled_features(self.classifier, run.data, run.views, self.device)
+        others = unlabeled_features(self.classifier, run.data, run.views, self.device, most=most)
+        self.labeled, self.features = len(own), np.concatenate([own, others])
+        config = run.args.method
+        self.graph = NeighborGraph(
+            self.features, config if isinstance(config, LabelSpreadingConfig) else LabelSpreadingConfig()
+        )
+
+    def heads(self, known: np.ndarray) -> Heads:
+        """Fit both to the labels of the labeled images (N,), −1 for those that are held out."""
+        given = known != UNLABELED
+        heads = {name: copy.deepcopy(head_of(self.classifier)) for name in (PROBE, SPREADING)}
+        fit_head(heads[PROBE], self.features[: self.labeled][given], known[given])
+        spread = self.graph.spread(np.append(known, np.full(len(self.features) - self.labeled, UNLABELED)))
+        fit_head(heads[SPREADING], self.features, *spread)
+        return heads
+
+    def cross_validate(self, folds: Folds) -> dict[str, list[int]]:
+        """Return for both 1 for each label that was found while its fold was held out, else 0."""
+        labels = self.run.data.labeled.labels
+        right = {name: np.zeros(len(labels), dtype=np.int64) for name in (PROBE, SPREADING)}
+        for number in range(folds.count):
+            held = folds.numbers == number
+            for name, head in self.heads(np.where(held, UNLABELED, labels)).items():
+                right[name][held] = _answers(head, self.features[: self.labeled][held]) == labels[held]
+        return {name: answers.tolist() for name, answers in right.items()}
+
+    def accuracies(self, heads: Heads, split: Split) -> dict[str, float]:
+        """Accuracy of both on images that neither has seen."""
+        backbone = without_head(self.classifier, self.device)
+        features = extract_features(backbone, split.store, split.indices, self.run.views, self.device)
+        return {name: float((_answers(head, features) == split.labels).mean()) for name, head in heads.items()}
+
+    def network(self, head: nn.Linear) -> nn.Module:
+        """Return the start with a fitted head."""
+        network = copy.deepcopy(self.classifier)
+        head_of(network).load_state_dict(head.state_dict())
+        return network.to(self.device)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a finished run deploys.
+
+    Attributes:
+        network: the classifier in ``model/``.
+        saved: which candidate it is and why, for ``results.json``.
+        beside: accuracy of the other candidates on the test split, for the report; nothing is chosen by it.
+    """
+
+    network: nn.Module
+    saved: dict[str, Any]
+    beside: dict[str, float]
+
+
+def deploy(run: ClassifyRun, folder: Path) -> Deployment:
+    """Compare the finetuned network with the baselines, as ``select`` says; ``folder`` holds the trained folds."""
+    labeled, finetuned, folds = run.data.labeled, run.method.deployed, run.folds
+    saved = {"candidate": FINETUNED, "select": run.args.task.select, "labels": len(labeled.labels), "usable": True}
+    saved |= {"folds": {"count": folds.count, "steps": folds.steps} if folds else None, "cross_validated": {}}
+    if run.args.task.select == "last":
+        return Deployment(finetuned, saved, {})
+    baselines, right = Baselines(run), dict[str, list[int]]()
+    if folds:
+        found = baselines.cross_validate(folds)
+        right = {FINETUNED: answers_of_folds(folder, folds) if run.max_steps else found[SPREADING], **found}
+    heads = baselines.heads(labeled.labels)
+    if run.max_steps == 0:  # label spreading itself is what the run made
+        right.pop(SPREADING, None)
+        del heads[SPREADING]
+    usable = is_usable(probabilities(run, finetuned, Split(run.data.store, labeled.indices, labeled.labels)))
+    name = choose(right, usable=usable)
+    saved |= {"candidate": name, "usable": usable, "cross_validated": cross_validated(right)}
+    beside: dict[str, float] = {}
+    if test := run.data.test:
+        beside = baselines.accuracies(heads, test)
+        if name != FINETUNED:
+            of_finetuned = probabilities(run, finetuned, test).argmax(axis=1)
+            beside = {FINETUNED: float((of_finetuned == test.labels).mean()), **beside}
+            del beside[name]
+    return Deployment(finetuned if name == FINETUNED else baselines.network(heads[name]), saved, beside)
+
+
+def is_usable(answers: np.ndarray) -> bool:
+    """Whether probabilities (N, K) are finite and name more than one class."""
+    return bool(np.isfinite(answers).all()) and len(np.unique(answers.argmax(axis=1))) > 1
+
+
+@torch.no_grad()
+def _answers(head: nn.Linear, features: np.ndarray) -> np.ndarray:
+    """Return the classes (N,) that a head on the CPU gives to features (N, D)."""
+    answers: np.ndarray = head(torch.from_numpy(features)).argmax(dim=1).numpy()
+    return answers
