@@ -59,7 +59,8 @@ def run(args: ClassifyArgs) -> int:
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
     if args.time.budget:
-        args = apply_time_budget(args, accelerator)
+        trainings = 2 if args.task.select == "best" else 1  # folds take as long as the run itself, at most
+        args = apply_time_budget(args, accelerator, trainings=trainings)
         if args.time.plan:
             return 0
     return finetune(args, accelerator, CLASSIFICATION) or push_finished(push, accelerator)

@@ -5,8 +5,10 @@ import time
 import numpy as np
 from accelerate import Accelerator
 
+from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.features import extract_features
 from tpssl_hf.methods.classify import CLASSIFY
+from tpssl_hf.methods.classify.label_spreading import MOST_IMAGES
 from tpssl_hf.tasks import finetuning_budget
 from tpssl_hf.tasks.classify.config import ClassifyArgs, FinetuneConfig, resolve
 from tpssl_hf.tasks.classify.run import ClassifyRun, prepare, steps_per_epoch
@@ -19,7 +21,13 @@ PUBLISHED_PATHS = 2  # transformers' pipeline and timm, asked about some images 
 
 
 def apply_time_budget(args: ClassifyArgs, accelerator: Accelerator, *, trainings: int = 1) -> ClassifyArgs:
-    """Put in batch, length and learning rate that fit the budget, see :func:`finetuning_budget.apply_time_budget`."""
+    """Put in batch, length and learning rate that fit the budget, see :func:`finetuning_budget.apply_time_budget`.
+
+    Raises:
+        InputError: as it does, and for a learner that makes no steps.
+    """
+    if CLASSIFY[args.task.method].fit_labels is not None:
+        raise InputError(f"method {args.task.method} makes no steps and takes seconds; leave --budget out.")
     return finetuning_budget.apply_time_budget(args, accelerator, TASK, trainings=trainings)
 
 
@@ -40,6 +48,8 @@ def costs(run: ClassifyRun) -> Costs:
     seconds = (time.perf_counter() - began) / len(some)
     scored = sum(len(split.indices) for split in (data.test, data.validation) if split is not None)
     fitted = len(data.labeled.indices) if task.head_init == "probe" else 0
+    if task.select == "best":  # labels spread over images that were seen, and baselines are scored as well
+        fitted += min(len(data.unlabeled), MOST_IMAGES) + scored
 
     def beside_a_step(batch: StepBatch) -> float:
         every = round(task.evaluate_every * steps_per_epoch(data, batch.batch_size))
