@@ -23,7 +23,7 @@ from tpssl_hf.methods.classify.fixmatch import PUBLISHED_THRESHOLD
 DEFAULTS = Path(__file__).parent / "defaults"
 DIGITS, PRETRAINED_DIGITS = DEFAULTS / "digits.yaml", DEFAULTS / "digits_pretrained.yaml"
 DEFAULT_METHOD = "fixmatch"
-RANDOM_RATE, FITTED_RATE = 0.03 / 64, 0.001 / 16  # learning rate per labeled image of a step
+RANDOM_RATE, FITTED_RATE = 0.03 / 64, 0.002 / 16  # learning rate per labeled image of a step
 FITTED_THRESHOLD, FITTED_NORM = 0.8, 5.0
 METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in CLASSIFY.items()}, DEFAULT_METHOD)
 
@@ -94,7 +94,7 @@ class FinetuneConfig:
     learning_rate: float | None = key(
         None,
         "Learning rate for the batch as it is; lower it with batch_size. When not given: 0.03 for a batch of 64 "
-        "(FixMatch's), or 0.001 for one of 16 where the head is fitted, in proportion.",
+        "(FixMatch's), or 0.002 for one of 16 where the head is fitted, in proportion.",
     )
     head_lr_multiplier: float = key(1.0, "Learning-rate multiplier for the classifier head.")
     max_gradient_norm: float | None = key(
