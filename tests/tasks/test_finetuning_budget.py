@@ -104,11 +104,11 @@ def test_a_segmentation_chooses_from_what_is_not_given(line: str, found: list[tu
 @pytest.mark.parametrize(
     ("line", "rate"),
     [
-        ("--init timm", 0.001),
+        ("--init timm", 0.002),
         ("--init timm --batch_size 32", 0.002),
         ("--init random", 0.0075),
         ("--learning_rate 0.3", 0.3),
-        ("--method self_tuning", 0.001),
+        ("--method self_tuning", 0.002),
     ],
 )
 def test_the_learning_rate_follows_the_batch_unless_it_is_given(line: str, rate: float) -> None:
