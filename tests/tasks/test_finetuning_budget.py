@@ -105,7 +105,7 @@ def test_a_segmentation_chooses_from_what_is_not_given(line: str, found: list[tu
     ("line", "rate"),
     [
         ("--init timm", 0.002),
-        ("--init timm --batch_size 32", 0.002),
+        ("--init timm --batch_size 32", 0.004),
         ("--init random", 0.0075),
         ("--learning_rate 0.3", 0.3),
         ("--method self_tuning", 0.002),
