@@ -29,5 +29,5 @@ def test_buffers_change_when_their_module_says_they_do(case: str) -> None:
     method.after_step(0.5)
     assert same(constant, values("never"))
     assert bool(constant) == case.startswith("pretrain/")
-    with_memory = ("pretrain/moco", "pretrain/densecl", "classify/self_tuning", "segment/clmb")
+    with_memory = ("pretrain/moco", "pretrain/densecl", "pretrain/distill", "classify/self_tuning", "segment/clmb")
     assert bool(later) == case.startswith(with_memory)

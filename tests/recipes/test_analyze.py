@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tpssl_hf.commands import analyze as command
+from tpssl_hf.config.digits import DIGITS_RUN
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
@@ -215,10 +216,12 @@ def test_what_a_run_was_made_with_is_the_default_for_looking_at_it(
     assert command.read_args({"adapted": [run, "elsewhere"], "limit_images": 50}) == command.read_args(
         [f"--adapted={run},elsewhere", "--limit_images", "50"]
     )
-    monkeypatch.setattr(command, "DIGITS_RUN", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DIGITS_RUN).parent.mkdir()
+    digits = pretrained(tmp_path / DIGITS_RUN)
     assert command.read_args([]).task.adapted == ""
-    (run / "model").mkdir()
-    assert command.read_args([]).task.adapted == str(run)
+    (digits / "model").mkdir()
+    assert command.read_args([]).task.adapted == str(DIGITS_RUN)
 
 
 def test_analyses_may_be_added_to_a_folder_but_not_to_that_of_a_run(analyze: Analyze, tmp_path: Path) -> None:

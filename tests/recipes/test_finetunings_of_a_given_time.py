@@ -70,7 +70,7 @@ def test_a_budget_learns_the_digits_as_a_run_of_what_it_chose_does(
     """The number of epochs is still the most, so that this ends soon."""
     assert learn("ssl_classify", budget="10h", epochs=1, unlabeled_ratio=1) == 0
     said = capsys.readouterr().out
-    assert "plan for 10 h: 1 steps of 64 labeled and 64 unlabeled images" in said
+    assert "plan for 10 h: 2 times 1 steps of 64 labeled and 64 unlabeled images" in said
     assert "as long as a run without a budget would be\n  learning_rate 0.03" in said
     names = ("batch_size", "unlabeled_ratio", "max_steps", "learning_rate")
     chosen = {name: config(tmp_path / "run")[name] for name in names}

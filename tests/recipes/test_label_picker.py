@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tpssl_hf.commands import pick_labels as command
+from tpssl_hf.config.digits import DIGITS_RUN
 from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.label_splits import choose_labels
 from tpssl_hf.data.sources import load_source
@@ -154,11 +155,13 @@ def test_a_list_that_was_made_is_never_written_again(
 def test_without_a_data_set_the_digits_and_their_adapted_weights_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "DIGITS_RUN", tmp_path)
-    assert command.read_args([]).task.init == "random"
-    (tmp_path / "model").mkdir()
-    assert command.read_args([]).task.init == str(tmp_path)
-    assert command.read_args([]).data.image_size == 32
+    monkeypatch.chdir(tmp_path)
+    args = command.read_args([])
+    assert (args.task.init, args.data.image_size) == ("random", 32)
+    (tmp_path / DIGITS_RUN / "model").mkdir(parents=True)
+    (tmp_path / DIGITS_RUN / "config.yaml").write_text("image_size: 24\n")
+    args = command.read_args([])
+    assert (args.task.init, args.data.image_size) == (str(DIGITS_RUN), 24)
     assert command.read_args(["--dataset", "cifar10"]).data.image_size == 224
 
 

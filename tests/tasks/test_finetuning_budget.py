@@ -108,7 +108,7 @@ def test_a_segmentation_chooses_from_what_is_not_given(line: str, found: list[tu
         ("--init timm --batch_size 32", 0.004),
         ("--init random", 0.0075),
         ("--learning_rate 0.3", 0.3),
-        ("--method self_tuning", 0.002),
+        ("--method self_tuning", 0.001),
     ],
 )
 def test_the_learning_rate_follows_the_batch_unless_it_is_given(line: str, rate: float) -> None:

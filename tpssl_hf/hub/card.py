@@ -68,7 +68,11 @@ def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], mor
         deployed=_deployed(results),
         beside=shares(results.get("beside") or {}, results["method"]),
         scores=[(words, found[name]) for name, (_, words) in SCORES.items() if found.get(name) is not None],
-        probes=[(words, [found.get(f"{name}_{when}") for when in WHEN]) for name, words in PROBES.items()],
+        probes=[
+            (words, [found.get(f"{name}_{when}") for when in WHEN])
+            for name, words in PROBES.items()
+            if found.get(f"{name}_after") is not None
+        ],
         probed_on=PROBED_ON,
         published_path=results.get("published_path"),
         teacher=_teacher(results.get("teacher")),
