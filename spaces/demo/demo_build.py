@@ -42,7 +42,7 @@ def build(folder: Path, steps: int | None = None) -> None:
         raise InputError(f"there are no recipes in {RECIPES}; --build works in a checkout of the repository.")
     adapted, length = folder / "adapted", [] if steps is None else [f"--max_steps={steps}"]
     commands = [
-        ["target_pretrain.py", f"--output_dir={adapted}", *length],
+        ["target_pretrain.py", "--method=byol", f"--output_dir={adapted}", *length],
         ["ssl_classify.py", f"--init={adapted / 'model'}", f"--output_dir={folder / 'adapted_classifier'}", *length],
         ["ssl_classify.py", "--init=random", f"--output_dir={folder / 'base_classifier'}", *length],
         ["ssl_segment.py", f"--output_dir={folder / 'segmenter'}", *length],

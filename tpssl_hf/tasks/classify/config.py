@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
+from tpssl_hf.config.own_backbone import with_own_backbone
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
 from tpssl_hf.config.shared import (
     LEFT_TO_BUDGET,
@@ -142,7 +143,7 @@ def parse_classify(
     Raises:
         InputError: as :func:`tpssl_hf.config.parser.parse_args` does.
     """
-    line = as_command_line(arguments)
+    line = with_own_backbone(as_command_line(arguments))
     given = [argument.partition("=")[0] for argument in line]
     if not config_files(line) and "--dataset" not in given:
         found: Mapping[str, str] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tpssl_hf.config.image_size import with_image_size
+from tpssl_hf.config.own_backbone import with_own_backbone
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, method_named, parse_args
 from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig, TimeConfig
 from tpssl_hf.methods.pretrain import PRETRAIN
@@ -93,7 +94,7 @@ def parse_pretrain(
     Raises:
         InputError: as :func:`tpssl_hf.config.parser.parse_args` does.
     """
-    given = as_command_line(arguments)
+    given = with_own_backbone(as_command_line(arguments))
     if not config_files(given) and not any(argument.partition("=")[0] == "--dataset" for argument in given):
         method, names = method_named(given, DEFAULT_METHOD), {argument.partition("=")[0] for argument in given}
         found = {} if {"--init", "--backbone", "--help", "-h"} & names or method != DEFAULT_METHOD else starter()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tpssl_hf.config.own_backbone import with_own_backbone
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
 from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig, TimeConfig, left_to_budget
 from tpssl_hf.methods.segment import SEGMENT
@@ -114,7 +115,7 @@ def parse_segment(arguments: Sequence[str] | Mapping[str, Any], description: str
     Raises:
         InputError: as :func:`tpssl_hf.config.parser.parse_args` does.
     """
-    line = as_command_line(arguments)
+    line = with_own_backbone(as_command_line(arguments))
     if not config_files(line) and not any(argument.partition("=")[0] == "--dataset" for argument in line):
         line = ["--config", str(DIGIT_SCENES), *line]
     defaults = {"output_dir": "outputs/ssl_segment", "backbone": "resnet50"}
