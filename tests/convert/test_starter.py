@@ -32,6 +32,7 @@ def test_they_are_converted_on_first_use_only(package: Path) -> None:
     assert folder is not None
     network, origin = load_backbone(starter.BACKBONE, init=str(folder), image_size=32)
     assert (origin.name, origin.license) == (starter.BACKBONE, "apache-2.0")
+    assert origin.source and origin.source.startswith("weights.pth, SHA-256 `") and "source" in origin.as_dict()
     stored = torch.load(package / "models" / "weights.pth", weights_only=True)
     assert torch.equal(next(iter(network.state_dict().values())), stored["layer.0"])
     written = (folder / "model.safetensors").stat().st_mtime_ns

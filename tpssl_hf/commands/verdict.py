@@ -91,10 +91,11 @@ def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> VerdictArgs:
     """
     given = as_command_line(arguments)
     digits = not config_files(given) and not values_of("--dataset", given)
-    former = digits_run() if digits and not values_of("--adapted", given) else {}
+    named = values_of("--adapted", given)
+    former = digits_run(Path(named[-1]) if named else DIGITS_RUN) if digits else {}
     of_run = {"base": former["init"], "image_size": former["image_size"]} if former else {}
     args = parse_args(VerdictArgs, given, description=__doc__ or "", defaults={**DIGITS, **of_run} if digits else {})
-    if digits and not values_of("--adapted", given):
+    if digits and not named:
         if not former:
             raise InputError(
                 f"{DIGITS_RUN} is not there, and no --adapted is given; make it in a few minutes with "

@@ -9,6 +9,7 @@ from typing import Any
 from tpssl_hf.data.registry import DATASETS, EMBEDDED
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.config import PublishConfig
+from tpssl_hf.models.backbone import converted_from
 from tpssl_hf.tasks.classify.selection import FINETUNED
 from tpssl_hf.training.run_dir import METRICS, RESULTS, read_metrics
 
@@ -210,6 +211,8 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
     init, location, steps = results["init"], str(results["config"].get("init", "")), tuple[str, ...]()
     for _ in range(_LONGEST_CHAIN):
         kind, name, license = init.get("kind"), str(init.get("name") or ""), init.get("license")
+        if init.get("source"):
+            return Base(None, None, license, steps, init["source"], converted=True), steps
         if kind == "random":
             return Base(None, None, license, steps), steps
         if kind == "hub":
@@ -219,11 +222,8 @@ def _traced(results: dict[str, Any]) -> tuple[Base | None, tuple[str, ...]]:
         earlier = _provenance(Path(location) / MODEL_CONFIG) if kind == "folder" and location else {}
         if not earlier or not _same(Path(location) / WEIGHTS, init.get("sha256")):
             return None, steps
-        if earlier.get("recipe") == "convert":
-            source = earlier["source"]
-            file = f"{source['file']}, SHA-256 `{source['sha256']}`, converted"
-            family = f" ({source['family']})" if source["family"] else ""
-            return Base(None, None, license, steps, file + family, converted=True), steps
+        if (source := converted_from(earlier)) is not None:
+            return Base(None, None, license, steps, source, converted=True), steps
         if not isinstance(earlier.get("init"), dict):
             return None, steps
         images = (earlier.get("dataset") or {}).get("name", "images")

@@ -36,6 +36,7 @@ class WeightsSource:
         sha256: digest of the weight file, for folders, files and the Hub.
         weights: digest of the loaded tensors, the same wherever they were read from; none for random ones.
         image_size: side of the images the weights are meant for, as far as their source states it.
+        source: what they were converted from, if `tpssl-hf convert` made them; it outlives the folder it was read in.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class WeightsSource:
     sha256: str | None = None
     weights: str | None = None
     image_size: int | None = None
+    source: str | None = None
 
     def size_note(self, image_size: int) -> str:
         """Say in a line that the weights are meant for another size than ``image_size``; empty if they are not."""
@@ -53,8 +55,9 @@ class WeightsSource:
         return f"the weights ({self.name}) are meant for {self.image_size} px, this run shows them {image_size} px"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the facts as JSON types."""
-        return asdict(self)
+        """Return the facts as JSON types; ``source`` only if there is one."""
+        facts = asdict(self)
+        return facts if self.source is not None else {name: facts[name] for name in facts if name != "source"}
 
 
 def load_backbone(architecture: str, *, init: str, image_size: int | None = None) -> tuple[nn.Module, WeightsSource]:
@@ -138,6 +141,15 @@ def stored_config(place: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def converted_from(provenance: Any) -> str | None:
+    """Say what weights were converted from, given what ``tpssl-hf convert`` wrote of them; None for any others."""
+    if not isinstance(provenance, dict) or provenance.get("recipe") != "convert":
+        return None
+    source = provenance["source"]
+    family = f" ({source['family']})" if source["family"] else ""
+    return f"{source['file']}, SHA-256 `{source['sha256']}`, converted{family}"
+
+
 def _near(name: str) -> str:
     import difflib
 
@@ -181,6 +193,7 @@ def _from_folder(
         hint = f"; did you mean {folder / 'model'}?" if (folder / "model" / WEIGHTS_FILE).is_file() else ""
         raise InputError(f"init folder {folder} holds no {WEIGHTS_FILE}{hint or '; give a folder that does.'}")
     facts = _read_config(folder / CONFIG_FILE, architecture.partition(".")[0])
+    origin = replace(origin, source=converted_from(stored_config(str(folder)).get("tpssl_hf")))
     return _from_file(weights, origin, architecture, image_size, facts)
 
 

@@ -114,10 +114,10 @@ def resolve(args: PretrainArgs) -> PretrainArgs:
     random, own, optim = args.model.init == "random", PRETRAIN[args.task.method].defaults, args.optim
     weight, rate = args.task.l2_weight, optim.base_learning_rate
     optimizer = optim.optimizer or (own[OPTIMIZER] if random else "adamw")
-    if rate is None and optimizer == "adamw" != own[OPTIMIZER]:
-        rate = ADAMW_RATE
+    if rate is None and optimizer == "adamw":
+        rate = own[RATE] if random and own[OPTIMIZER] == "adamw" else ADAMW_RATE
     elif rate is None:
-        rate = own[RATE] if random or optimizer in ("lars", "adamw") else float(f"{PRETRAINED_SHARE * own[RATE]:.6g}")
+        rate = own[RATE] if random or optimizer == "lars" else float(f"{PRETRAINED_SHARE * own[RATE]:.6g}")
     if weight is None:  # METHODS: a penalty toward random weights means nothing
         weight = 0.0 if args.model.init == "random" else L2_WEIGHT
     data = with_image_size(args.data, args.model.backbone, args.model.init)
