@@ -82,8 +82,8 @@ class Selection:
         if step is not None:
             self.curve.append([step, share])
         if sum(right) > sum(self.best_right):
-            self.best, self.best_right = name, list(right)
-            self.state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+            self.best_right = list(right)
+            self._keep(name, network)
         return share
 
     def consider_crops(self, name: str, network: nn.Module, crops: Crops, step: int) -> float:
@@ -91,9 +91,12 @@ class Selection:
         assert self.crops is not None
         self.curve.append([step, crops.mean_rank])
         if crops.is_sound(self.crops):
-            self.best = name
-            self.state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+            self._keep(name, network)
         return crops.mean_rank
+
+    def _keep(self, name: str, network: nn.Module) -> None:
+        self.best = name
+        self.state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
 
     def chosen(self) -> tuple[str, dict[str, float] | None]:
         """Return the candidate to save, and its difference to Φ_pre.

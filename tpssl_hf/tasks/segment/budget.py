@@ -17,9 +17,9 @@ from tpssl_hf.tasks.segment.run import SCORED_TOGETHER, SegmentRun, predicted, p
 SIZES, LEAST_RATIO = (4, 8), 2  # below the paper's 20 images with masks; every learner has its own ratio, at most 2
 
 
-def apply_time_budget(args: SegmentArgs, accelerator: Accelerator, *, trainings: int = 1) -> SegmentArgs:
+def apply_time_budget(args: SegmentArgs, accelerator: Accelerator) -> SegmentArgs:
     """Put in batch and length that fit the budget, see :func:`finetuning_budget.apply_time_budget`."""
-    return finetuning_budget.apply_time_budget(args, accelerator, TASK, trainings=trainings)
+    return finetuning_budget.apply_time_budget(args, accelerator, TASK)
 
 
 def batches(args: SegmentArgs, num_processes: int) -> list[StepBatch]:
