@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -100,3 +101,26 @@ def test_a_bug_keeps_its_traceback() -> None:
 def test_the_set_up_runs_before_torch_is_imported() -> None:
     code = "from tpssl_hf.process import prepare_process as p; p([]); import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+IN_A_PROCESS = """
+import resource, sys
+from tpssl_hf.process import keep_freed_memory
+kept = keep_freed_memory()
+import torch
+def fault():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(kept, [fault() for _ in range(8)][-1])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize("own", [False, True])
+def test_freed_memory_is_used_again_without_page_faults(own: bool) -> None:
+    environment = dict(os.environ) | ({"MALLOC_TRIM_THRESHOLD_": "131072"} if own else {})
+    run = subprocess.run([sys.executable, "-c", IN_A_PROCESS], capture_output=True, text=True, env=environment)
+    kept, faults = run.stdout.split()
+    assert kept == str(not own), run.stderr
+    assert (int(faults) > 100) == own

@@ -122,7 +122,7 @@ def test_gradients_of_the_consistency_come_through_strong_views_only(make: Any) 
         batch["unlabeled"][view].requires_grad_()
     make(Given(), config, 2)(batch, 0.0)["loss"].backward()
     weak_gradient, strong_gradient = batch["unlabeled"]["weak"].grad, batch["unlabeled"]["strong"].grad
-    assert weak_gradient is not None and not weak_gradient.any()
+    assert weak_gradient is None  # its network has no BatchNorm
     assert strong_gradient is not None and strong_gradient.any()
 
 

@@ -13,8 +13,8 @@ from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
+from tpssl_hf.methods.classify.passes import Passes
 from tpssl_hf.methods.classify.streams import weak_and_strong
-from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher
 
 PUBLISHED_THRESHOLD = 0.95  # Sohn et al., 2020, Table 4
@@ -46,13 +46,14 @@ class FixMatch(Method):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``strong``, ``index``.
 
-        All images go through the network together, so they share BatchNorm statistics, and the pseudo-labels are
-        made by that same pass.
+        Where BatchNorm takes the statistics of the batch, all images share them (see
+        :class:`~tpssl_hf.methods.classify.passes.Passes`).
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-        logits, weak, strong = split_logits(self.student, labeled["weak"], unlabeled["weak"], unlabeled["strong"])
-        confidence, labels = weak.detach().softmax(dim=1).max(dim=1)
+        passes = Passes(self.student, batch)
+        confidence, labels = passes.weak.softmax(dim=1).max(dim=1)
         weights = (confidence >= self.threshold).float()
+        logits, strong = passes.learn(weights)
         loss_labeled = F.cross_entropy(logits, labeled["labels"])
         loss_unlabeled = masked_cross_entropy(strong, labels, weights)
         self.pseudo_labels = PseudoLabels(unlabeled["index"], labels, confidence, weights)

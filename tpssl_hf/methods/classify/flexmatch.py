@@ -14,8 +14,8 @@ from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
+from tpssl_hf.methods.classify.passes import Passes
 from tpssl_hf.methods.classify.streams import weak_and_strong
-from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher
 from tpssl_hf.models.queue import gather_rows
 from tpssl_hf.models.timm_network import timm_network
@@ -49,10 +49,11 @@ class FlexMatch(Method):
         The thresholds are those from before this batch, which then enters the memory by the fixed threshold.
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-        logits, weak, strong = split_logits(self.student, labeled["weak"], unlabeled["weak"], unlabeled["strong"])
-        confidence, labels = weak.detach().softmax(dim=1).max(dim=1)
+        passes = Passes(self.student, batch)
+        confidence, labels = passes.weak.softmax(dim=1).max(dim=1)
         weights = (confidence >= self.thresholds()[labels]).float()
         self.remember(unlabeled["index"], torch.where(confidence >= self.config.threshold, labels, -1))
+        logits, strong = passes.learn(weights)
         loss_labeled = F.cross_entropy(logits, labeled["labels"])
         loss_unlabeled = masked_cross_entropy(strong, labels, weights)
         self.pseudo_labels = PseudoLabels(unlabeled["index"], labels, confidence, weights)

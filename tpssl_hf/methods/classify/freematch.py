@@ -15,8 +15,8 @@ from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import class_fairness, class_membership, masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
+from tpssl_hf.methods.classify.passes import Passes
 from tpssl_hf.methods.classify.streams import weak_and_strong
-from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher, average_into
 from tpssl_hf.models.queue import gather_rows
 from tpssl_hf.models.timm_network import timm_network
@@ -59,11 +59,12 @@ class FreeMatch(Method):
         The averages take this batch in before they decide what it is worth.
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-        logits, weak, strong = split_logits(self.student, labeled["weak"], unlabeled["weak"], unlabeled["strong"])
-        probabilities = weak.detach().softmax(dim=1)
+        passes = Passes(self.student, batch)
+        probabilities = passes.weak.softmax(dim=1)
         confidence, labels = probabilities.max(dim=1)
         self.observe(probabilities)
         weights = (confidence >= self.thresholds()[labels]).float()
+        logits, strong = passes.learn(weights)
         loss_labeled = F.cross_entropy(logits, labeled["labels"])
         loss_unlabeled = masked_cross_entropy(strong, labels, weights)
         fairness = class_fairness(strong, weights, self.mean_probabilities, self.histogram)

@@ -15,8 +15,8 @@ from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
+from tpssl_hf.methods.classify.passes import Passes
 from tpssl_hf.methods.classify.streams import weak_and_strong
-from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher, average_into
 from tpssl_hf.models.queue import gather_rows
 from tpssl_hf.models.timm_network import timm_network
@@ -58,11 +58,12 @@ class SoftMatch(Method):
         The alignment with a uniform distribution of classes decides weights only, never labels.
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-        logits, weak, strong = split_logits(self.student, labeled["weak"], unlabeled["weak"], unlabeled["strong"])
-        probabilities = weak.detach().softmax(dim=1)
+        passes = Passes(self.student, batch)
+        probabilities = passes.weak.softmax(dim=1)
         confidence, labels = probabilities.max(dim=1)
         self.observe(probabilities)
         weights = self.weights(probabilities)
+        logits, strong = passes.learn(weights)
         loss_labeled = F.cross_entropy(logits, labeled["labels"])
         loss_unlabeled = masked_cross_entropy(strong, labels, weights)
         self.pseudo_labels = PseudoLabels(unlabeled["index"], labels, confidence, weights)

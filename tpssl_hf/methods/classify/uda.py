@@ -13,8 +13,8 @@ from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_divergence, sharpen
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
+from tpssl_hf.methods.classify.passes import Passes
 from tpssl_hf.methods.classify.streams import weak_and_strong
-from tpssl_hf.models.classifier import split_logits
 from tpssl_hf.models.ema import EMATeacher
 
 
@@ -45,12 +45,12 @@ class UDA(Method):
         The threshold looks at the probabilities before they are sharpened.
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-        logits, weak, strong = split_logits(self.student, labeled["weak"], unlabeled["weak"], unlabeled["strong"])
-        weak = weak.detach()
-        confidence, labels = weak.softmax(dim=1).max(dim=1)
+        passes = Passes(self.student, batch)
+        confidence, labels = passes.weak.softmax(dim=1).max(dim=1)
         weights = (confidence > self.config.threshold).float()
+        logits, strong = passes.learn(weights)
         loss_labeled = F.cross_entropy(logits, labeled["labels"])
-        loss_unlabeled = masked_divergence(sharpen(weak, self.config.temperature), strong, weights)
+        loss_unlabeled = masked_divergence(sharpen(passes.weak, self.config.temperature), strong, weights)
         self.pseudo_labels = PseudoLabels(unlabeled["index"], labels, confidence, weights)
         return {
             "loss": loss_labeled + self.config.unlabeled_weight * loss_unlabeled,
