@@ -67,8 +67,8 @@ def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Finetuned",
         "",
         "| weights | data | labels a class | learner | accuracy | minus the probe of its start | "
-        "minus supervised from the same start | minus the same from base | minutes each | label seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "minus supervised from the same start | minus the same from base | steps | CPU minutes each | label seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell, name, done in learned:
         learner, _, start = name.rpartition(" from ")
@@ -78,7 +78,8 @@ def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         for other in others:
             known = {seed: found["accuracy"] for seed, found in cell["learners"].get(other, {}).items()}
             values.append("" if other == name else against(done, known))
-        values.append(f"{statistics.mean(found['seconds'] for found in done.values()) / 60:.1f}")
+        values.append(str(next(iter(done.values()))["steps"]))
+        values.append(f"{statistics.mean(found['cpu_seconds'] for found in done.values()) / 60:.1f}")
         what = f"{cell['weights']} | {cell['data']} | {cell['per_class']}"
         lines.append(f"| {what} | {name} | {' | '.join(values)} | {len(done)} |")
     return lines
