@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 
@@ -52,6 +49,8 @@ def probe_split(labels: np.ndarray, *, most: int = 5000, held_out: float = 0.2, 
     counts = np.unique(labels[chosen], return_counts=True)[1]
     if len(counts) < 2 or counts.min() < 2 or len(chosen) * held_out < len(counts):
         return None
+    from sklearn.model_selection import train_test_split
+
     bank, queries = train_test_split(
         np.sort(chosen), test_size=held_out, stratify=labels[np.sort(chosen)], random_state=seed
     )
@@ -100,6 +99,9 @@ def linear_probe_accuracy(
 
 def linear_probe_answers(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Predictions (M,) of that regression; arguments as for kNN."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(bank)
     reader = LogisticRegression(C=0.01, max_iter=200, tol=1e-3).fit(scaler.transform(bank), bank_labels)
     answers: np.ndarray = reader.predict(scaler.transform(queries))
