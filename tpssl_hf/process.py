@@ -34,6 +34,7 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # NumPy's own threads spin for 2^26 cycles by default
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     share = max(1, cores // local_processes)
