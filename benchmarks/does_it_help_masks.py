@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--starts", default="base", choices=("base", "base,adapted"))
     parser.add_argument("--learners", default="supervised,cutmix", help="with commas")
     parser.add_argument("--seeds", type=int, default=5, help="label seeds")
-    parser.add_argument("--max_steps", type=int, default=150, help="of each finetuning")
+    parser.add_argument("--max_steps", type=int, default=400, help="of each finetuning")
     parser.add_argument("--adapt_steps", type=int, default=100, help="of PixPro, of 32 images at 128 pixels")
     parser.add_argument("--shorter_side", type=int, default=256)
     parser.add_argument("--work_dir", default="outputs/does_it_help_masks")

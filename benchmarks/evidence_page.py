@@ -134,8 +134,7 @@ def masks_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "## Segmentation with few masks",
         "",
-        "Mean IoU on the test split in per cent; `benchmarks/does_it_help_masks.py` says how. *adapted* "
-        "is by PixPro.",
+        "Mean IoU on the test split in per cent; `benchmarks/does_it_help_masks.py` says how. *adapted* is by PixPro.",
         "",
         "| weights | data | masks | learner | mean IoU | minus supervised from the same start | "
         "minus the same from base | steps | CPU minutes each | label seeds |",

@@ -10,7 +10,8 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
 
-SMALL = 'import tpssl_hf.convert.starter as starter\n\nstarter.PACKAGE = "none"'  # so it starts from a small random network
+# so that it starts from a small random network
+SMALL = 'import tpssl_hf.convert.starter as starter\n\nstarter.PACKAGE = "none"'
 
 
 def code_of(notebook: Path) -> list[str]:
