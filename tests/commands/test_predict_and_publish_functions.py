@@ -46,6 +46,16 @@ def test_predict_and_its_command_resolve_to_the_same_keys(given: list[Any], tmp_
     assert given == [(wanted,), (wanted,)]
 
 
+def test_the_first_words_are_model_and_images(given: list[Any]) -> None:
+    with pytest.raises(Stop):
+        predict.main(["some/model", "photos", "--top_k=3"])
+    with pytest.raises(Stop):
+        embed.main(["some/model", "--dataset", "photos"])
+    assert given == [(PredictConfig("some/model", "photos", top_k=3),), (EmbedConfig("some/model", "photos"),)]
+    with pytest.raises(InputError, match="'more' is one word too many"):
+        predict.main(["some/model", "photos", "more"])
+
+
 def test_embed_and_its_command_resolve_to_the_same_keys(given: list[Any], tmp_path: Path) -> None:
     finished = SimpleNamespace(model_path=tmp_path / "model")
     with pytest.raises(Stop):

@@ -1,8 +1,8 @@
 """Label images with a finished classifier, or write the masks of a finished segmenter.
 
-    tpssl-hf predict --model outputs/digits_fixmatch --dataset path/to/images
-    tpssl-hf predict --model outputs/digit_scenes --dataset path/to/images --overlays
-    python recipes/predict.py --model outputs/digits_fixmatch --dataset path/to/images   # the same without installing
+    tpssl-hf predict outputs/digits_fixmatch path/to/images
+    tpssl-hf predict outputs/digit_scenes path/to/images --overlays
+    python recipes/predict.py outputs/digits_fixmatch path/to/images   # the same without installing
 
 The folder --output_dir then holds predictions.parquet and predictions.csv, or masks/, and skipped.csv with the images
 that could not be read. Started again with the same keys, an unfinished run continues where it was. docs/predict.md
@@ -11,6 +11,7 @@ says what the columns are.
 Keys: defaults < --config file < command line; --help lists them.
 """
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 import datasets
 
 from tpssl_hf.config.parser import parse_args
+from tpssl_hf.errors import InputError
 from tpssl_hf.tasks.predict import run
 from tpssl_hf.tasks.predict.config import PredictArgs
 
@@ -37,7 +39,7 @@ Model = str | PathLike[str] | FinishedRun
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Apply the model and say where the answers are; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = named_words(sys.argv[1:] if arguments is None else arguments)
     say_result(run.predict(parse_args(PredictArgs, given, description=__doc__ or "").predict))
     return 0
 
@@ -72,6 +74,19 @@ def keywords(model: Model, dataset: str | PathLike[str], keys: Mapping[str, Any]
     """Return all keys by name, with a finished run as its model's folder."""
     location = model if isinstance(model, str | PathLike) else model.model_path
     return {"model": fspath(location), "dataset": fspath(dataset), **keys}
+
+
+def named_words(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with its first words, model and images, as keys.
+
+    Raises:
+        InputError: for more words than these two.
+    """
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    if len(words) > 2:
+        raise InputError(f"{words[2]!r} is one word too many; give the model, the folder of images, and --KEY VALUE.")
+    named = [f"--{name}={word}" for name, word in zip(("model", "dataset"), words, strict=False)]
+    return [*named, *arguments[len(words) :]]
 
 
 def say_result(result: run.PredictResult) -> None:

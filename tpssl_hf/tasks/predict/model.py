@@ -40,6 +40,7 @@ class FinishedModel:
         palette: RGB color of each class of a segmenter, if it has colors.
         processor: the image processor that pipelines of transformers use.
         device: where the network is.
+        folder: of its files.
         fingerprint: of weights and configuration.
     """
 
@@ -49,6 +50,7 @@ class FinishedModel:
     palette: tuple[Color, ...]
     processor: Callable[..., Any]
     device: torch.device
+    folder: Path
     fingerprint: str
 
     @property
@@ -69,6 +71,12 @@ class FinishedModel:
                 raise UnreadableImage(f"{width} x {height} pixels, too narrow to be resized to {side} pixels")
         prepared: Tensor = self.processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
         return prepared
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a classifier's logits (B, K) and features (B, D), float32, of normalized images (B, 3, H, W)."""
+        maps = self.network.forward_features(images)
+        pooled = self.network.forward_head(maps, pre_logits=True)
+        return self.network.forward_head(maps).float(), pooled.float()
 
     def features(self, images: Tensor) -> Tensor:
         """Return what a classifier would read of normalized images (B, 3, H, W): pooled features (B, D), float32."""
@@ -121,7 +129,9 @@ def load_model(model: str, device: str) -> FinishedModel:
     )
     if is_segmenter and not palette:
         palette = color_map(min(len(names), 256))
-    return FinishedModel(kind, network.to(where).eval(), names, palette, processor, where, _fingerprint(folder))
+    return FinishedModel(
+        kind, network.to(where).eval(), names, palette, processor, where, folder, _fingerprint(folder)
+    )
 
 
 def find_model(model: str) -> Path:

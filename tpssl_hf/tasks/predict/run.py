@@ -18,6 +18,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.tasks.predict.answers import Answers, Classification, Columns, Embedding
 from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
 from tpssl_hf.tasks.predict.model import FinishedModel, load_model
+from tpssl_hf.tasks.predict.nearest import LabeledImages, UnknownLabels
 from tpssl_hf.tasks.predict.read import ImageReader, PreparedImage
 from tpssl_hf.tasks.predict.segment import Segmentation
 from tpssl_hf.tasks.predict.write import (
@@ -31,6 +32,7 @@ from tpssl_hf.tasks.predict.write import (
 )
 from tpssl_hf.training.run_dir import RESULTS
 
+FILES = {"predict": Classification.name, "embed": Embedding.name}
 BATCH_PIXELS = 2**24  # of a batch of images that keep their own sizes: a few photos of full size at a time
 
 
@@ -79,12 +81,20 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
 
     def answers(folder: Path) -> Answers:
         if model.kind == "classifier":
-            return Classification(model, config.top_k)
+            return Classification(model, config.top_k, _labeled_images(model, config, say))
         return Segmentation(
             model, folder, reader.names.to_pylist(), overlays=config.overlays, num_workers=config.num_workers
         )
 
     return _apply("predict", config, model, reader, answers, say, progress)
+
+
+def _labeled_images(model: FinishedModel, config: PredictConfig, say: Callable[[str], Any]) -> LabeledImages | None:
+    try:
+        return LabeledImages(model, config.num_workers)
+    except UnknownLabels as reason:
+        say(f"no column of the nearest labeled image: {reason}")
+    return None
 
 
 def embed(config: EmbedConfig, *, say: Callable[[str], Any] = tqdm.write, progress: bool = True) -> PredictResult:
@@ -123,12 +133,12 @@ def _apply(
     folder = Path(record["output_dir"]).expanduser()
     refuse_overlap(folder, reader.source.folder)
     with open_output(folder, record) as run:
-        answers = make_answers(folder)
-        path = folder / f"{answers.name}.parquet"
+        path = folder / f"{FILES[task]}.parquet"
         if run.finished and path.is_file():
             counts = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
             say(f"{path} is finished already, from the same images and model; delete the folder to make it anew.")
             return PredictResult(folder, path, counts["images"], counts["skipped"])
+        answers = make_answers(folder)
         parts = Parts(folder, len(reader.rows), config.save_every, answers)
         done = len(reader.rows) - sum(parts.sizes[number] for number in parts.missing)
         if done:

@@ -136,7 +136,10 @@ class Parts:
             facts = self._facts(number)
         except (OSError, pa.ArrowInvalid, KeyError, ValueError):
             return False
-        return bool(facts["images"] == self.sizes[number])
+        same_columns = (
+            pq.read_schema(self.path(number)).names == self._schema.names
+        )  # labeled images may have gone since
+        return same_columns and bool(facts["images"] == self.sizes[number])
 
     def _facts(self, number: int) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(pq.read_metadata(self.path(number)).metadata[FACTS])
