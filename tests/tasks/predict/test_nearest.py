@@ -38,7 +38,7 @@ def finished_run(classifier: Path, tmp_path: Path) -> Path:
 
 def test_the_nearest_is_that_of_the_features(finished_run: Path, photos: Path, tmp_path: Path) -> None:
     table = run(finished_run, photos, tmp_path / "out", said := []).table()
-    assert len(said) == 1
+    assert not said[0].startswith("no column")
     labeled, asked = (
         embed(EmbedConfig(str(finished_run), str(images), output_dir=str(tmp_path / name), device="cpu")).table()
         for name, images in (("of_labeled", tmp_path / "labeled"), ("of_photos", photos))

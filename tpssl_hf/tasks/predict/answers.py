@@ -53,6 +53,7 @@ class Classification:
 
     def __init__(self, model: FinishedModel, top_k: int, labeled: LabeledImages | None = None) -> None:
         self._model, self._labeled = model, labeled
+        self._temperature = (model.calibration and model.calibration.temperature) or 1.0
         self._top_k = min(top_k, len(model.class_names))
         single = pa.schema(
             [
@@ -71,8 +72,9 @@ class Classification:
         self.csv_columns: Sequence[str] = [*self._single, *others]
 
     def answer(self, images: Sequence[PreparedImage]) -> Columns:
-        """See the class; ``margin`` is to the second class, ``entropy`` in nats."""
+        """See the class; ``margin`` is to the second class, ``entropy`` in nats, all of calibrated probabilities."""
         logits, nearest = self._look(stacked(images, self._model))
+        logits = logits / self._temperature
         probabilities = logits.softmax(dim=1)
         entropy = -(probabilities * logits.log_softmax(dim=1)).sum(dim=1)
         ordered, classes = probabilities.cpu().sort(dim=1, descending=True, stable=True)

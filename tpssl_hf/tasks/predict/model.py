@@ -21,6 +21,8 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from tpssl_hf.data.masks import Color, color_map
 from tpssl_hf.data.reading import PIXEL_LIMIT, UnreadableImage
 from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation.calibration import FILE as CALIBRATION_FILE
+from tpssl_hf.evaluation.calibration import Calibration
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
@@ -41,7 +43,8 @@ class FinishedModel:
         processor: the image processor that pipelines of transformers use.
         device: where the network is.
         folder: of its files.
-        fingerprint: of weights and configuration.
+        fingerprint: of weights, configuration and calibration.
+        calibration: of a classifier, or None.
     """
 
     kind: Literal["backbone", "classifier", "segmenter"]
@@ -52,6 +55,7 @@ class FinishedModel:
     device: torch.device
     folder: Path
     fingerprint: str
+    calibration: Calibration | None = None
 
     @property
     def input_size_varies(self) -> bool:
@@ -129,9 +133,9 @@ def load_model(model: str, device: str) -> FinishedModel:
     )
     if is_segmenter and not palette:
         palette = color_map(min(len(names), 256))
-    return FinishedModel(
-        kind, network.to(where).eval(), names, palette, processor, where, folder, _fingerprint(folder)
-    )
+    calibration = _calibration(folder) if kind == "classifier" else None
+    network, fingerprint = network.to(where).eval(), _fingerprint(folder)
+    return FinishedModel(kind, network, names, palette, processor, where, folder, fingerprint, calibration)
 
 
 def find_model(model: str) -> Path:
@@ -197,7 +201,7 @@ def _from_hub(model: str) -> Path:
     repository, _, revision = model.partition("@")
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise InputError(f"model {model!r} is no folder here and no Hub id; give a folder that exists, or owner/name.")
-    wanted = [WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE]
+    wanted = [WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION_FILE]
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
     except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
@@ -242,9 +246,17 @@ def _as_color(color: Any) -> Color:
     return red, green, blue
 
 
+def _calibration(folder: Path) -> Calibration | None:
+    file = folder / CALIBRATION_FILE
+    try:
+        return Calibration(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error}); copy the model again, or delete this file.") from error
+
+
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for name in (WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE):
+    for name in (WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION_FILE):
         if (folder / name).is_file():
             with (folder / name).open("rb") as stream:
                 digest.update(name.encode() + hashlib.file_digest(stream, "sha256").digest())
