@@ -34,6 +34,12 @@ class PredictConfig(EmbedConfig):
     """Predictions of a finished model."""
 
     top_k: int = key(5, "Classification: most probable classes kept for each image.")
+    accept: float | None = key(
+        None,
+        "Classification: also write which predictions to take as they are, so that this share of them is right, such "
+        "as 0.95, and which to look at.",
+        carry_out=True,
+    )
     overlays: bool = key(False, "Segmentation: also write each image with its mask laid over it.")
 
 

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.tasks.predict.accept import split_predictions
 from tpssl_hf.tasks.predict.answers import Answers, Classification, Columns, Embedding
 from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
 from tpssl_hf.tasks.predict.expect import what_to_expect
@@ -72,12 +73,16 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         InputError: for a model or images that cannot be used, and an output folder of other keys.
     """
     _check(config)
+    if config.accept is not None and not 0 < config.accept < 1:
+        raise InputError(f"accept is {config.accept:g}; give an accuracy above 0 and below 1, such as 0.95.")
     model = load_model(config.model, config.device)
     if model.kind == "backbone":
         raise InputError(
             f"model {config.model!r} is a backbone and knows no classes; use embed for its features, or finetune a "
             "classifier on it first."
         )
+    if model.kind == "segmenter" and config.accept is not None:
+        raise InputError("accept is for classifiers, and this model is a segmenter; leave it out.")
     reader = ImageReader(config)
 
     def answers(folder: Path) -> Answers:
@@ -88,7 +93,12 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         )
 
     def conclude(folder: Path) -> dict[str, Any]:
-        return what_to_expect(folder, model, say) if model.kind == "classifier" else {}
+        if model.kind != "classifier":
+            return {}
+        facts = what_to_expect(folder, model, say)
+        if config.accept is not None:
+            facts["accept"] = split_predictions(folder, model.calibration, config.accept, say)
+        return facts
 
     return _apply(_Job("predict", config, model, reader, answers, conclude, say, progress))
 
