@@ -1,11 +1,13 @@
 """Label images with a finished classifier, or write the masks of a finished segmenter.
 
     tpssl-hf predict outputs/digits_fixmatch path/to/images
+    tpssl-hf predict outputs/digits_fixmatch path/to/images --accept 0.95 --export imagefolder,label_studio
     tpssl-hf predict outputs/digit_scenes path/to/images --overlays
     python recipes/predict.py outputs/digits_fixmatch path/to/images   # the same without installing
 
 The folder --output_dir then holds predictions.parquet and predictions.csv, or masks/, and skipped.csv with the images
-that could not be read. Started again with the same keys, an unfinished run continues where it was. docs/predict.md
+that could not be read; with --accept what may be taken at that accuracy and what is to be looked at, and with --export
+the same for other tools. Started again with the same keys, an unfinished run continues where it was. docs/predict.md
 says what the columns are.
 
 Keys: defaults < --config file < command line; --help lists them.

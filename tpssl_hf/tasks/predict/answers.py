@@ -13,6 +13,7 @@ from tpssl_hf.tasks.predict.nearest import SCHEMA, LabeledImages
 from tpssl_hf.tasks.predict.read import PreparedImage
 
 Columns = dict[str, Any]  # name of a column -> its values, one for each image of a batch
+SIZES = pa.schema([("width", pa.int32()), ("height", pa.int32())])
 
 
 class Answers(Protocol):
@@ -64,10 +65,10 @@ class Classification:
                 ("entropy", pa.float32()),
             ]
         )
-        lists = [("top_labels", pa.list_(pa.string())), ("top_probabilities", pa.list_(pa.float32()))]
-        parts = [single, SCHEMA] if labeled else [single]
-        self.schema = pa.unify_schemas([*parts, pa.schema(lists)])
-        self._single = self.schema.names[: -len(lists)]
+        lists = pa.schema([("top_labels", pa.list_(pa.string())), ("top_probabilities", pa.list_(pa.float32()))])
+        flat = pa.unify_schemas([single, SCHEMA]) if labeled else single
+        self.schema = pa.unify_schemas([flat, lists, SIZES])
+        self._single = flat.names
         others = [f"{name}_{rank}" for rank in range(2, self._top_k + 1) for name in ("label", "confidence")]
         self.csv_columns: Sequence[str] = [*self._single, *others]
 
@@ -82,6 +83,7 @@ class Classification:
         names = [[class_names[number] for number in row] for row in classes[:, : self._top_k].tolist()]
         return {
             **nearest,
+            **sizes(images),
             "label": [row[0] for row in names],
             "confidence": ordered[:, 0].numpy(),
             "second_label": [class_names[number] for number in classes[:, 1].tolist()],
@@ -132,6 +134,11 @@ class Embedding:
     def csv_values(self, row: dict[str, Any]) -> tuple[()]:
         """Return nothing: embeddings are no table for people."""
         return ()
+
+
+def sizes(images: Sequence[PreparedImage]) -> Columns:
+    """Return width and height of the images themselves, as they are seen: turned as EXIF says."""
+    return {"width": [image.size[1] for image in images], "height": [image.size[0] for image in images]}
 
 
 def stacked(images: Sequence[PreparedImage], model: FinishedModel) -> torch.Tensor:

@@ -19,6 +19,8 @@ from tpssl_hf.tasks.predict.accept import split_predictions
 from tpssl_hf.tasks.predict.answers import Answers, Classification, Columns, Embedding
 from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
 from tpssl_hf.tasks.predict.expect import what_to_expect
+from tpssl_hf.tasks.predict.exports.predicted import Predicted
+from tpssl_hf.tasks.predict.exports.write import formats_named, write_exports
 from tpssl_hf.tasks.predict.model import FinishedModel, load_model
 from tpssl_hf.tasks.predict.nearest import LabeledImages, UnknownLabels
 from tpssl_hf.tasks.predict.read import ImageReader, PreparedImage
@@ -31,6 +33,7 @@ from tpssl_hf.tasks.predict.write import (
     default_folder,
     open_output,
     refuse_overlap,
+    short_name,
 )
 from tpssl_hf.training.run_dir import RESULTS
 
@@ -83,6 +86,7 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         )
     if model.kind == "segmenter" and config.accept is not None:
         raise InputError("accept is for classifiers, and this model is a segmenter; leave it out.")
+    formats = formats_named(config.export, segmenter=model.kind == "segmenter")
     reader = ImageReader(config)
 
     def answers(folder: Path) -> Answers:
@@ -93,11 +97,12 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         )
 
     def conclude(folder: Path) -> dict[str, Any]:
-        if model.kind != "classifier":
-            return {}
-        facts = what_to_expect(folder, model, say)
+        facts: dict[str, Any] = what_to_expect(folder, model, say) if model.kind == "classifier" else {}
         if config.accept is not None:
             facts["accept"] = split_predictions(folder, model.calibration, config.accept, say)
+        table = folder / f"{Classification.name}.parquet"
+        predicted = Predicted(table, reader.source, model.class_names, short_name(config.model))
+        write_exports(predicted, formats, facts.get("accept"), say)
         return facts
 
     return _apply(_Job("predict", config, model, reader, answers, conclude, say, progress))
