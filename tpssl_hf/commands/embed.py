@@ -16,7 +16,7 @@ from typing import Any
 
 import datasets
 
-from tpssl_hf.commands.predict import Model, keywords, named_words, say_result
+from tpssl_hf.commands.predict import Model, keywords, named_words, until_stopped
 from tpssl_hf.config.parser import parse_args
 from tpssl_hf.tasks.predict import run
 from tpssl_hf.tasks.predict.config import EmbedArgs
@@ -25,8 +25,8 @@ from tpssl_hf.tasks.predict.config import EmbedArgs
 def main(arguments: Sequence[str] | None = None) -> int:
     """Apply the model and say where the features are; returns the exit code."""
     given = named_words(sys.argv[1:] if arguments is None else arguments)
-    say_result(run.embed(parse_args(EmbedArgs, given, description=__doc__ or "").embed))
-    return 0
+    config = parse_args(EmbedArgs, given, description=__doc__ or "").embed
+    return until_stopped(lambda: run.embed(config))
 
 
 def embed(model: Model, dataset: str | PathLike[str], **keys: Any) -> datasets.Dataset:

@@ -15,7 +15,7 @@ Keys: defaults < --config file < command line; --help lists them.
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import Any, Protocol
 
@@ -42,8 +42,8 @@ Model = str | PathLike[str] | FinishedRun
 def main(arguments: Sequence[str] | None = None) -> int:
     """Apply the model and say where the answers are; returns the exit code."""
     given = named_words(sys.argv[1:] if arguments is None else arguments)
-    say_result(run.predict(parse_args(PredictArgs, given, description=__doc__ or "").predict))
-    return 0
+    config = parse_args(PredictArgs, given, description=__doc__ or "").predict
+    return until_stopped(lambda: run.predict(config))
 
 
 def predict(model: Model, dataset: str | PathLike[str], **keys: Any) -> datasets.Dataset:
@@ -91,6 +91,12 @@ def named_words(arguments: Sequence[str]) -> list[str]:
     return [*named, *arguments[len(words) :]]
 
 
-def say_result(result: run.PredictResult) -> None:
-    """Print how many images have an answer, and where."""
+def until_stopped(work: Callable[[], run.PredictResult]) -> int:
+    """Do the work and print how many images have an answer, and where; returns the exit code, 130 after Ctrl-C."""
+    try:
+        result = work()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command continues after the last whole part (--save_every images)\n")
+        return 130
     print(f"{result.images:,} images, {result.skipped:,} that could not be read: {result.path}")
+    return 0

@@ -11,6 +11,7 @@ import yaml
 from finished_models import FILES, NAMES, noise, run
 
 from tpssl_hf.data.sources import load_source
+from tpssl_hf.tasks.predict import nearest
 from tpssl_hf.tasks.predict.config import EmbedConfig
 from tpssl_hf.tasks.predict.run import embed
 from tpssl_hf.tasks.predict.write import Parts
@@ -46,9 +47,9 @@ def test_the_nearest_is_that_of_the_features(finished_run: Path, photos: Path, t
     known = {row["file"]: np.array(row["embedding"]) for row in labeled if row["file"] in ("0.png", "3.png")}
     for row, own in zip(table, asked["embedding"], strict=True):
         cosines = {n: v @ np.array(own) / np.linalg.norm(v) / np.linalg.norm(own) for n, v in known.items()}
-        nearest = max(cosines, key=lambda name: cosines[name])
-        assert row["nearest_file"] == nearest and row["nearest_label"] == {"0.png": "owl", "3.png": "dog"}[nearest]
-        assert row["nearest_similarity"] == pytest.approx(cosines[nearest], abs=1e-5)
+        name = max(cosines, key=lambda name: cosines[name])
+        assert row["nearest_file"] == name and row["nearest_label"] == {"0.png": "owl", "3.png": "dog"}[name]
+        assert row["nearest_similarity"] == pytest.approx(cosines[name], abs=1e-5)
     same = {row["file"]: row for row in table}["sub/Zürich 東京.jpg"]  # noise(2), as 0.png is
     assert same["nearest_file"] == "0.png" and len(set(table["nearest_file"])) == 2
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as text:
@@ -65,12 +66,20 @@ def test_answers_are_the_same_beside_it(finished_run: Path, classifier: Path, ph
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [("moved", "cannot be opened"), ("more", "no longer those"), ("torn", "cannot be read"), ("empty", "lacks")],
+    [
+        ("moved", "cannot be opened"),
+        ("more", "no longer those"),
+        ("torn", "cannot be read"),
+        ("empty", "lacks"),
+        ("many", "at most"),
+    ],
 )
 def test_without_the_labeled_images_the_column_is_left_out(
-    change: str, reason: str, finished_run: Path, photos: Path, tmp_path: Path
+    change: str, reason: str, finished_run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if change == "moved":
+    if change == "many":
+        monkeypatch.setattr(nearest, "MOST_IMAGES", 2)
+    elif change == "moved":
         shutil.move(tmp_path / "labeled", tmp_path / "elsewhere")
     elif change == "more":
         noise(9).save(tmp_path / "labeled" / "9.png")

@@ -21,6 +21,7 @@ from tpssl_hf.training.run_dir import CONFIG
 
 LABELS = "labels.json"
 BATCH = 32
+MOST_IMAGES = 5000  # labeled ones, which are looked at before the first prediction
 SCHEMA = pa.schema(
     [("nearest_file", pa.string()), ("nearest_label", pa.string()), ("nearest_similarity", pa.float32())]
 )
@@ -40,7 +41,7 @@ class LabeledImages:
         num_workers: threads that decode images.
 
     Raises:
-        UnknownLabels: if ``model`` is not in the folder of its run, or the images are not where they were.
+        UnknownLabels: if ``model`` is not in the folder of its run, the images are not where they were, or too many.
     """
 
     def __init__(self, model: FinishedModel, num_workers: int) -> None:
@@ -61,6 +62,10 @@ class LabeledImages:
             raise UnknownLabels(f"its labeled images cannot be opened: {error}") from error
         except (KeyError, TypeError, IndexError) as error:
             raise UnknownLabels(f"{LABELS} or {CONFIG} of its run lacks {error}") from error
+        if len(self._labels) > MOST_IMAGES:
+            raise UnknownLabels(
+                f"its run has {len(self._labels):,} labeled images, and {MOST_IMAGES:,} are compared at most"
+            )
         if known != self._reader.source.fingerprint:
             raise UnknownLabels(f"the images in {config['dataset']!r} are no longer those that it was trained on")
 
