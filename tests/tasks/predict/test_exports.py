@@ -51,6 +51,19 @@ def test_an_imagefolder_is_read_as_labeled_images(exported: Any, photos: Path) -
     assert sorted(names[number] for number in loaded["label"]) == sorted(wanted.values())
 
 
+def test_an_imagefolder_holds_copies_where_nothing_may_be_linked(
+    classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError("a privilege is not held")
+
+    monkeypatch.setattr("tpssl_hf.tasks.predict.exports.imagefolder.os.symlink", refused)
+    run(classifier, photos, tmp_path / "out", export="imagefolder")
+    files = list((tmp_path / "out" / "exports" / "imagefolder").glob("*/*"))
+    assert not any(file.is_symlink() for file in files)
+    assert {file.read_bytes() for file in files} == {(photos / file).read_bytes() for file in FILES}
+
+
 def test_an_imagefolder_of_a_table_holds_the_images_themselves(classifier: Path, tmp_path: Path) -> None:
     pixels = [np.asarray(noise(number)) for number in range(4)]
     cells = [
