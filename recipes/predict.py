@@ -1,7 +1,7 @@
 """Apply a finished model to images: labels, masks or features.
 
-    python recipes/predict.py --model outputs/digits_fixmatch --dataset path/to/images
-    python recipes/predict.py embed --model outputs/mine --dataset path/to/images
+    python recipes/predict.py outputs/digits_fixmatch path/to/images
+    python recipes/predict.py embed outputs/mine path/to/images
 
 The same as `tpssl-hf predict` and `tpssl-hf embed`.
 """

@@ -46,6 +46,28 @@ def test_predict_and_its_command_resolve_to_the_same_keys(given: list[Any], tmp_
     assert given == [(wanted,), (wanted,)]
 
 
+def test_the_first_words_are_model_and_images(given: list[Any]) -> None:
+    with pytest.raises(Stop):
+        predict.main(["some/model", "photos", "--top_k=3"])
+    with pytest.raises(Stop):
+        embed.main(["some/model", "--dataset", "photos"])
+    assert given == [(PredictConfig("some/model", "photos", top_k=3),), (EmbedConfig("some/model", "photos"),)]
+    with pytest.raises(InputError, match="'more' is one word too many"):
+        predict.main(["some/model", "photos", "more"])
+
+
+@pytest.mark.parametrize(("command", "work"), [(predict, "predict"), (embed, "embed")])
+def test_a_stopped_command_says_that_it_continues(
+    command: Any, work: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, work, stopped)
+    assert command.main(["some/model", "photos"]) == 130
+    assert "the same command continues" in capsys.readouterr().err
+
+
 def test_embed_and_its_command_resolve_to_the_same_keys(given: list[Any], tmp_path: Path) -> None:
     finished = SimpleNamespace(model_path=tmp_path / "model")
     with pytest.raises(Stop):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,17 @@ def test_everything_arrives_in_one_commit(
     assert files["model.safetensors"] == (runs[kind] / "model" / "model.safetensors").read_bytes()
     assert sum("/commit/" in request for request in hub.requests) == 1
     assert push(kind, "team/x") == address and len(repository.messages) == 2  # the same again is no commit
+
+
+def test_a_calibration_goes_with_its_model(
+    runs: dict[str, Path], hub: LoopbackHub, api: HfApi, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(runs["classifier"], tmp_path / "run")
+    (folder / "model" / "calibration.json").write_text("{}")
+    publish_run(folder, "me/x", PublishConfig(license="mit"), api=api, say=str)
+    assert hub.head("me/x")["calibration.json"] == b"{}"
+    publish_run(runs["classifier"], "me/x", PublishConfig(license="mit"), api=api, say=str)
+    assert "calibration.json" not in hub.head("me/x")
 
 
 def test_what_another_model_left_goes_in_the_same_commit_and_what_is_not_ours_stays(

@@ -65,6 +65,30 @@ def test_a_broken_finetuning_leaves_a_baseline_and_says_so(
     assert json.loads((folder / "model" / "config.json").read_text())["tpssl_hf"]["candidate"] == saved["candidate"]
 
 
+@pytest.mark.parametrize("settings", [{**BROKEN}, {**STILL}, {"method": "label_spreading"}], ids=str)
+def test_the_calibration_is_of_what_is_deployed(settings: dict[str, Any], learn: Learn, tmp_path: Path) -> None:
+    found = learn(labels=80, **settings)
+    kept = json.loads((tmp_path / "run" / "model" / "calibration.json").read_text())
+    accuracy = found["saved"]["cross_validated"][found["saved"]["candidate"]]["accuracy"]
+    assert np.mean(kept["right"]) == pytest.approx(accuracy) and len(kept["confidences"]) == 80
+    expected = found["calibration"]["expected_accuracy"]
+    assert found["calibration"]["labels"] == 80 and expected["low"] < accuracy == pytest.approx(expected["accuracy"])
+    assert kept["temperature"] == found["calibration"]["temperature"] > 0
+    assert kept["held_out"] == "training labels held out in turn" and "confidences" not in found["calibration"]
+
+
+def test_labels_held_out_of_the_whole_run_are_asked_first(learn: Learn, tmp_path: Path) -> None:
+    found = learn(labels=90, validation_labels=50, **STILL)
+    kept = json.loads((tmp_path / "run" / "model" / "calibration.json").read_text())
+    assert kept["held_out"] == "labels held out of the run" and len(kept["right"]) == 50
+    assert np.mean(kept["right"]) == pytest.approx(found["metrics"]["validation_accuracy"])
+
+
+def test_without_held_out_labels_there_is_no_calibration(learn: Learn, tmp_path: Path) -> None:
+    assert learn(labels=10, **STILL)["calibration"] is None
+    assert not (tmp_path / "run" / "model" / "calibration.json").exists()
+
+
 def test_a_finetuning_that_knows_every_label_is_kept(
     learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +179,9 @@ def test_a_fold_that_fails_knows_no_label(learn: Learn, monkeypatch: pytest.Monk
         raise folds.NonFiniteStepsError("not finite")
 
     monkeypatch.setattr(folds, "steps_of", fails)
-    assert learn()["saved"]["cross_validated"]["finetuned"]["accuracy"] == 0
+    found = learn()
+    assert found["saved"]["cross_validated"]["finetuned"]["accuracy"] == 0
+    assert found["saved"]["candidate"] != "finetuned" and found["calibration"]["expected_accuracy"]["accuracy"] > 0
 
 
 def test_label_spreading_makes_no_step_and_is_compared_with_the_probe(

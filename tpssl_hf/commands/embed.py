@@ -1,7 +1,7 @@
 """Write the features of images by a finished backbone, or by that of a finished classifier or segmenter.
 
-    tpssl-hf embed --model outputs/mine --dataset path/to/images
-    python recipes/predict.py embed --model outputs/mine --dataset path/to/images   # the same without installing
+    tpssl-hf embed outputs/mine path/to/images
+    python recipes/predict.py embed outputs/mine path/to/images   # the same without installing
 
 The folder --output_dir then holds embeddings.parquet, and skipped.csv with the images that could not be read. Started
 again with the same keys, an unfinished run continues where it was. docs/predict.md says what the columns are.
@@ -16,7 +16,7 @@ from typing import Any
 
 import datasets
 
-from tpssl_hf.commands.predict import Model, keywords, say_result
+from tpssl_hf.commands.predict import Model, keywords, named_words, until_stopped
 from tpssl_hf.config.parser import parse_args
 from tpssl_hf.tasks.predict import run
 from tpssl_hf.tasks.predict.config import EmbedArgs
@@ -24,9 +24,9 @@ from tpssl_hf.tasks.predict.config import EmbedArgs
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Apply the model and say where the features are; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    say_result(run.embed(parse_args(EmbedArgs, given, description=__doc__ or "").embed))
-    return 0
+    given = named_words(sys.argv[1:] if arguments is None else arguments)
+    config = parse_args(EmbedArgs, given, description=__doc__ or "").embed
+    return until_stopped(lambda: run.embed(config))
 
 
 def embed(model: Model, dataset: str | PathLike[str], **keys: Any) -> datasets.Dataset:

@@ -1,24 +1,28 @@
 """Label images with a finished classifier, or write the masks of a finished segmenter.
 
-    tpssl-hf predict --model outputs/digits_fixmatch --dataset path/to/images
-    tpssl-hf predict --model outputs/digit_scenes --dataset path/to/images --overlays
-    python recipes/predict.py --model outputs/digits_fixmatch --dataset path/to/images   # the same without installing
+    tpssl-hf predict outputs/digits_fixmatch path/to/images
+    tpssl-hf predict outputs/digits_fixmatch path/to/images --accept 0.95 --export imagefolder,label_studio
+    tpssl-hf predict outputs/digit_scenes path/to/images --overlays
+    python recipes/predict.py outputs/digits_fixmatch path/to/images   # the same without installing
 
 The folder --output_dir then holds predictions.parquet and predictions.csv, or masks/, and skipped.csv with the images
-that could not be read. Started again with the same keys, an unfinished run continues where it was. docs/predict.md
+that could not be read; with --accept what may be taken at that accuracy and what is to be looked at, and with --export
+the same for other tools. Started again with the same keys, an unfinished run continues where it was. docs/predict.md
 says what the columns are.
 
 Keys: defaults < --config file < command line; --help lists them.
 """
 
+import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import Any, Protocol
 
 import datasets
 
 from tpssl_hf.config.parser import parse_args
+from tpssl_hf.errors import InputError
 from tpssl_hf.tasks.predict import run
 from tpssl_hf.tasks.predict.config import PredictArgs
 
@@ -37,9 +41,9 @@ Model = str | PathLike[str] | FinishedRun
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Apply the model and say where the answers are; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    say_result(run.predict(parse_args(PredictArgs, given, description=__doc__ or "").predict))
-    return 0
+    given = named_words(sys.argv[1:] if arguments is None else arguments)
+    config = parse_args(PredictArgs, given, description=__doc__ or "").predict
+    return until_stopped(lambda: run.predict(config))
 
 
 def predict(model: Model, dataset: str | PathLike[str], **keys: Any) -> datasets.Dataset:
@@ -74,6 +78,25 @@ def keywords(model: Model, dataset: str | PathLike[str], keys: Mapping[str, Any]
     return {"model": fspath(location), "dataset": fspath(dataset), **keys}
 
 
-def say_result(result: run.PredictResult) -> None:
-    """Print how many images have an answer, and where."""
+def named_words(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with its first words, model and images, as keys.
+
+    Raises:
+        InputError: for more words than these two.
+    """
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    if len(words) > 2:
+        raise InputError(f"{words[2]!r} is one word too many; give the model, the folder of images, and --KEY VALUE.")
+    named = [f"--{name}={word}" for name, word in zip(("model", "dataset"), words, strict=False)]
+    return [*named, *arguments[len(words) :]]
+
+
+def until_stopped(work: Callable[[], run.PredictResult]) -> int:
+    """Do the work and print how many images have an answer, and where; returns the exit code, 130 after Ctrl-C."""
+    try:
+        result = work()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command continues after the last whole part (--save_every images)\n")
+        return 130
     print(f"{result.images:,} images, {result.skipped:,} that could not be read: {result.path}")
+    return 0

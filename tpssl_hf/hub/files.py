@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation.calibration import FILE as CALIBRATION
 from tpssl_hf.hub.card import render_card
 from tpssl_hf.hub.redaction import publishable, without_paths, without_secrets
 from tpssl_hf.hub.run_record import MODEL, MODEL_CONFIG, VERDICT, WEIGHTS, Evidence
@@ -23,6 +24,7 @@ ONNX = "onnx/model.onnx"  # where transformers.js looks
 # Everything this module may write; what a former push left of it and the new one lacks goes in the same commit.
 OWN_FILES = frozenset(
     {CARD, RUN_CONFIG, RESULTS, VERDICT, VERDICT_IMAGE, WEIGHTS, MODEL_CONFIG, *PROCESSOR_FILES, CURVES, ONNX}
+    | {CALIBRATION}
 )
 PRIVATE_KEYS = ("cache_dir", "feature_dir")  # where this machine keeps things; of no use to others
 
@@ -58,6 +60,8 @@ def package(
     for name in PROCESSOR_FILES:
         if (model / name).is_file():
             files[name] = _json(json.loads((model / name).read_text(encoding="utf-8")), known)
+    if (model / CALIBRATION).is_file():
+        files[CALIBRATION] = model / CALIBRATION
     config = {name: value for name, value in evidence.results["config"].items() if name not in PRIVATE_KEYS}
     shown = yaml.safe_dump(publishable(config, known), sort_keys=False, allow_unicode=True)
     files[RUN_CONFIG] = shown.encode()

@@ -79,9 +79,10 @@ def test_the_table_for_people_can_be_given_as_labels(classifier: Path, photos: P
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as text:
         rows = list(csv.DictReader(text))
     ranks = ["label_2", "confidence_2", "label_3", "confidence_3"]
-    assert list(rows[0]) == ["row", "file", "label", "confidence", "margin", "entropy", *ranks]
+    assert list(rows[0]) == ["row", "file", "label", "confidence", "second_label", "margin", "entropy", *ranks]
     assert [row["file"] for row in rows] == table["file"] and [row["label"] for row in rows] == table["label"]
     store: Any = SimpleNamespace(rows=np.arange(len(FILES)))
+    assert [row["second_label"] for row in rows] == [row["label_2"] for row in rows]
     labels = read_labels(tmp_path / "out" / "predictions.csv", store, load_source(str(photos)))
     assert [labels.class_names[number] for number in labels.labels] == table["label"]
     assert float(rows[0]["confidence_3"]) == pytest.approx(table[0]["top_probabilities"][2], abs=1e-5)

@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from tpssl_hf.data.scan import UNLABELED
+from tpssl_hf.evaluation.calibration import LEAST_LABELS, Calibration
 from tpssl_hf.evaluation.features import extract_features
 from tpssl_hf.evaluation.fitted_head import fit_head
 from tpssl_hf.methods.classify.label_spreading import MOST_IMAGES, LabelSpreadingConfig, NeighborGraph
 from tpssl_hf.tasks.classify.data import Split
-from tpssl_hf.tasks.classify.folds import answers_of_folds
+from tpssl_hf.tasks.classify.folds import SMALLEST, answers_of_folds
 from tpssl_hf.tasks.classify.frozen import head_of, labeled_features, unlabeled_features, without_head
 from tpssl_hf.tasks.classify.run import ClassifyRun, load_start, probabilities
 from tpssl_hf.tasks.classify.selection import FINETUNED, PROBE, SPREADING, Folds, choose, cross_validated
 
+HELD_OUT, HELD_OUT_IN_TURN = "labels held out of the run", "training labels held out in turn"
 Heads = dict[str, nn.Linear]  # baseline -> its fitted head
 
 
@@ -49,21 +51,23 @@ class Baselines:
         fit_head(heads[SPREADING], self.features, *spread)
         return heads
 
-    def cross_validate(self, folds: Folds) -> dict[str, list[int]]:
-        """Return for both 1 for each label that was found while its fold was held out, else 0."""
-        labels = self.run.data.labeled.labels
-        right = {name: np.zeros(len(labels), dtype=np.int64) for name in (PROBE, SPREADING)}
+    def cross_validate(self, folds: Folds) -> dict[str, np.ndarray]:
+        """Return the logits (N, K) of both for each label while its fold was held out."""
+        labeled = self.run.data.labeled
+        labels, shape = labeled.labels, (len(labeled.labels), len(labeled.class_names))
+        answers = {name: np.full(shape, np.nan) for name in (PROBE, SPREADING)}
         for number in range(folds.count):
             held = folds.numbers == number
             for name, head in self.heads(np.where(held, UNLABELED, labels)).items():
-                right[name][held] = _answers(head, self.features[: self.labeled][held]) == labels[held]
-        return {name: answers.tolist() for name, answers in right.items()}
+                answers[name][held] = _logits(head, self.features[: self.labeled][held])
+        return answers
 
     def accuracies(self, heads: Heads, split: Split) -> dict[str, float]:
         """Accuracy of both on images that neither has seen."""
         backbone = without_head(self.classifier, self.device)
         features = extract_features(backbone, split.store, split.indices, self.run.views, self.device)
-        return {name: float((_answers(head, features) == split.labels).mean()) for name, head in heads.items()}
+        found = {name: _logits(head, features).argmax(axis=1) for name, head in heads.items()}
+        return {name: float((answers == split.labels).mean()) for name, answers in found.items()}
 
     def network(self, head: nn.Linear) -> nn.Module:
         """Return the start with a fitted head."""
@@ -80,11 +84,13 @@ class Deployment:
         network: the classifier in ``model/``.
         saved: which candidate it is and why, for ``results.json``.
         beside: accuracy of the other candidates on the test split, for the report; nothing is chosen by it.
+        calibration: what held-out labels say of it; None where none were held out.
     """
 
     network: nn.Module
     saved: dict[str, Any]
     beside: dict[str, float]
+    calibration: Calibration | None
 
 
 def deploy(run: ClassifyRun, folder: Path) -> Deployment:
@@ -93,15 +99,16 @@ def deploy(run: ClassifyRun, folder: Path) -> Deployment:
     saved = {"candidate": FINETUNED, "select": run.args.task.select, "labels": len(labeled.labels), "usable": True}
     saved |= {"folds": {"count": folds.count, "steps": folds.steps} if folds else None, "cross_validated": {}}
     if run.args.task.select == "last":
-        return Deployment(finetuned, saved, {})
-    baselines, right = Baselines(run), dict[str, list[int]]()
+        return Deployment(finetuned, saved, {}, calibrate(run, finetuned, None))
+    baselines, answers = Baselines(run), dict[str, np.ndarray]()
     if folds:
         found = baselines.cross_validate(folds)
-        right = {FINETUNED: answers_of_folds(folder, folds) if run.max_steps else found[SPREADING], **found}
+        answers = {FINETUNED: answers_of_folds(folder, folds) if run.max_steps else found[SPREADING], **found}
     heads = baselines.heads(labeled.labels)
     if run.max_steps == 0:  # label spreading itself is what the run made
-        right.pop(SPREADING, None)
+        answers.pop(SPREADING, None)
         del heads[SPREADING]
+    right = {name: is_right(logits, labeled.labels) for name, logits in answers.items()}
     usable = is_usable(probabilities(run, finetuned, Split(run.data.store, labeled.indices, labeled.labels)))
     name = choose(right, usable=usable)
     saved |= {"candidate": name, "usable": usable, "cross_validated": cross_validated(right)}
@@ -112,7 +119,37 @@ def deploy(run: ClassifyRun, folder: Path) -> Deployment:
             of_finetuned = probabilities(run, finetuned, test).argmax(axis=1)
             beside = {FINETUNED: float((of_finetuned == test.labels).mean()), **beside}
             del beside[name]
-    return Deployment(finetuned if name == FINETUNED else baselines.network(heads[name]), saved, beside)
+    network = finetuned if name == FINETUNED else baselines.network(heads[name])
+    return Deployment(network, saved, beside, calibrate(run, network, answers.get(name)))
+
+
+def calibrate(run: ClassifyRun, network: nn.Module, cross_validated: np.ndarray | None) -> Calibration | None:
+    """Ask held-out labels how far the deployed network may be believed.
+
+    Labels that were held out of the whole run are asked where there are enough of them: only they have seen the very
+    network that is deployed. Else those that were held out in turn answer for networks like it, finetuned with fewer
+    labels and, from 25 labels a class on, for fewer steps.
+
+    Args:
+        run: the finished run.
+        network: the deployed one.
+        cross_validated: (N, K) logits of the training labels while they were held out, NaN where a fold failed; None
+            without folds.
+    """
+    held, labels = run.data.validation, run.data.labeled.labels
+    if held is not None and (len(held.labels) >= LEAST_LABELS or cross_validated is None):
+        logits = np.log(np.maximum(probabilities(run, network, held), SMALLEST))
+        if np.isfinite(logits).all():
+            return Calibration.measure(logits, held.labels, HELD_OUT)
+    if cross_validated is None or not np.isfinite(cross_validated).all():
+        return None
+    return Calibration.measure(cross_validated, labels, HELD_OUT_IN_TURN)
+
+
+def is_right(logits: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Return 1 for each of labels (N,) that logits (N, K) find, else 0, as for logits that are not finite."""
+    right = np.isfinite(logits).all(axis=1) & (logits.argmax(axis=1) == labels)
+    return [int(answer) for answer in right]
 
 
 def is_usable(answers: np.ndarray) -> bool:
@@ -121,7 +158,7 @@ def is_usable(answers: np.ndarray) -> bool:
 
 
 @torch.no_grad()
-def _answers(head: nn.Linear, features: np.ndarray) -> np.ndarray:
-    """Return the classes (N,) that a head on the CPU gives to features (N, D)."""
-    answers: np.ndarray = head(torch.from_numpy(features)).argmax(dim=1).numpy()
-    return answers
+def _logits(head: nn.Linear, features: np.ndarray) -> np.ndarray:
+    """Return the logits (N, K) that a head on the CPU gives to features (N, D)."""
+    logits: np.ndarray = head(torch.from_numpy(features)).numpy()
+    return logits

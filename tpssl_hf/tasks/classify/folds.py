@@ -18,12 +18,14 @@ from tpssl_hf.training.nonfinite_guard import NonFiniteStepsError
 from tpssl_hf.training.run_dir import CHECKPOINTS, RunDir, StopSignals
 
 FILE = f"{CHECKPOINTS}/folds.json"  # beside the checkpoints that it belongs to
+ANSWERS = "log_probabilities"
+SMALLEST = 1e-30  # probability that is told from 0
 
 
 def train_folds(run: ClassifyRun, run_dir: RunDir | None, signals: StopSignals) -> float | None:
     """Finetune from the same start once for each fold, with the labels of the other folds; all processes take part.
 
-    What is answered about the held-out labels is kept after each fold, so that an interrupted run goes on with the
+    The log-probabilities of the held-out labels are kept after each fold, so that an interrupted run goes on with the
     next one. Finished networks are not touched.
 
     Returns:
@@ -35,10 +37,10 @@ def train_folds(run: ClassifyRun, run_dir: RunDir | None, signals: StopSignals) 
     done = read_folds(Path(run.args.run.output_dir))
     for number in range(len(done), folds.count):
         began = time.perf_counter()
-        right = _train_fold(run, folds, number, run_dir, signals)
-        if right is None:
+        answers = _train_fold(run, folds, number, run_dir, signals)
+        if answers is None:
             return None
-        done.append({"right": right, "seconds": time.perf_counter() - began})
+        done.append({ANSWERS: answers.round(4).tolist(), "seconds": time.perf_counter() - began})
         if run_dir:
             run_dir.write_json(FILE, done)
         run.accelerator.free_memory()
@@ -46,24 +48,25 @@ def train_folds(run: ClassifyRun, run_dir: RunDir | None, signals: StopSignals) 
 
 
 def read_folds(folder: Path) -> list[dict[str, Any]]:
-    """Return ``right`` and ``seconds`` of the folds that are done."""
+    """Return ``log_probabilities`` and ``seconds`` of the folds that are done."""
     file = folder / FILE
     found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     return found
 
 
-def answers_of_folds(folder: Path, folds: Folds) -> list[int]:
-    """Return 1 for each label that was found while it was held out, else 0, in the order of the labels."""
-    right = np.zeros(len(folds.numbers), dtype=np.int64)
-    for number, fold in enumerate(read_folds(folder)):
-        right[folds.numbers == number] = fold["right"]
-    return [int(answer) for answer in right]
+def answers_of_folds(folder: Path, folds: Folds) -> np.ndarray:
+    """Return the log-probabilities (N, K) of each label while it was held out, NaN where a fold failed."""
+    done = [np.array(fold[ANSWERS], dtype=np.float64) for fold in read_folds(folder)]  # null becomes NaN
+    answers = np.full((len(folds.numbers), done[0].shape[1]), np.nan)
+    for number, found in enumerate(done):
+        answers[folds.numbers == number] = found
+    return answers
 
 
 def _train_fold(
     run: ClassifyRun, folds: Folds, number: int, run_dir: RunDir | None, signals: StopSignals
-) -> list[int] | None:
-    """Return the answers of one fold, on the main process; [] on others, None where a signal stopped it."""
+) -> np.ndarray | None:
+    """Return the log-probabilities (n, K) of a fold, n = 0 on other processes; None where a signal stopped it."""
     labeled, held = run.data.labeled, np.flatnonzero(folds.numbers == number)
     kept = part_of(labeled, np.flatnonzero(folds.numbers != number))
     args = replace(run.args, optim=replace(run.args.optim, max_steps=folds.steps))
@@ -74,10 +77,9 @@ def _train_fold(
             if step.may_stop and agreed(run.accelerator, bool(signals.requested)):
                 return None
     except NonFiniteStepsError:  # whoever fails knows no label; what was finetuned with all labels did not
-        return [0] * len(held)
+        return np.full((len(held), len(labeled.class_names)), np.nan)
     if run_dir is None:
-        return []
+        return np.zeros((0, len(labeled.class_names)))
     split = Split(run.data.store, labeled.indices[held], labeled.labels[held])
-    answers = probabilities(fold, fold.method.deployed, split)
-    right = np.isfinite(answers).all(axis=1) & (answers.argmax(axis=1) == split.labels)
-    return [int(answer) for answer in right]
+    answers: np.ndarray = np.log(np.maximum(probabilities(fold, fold.method.deployed, split), SMALLEST))
+    return answers

@@ -1,6 +1,6 @@
 """What a finished classification writes: images, model/, results.json, and a summary for people."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from tpssl_hf.evaluation.calibration import FILE as CALIBRATION
+from tpssl_hf.evaluation.calibration import Calibration
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
 from tpssl_hf.models.timm_export import save_timm_folder
 from tpssl_hf.monitoring.pseudo_labels import draw_pseudo_labels
@@ -52,14 +54,26 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
         metrics=metrics,
         beside=deployment.beside,
         saved=deployment.saved,
+        calibration=calibration_facts(deployment.calibration),
         **run.facts(seconds + run.fit_seconds),
     )
     if not made:
         save(run, run.method.deployed, run_dir.path / "model_last", {})
     save(run, network, run_dir.path / "model", {**provenance(results), "candidate": deployment.saved["candidate"]})
+    if deployment.calibration:
+        run_dir.write_json(f"model/{CALIBRATION}", asdict(deployment.calibration))
     results["published_path"] = published_path(run, run_dir.path / "model", network, answers)
     run_dir.write_json(RESULTS, results)
     return summary(run_dir.path, results)
+
+
+def calibration_facts(calibration: Calibration | None) -> dict[str, Any] | None:
+    """Return what held-out labels say of the deployed network, without the single labels."""
+    if calibration is None:
+        return None
+    facts = {name: value for name, value in asdict(calibration).items() if name not in ("confidences", "right")}
+    expected = {"labels": len(calibration.right), "expected_accuracy": calibration.expected_accuracy()}
+    return {**facts, **expected, "sentence": calibration.sentence()}
 
 
 def words_of(run: ClassifyRun, deployment: Deployment) -> str:
@@ -133,6 +147,8 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
         lines.append(f"  beside it     {others} (same images; nothing was chosen by these)")
     if "validation_accuracy" in metrics:
         lines.append(f"  validation    {100 * metrics['validation_accuracy']:.1f} % of the labels held out")
+    if results["calibration"]:
+        lines.append(f"  held out      {results['calibration']['sentence']}")
     replaced = results["saved"]["candidate"] != FINETUNED
     compared = results["saved"]["select"] == "best"
     folds = results["saved"]["folds"] if results["steps"] else None

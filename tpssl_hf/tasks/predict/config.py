@@ -34,6 +34,19 @@ class PredictConfig(EmbedConfig):
     """Predictions of a finished model."""
 
     top_k: int = key(5, "Classification: most probable classes kept for each image.")
+    accept: float | None = key(
+        None,
+        "Classification: also write which predictions to take as they are, so that this share of them is right, such "
+        "as 0.95, and which to look at.",
+        carry_out=True,
+    )
+    export: str | None = key(
+        None,
+        "Also write exports/: imagefolder, coco, label_studio, cvat; several with commas between. With accept, data "
+        "sets hold what is accepted, and the annotation tools what is to be looked at.",
+        several=True,
+        carry_out=True,
+    )
     overlays: bool = key(False, "Segmentation: also write each image with its mask laid over it.")
 
 

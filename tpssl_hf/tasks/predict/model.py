@@ -21,6 +21,8 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from tpssl_hf.data.masks import Color, color_map
 from tpssl_hf.data.reading import PIXEL_LIMIT, UnreadableImage
 from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation.calibration import FILE as CALIBRATION_FILE
+from tpssl_hf.evaluation.calibration import Calibration
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
@@ -40,7 +42,9 @@ class FinishedModel:
         palette: RGB color of each class of a segmenter, if it has colors.
         processor: the image processor that pipelines of transformers use.
         device: where the network is.
-        fingerprint: of weights and configuration.
+        folder: of its files.
+        fingerprint: of weights, configuration and calibration.
+        calibration: of a classifier, or None.
     """
 
     kind: Literal["backbone", "classifier", "segmenter"]
@@ -49,7 +53,9 @@ class FinishedModel:
     palette: tuple[Color, ...]
     processor: Callable[..., Any]
     device: torch.device
+    folder: Path
     fingerprint: str
+    calibration: Calibration | None = None
 
     @property
     def input_size_varies(self) -> bool:
@@ -69,6 +75,12 @@ class FinishedModel:
                 raise UnreadableImage(f"{width} x {height} pixels, too narrow to be resized to {side} pixels")
         prepared: Tensor = self.processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
         return prepared
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a classifier's logits (B, K) and features (B, D), float32, of normalized images (B, 3, H, W)."""
+        maps = self.network.forward_features(images)
+        pooled = self.network.forward_head(maps, pre_logits=True)
+        return self.network.forward_head(maps).float(), pooled.float()
 
     def features(self, images: Tensor) -> Tensor:
         """Return what a classifier would read of normalized images (B, 3, H, W): pooled features (B, D), float32."""
@@ -121,7 +133,9 @@ def load_model(model: str, device: str) -> FinishedModel:
     )
     if is_segmenter and not palette:
         palette = color_map(min(len(names), 256))
-    return FinishedModel(kind, network.to(where).eval(), names, palette, processor, where, _fingerprint(folder))
+    calibration = _calibration(folder) if kind == "classifier" else None
+    network, fingerprint = network.to(where).eval(), _fingerprint(folder)
+    return FinishedModel(kind, network, names, palette, processor, where, folder, fingerprint, calibration)
 
 
 def find_model(model: str) -> Path:
@@ -187,7 +201,7 @@ def _from_hub(model: str) -> Path:
     repository, _, revision = model.partition("@")
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise InputError(f"model {model!r} is no folder here and no Hub id; give a folder that exists, or owner/name.")
-    wanted = [WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE]
+    wanted = [WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION_FILE]
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
     except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
@@ -232,9 +246,17 @@ def _as_color(color: Any) -> Color:
     return red, green, blue
 
 
+def _calibration(folder: Path) -> Calibration | None:
+    file = folder / CALIBRATION_FILE
+    try:
+        return Calibration(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error}); copy the model again, or delete this file.") from error
+
+
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for name in (WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE):
+    for name in (WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION_FILE):
         if (folder / name).is_file():
             with (folder / name).open("rb") as stream:
                 digest.update(name.encode() + hashlib.file_digest(stream, "sha256").digest())

@@ -15,9 +15,14 @@ import torch
 from tqdm import tqdm
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.tasks.predict.accept import split_predictions
 from tpssl_hf.tasks.predict.answers import Answers, Classification, Columns, Embedding
 from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
+from tpssl_hf.tasks.predict.expect import what_to_expect
+from tpssl_hf.tasks.predict.exports.predicted import Predicted
+from tpssl_hf.tasks.predict.exports.write import formats_named, write_exports
 from tpssl_hf.tasks.predict.model import FinishedModel, load_model
+from tpssl_hf.tasks.predict.nearest import LabeledImages, UnknownLabels
 from tpssl_hf.tasks.predict.read import ImageReader, PreparedImage
 from tpssl_hf.tasks.predict.segment import Segmentation
 from tpssl_hf.tasks.predict.write import (
@@ -28,9 +33,11 @@ from tpssl_hf.tasks.predict.write import (
     default_folder,
     open_output,
     refuse_overlap,
+    short_name,
 )
 from tpssl_hf.training.run_dir import RESULTS
 
+FILES = {"predict": Classification.name, "embed": Embedding.name}
 BATCH_PIXELS = 2**24  # of a batch of images that keep their own sizes: a few photos of full size at a time
 
 
@@ -69,22 +76,44 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         InputError: for a model or images that cannot be used, and an output folder of other keys.
     """
     _check(config)
+    if config.accept is not None and not 0 < config.accept < 1:
+        raise InputError(f"accept is {config.accept:g}; give an accuracy above 0 and below 1, such as 0.95.")
     model = load_model(config.model, config.device)
     if model.kind == "backbone":
         raise InputError(
             f"model {config.model!r} is a backbone and knows no classes; use embed for its features, or finetune a "
             "classifier on it first."
         )
+    if model.kind == "segmenter" and config.accept is not None:
+        raise InputError("accept is for classifiers, and this model is a segmenter; leave it out.")
+    formats = formats_named(config.export, segmenter=model.kind == "segmenter")
     reader = ImageReader(config)
 
     def answers(folder: Path) -> Answers:
         if model.kind == "classifier":
-            return Classification(model, config.top_k)
+            return Classification(model, config.top_k, _labeled_images(model, config, say))
         return Segmentation(
             model, folder, reader.names.to_pylist(), overlays=config.overlays, num_workers=config.num_workers
         )
 
-    return _apply("predict", config, model, reader, answers, say, progress)
+    def conclude(folder: Path) -> dict[str, Any]:
+        facts: dict[str, Any] = what_to_expect(folder, model, say) if model.kind == "classifier" else {}
+        if config.accept is not None:
+            facts["accept"] = split_predictions(folder, model.calibration, config.accept, say)
+        table = folder / f"{Classification.name}.parquet"
+        predicted = Predicted(table, reader.source, model.class_names, short_name(config.model))
+        write_exports(predicted, formats, facts.get("accept"), say)
+        return facts
+
+    return _apply(_Job("predict", config, model, reader, answers, conclude, say, progress))
+
+
+def _labeled_images(model: FinishedModel, config: PredictConfig, say: Callable[[str], Any]) -> LabeledImages | None:
+    try:
+        return LabeledImages(model, config.num_workers)
+    except UnknownLabels as reason:
+        say(f"no column of the nearest labeled image: {reason}")
+    return None
 
 
 def embed(config: EmbedConfig, *, say: Callable[[str], Any] = tqdm.write, progress: bool = True) -> PredictResult:
@@ -100,7 +129,8 @@ def embed(config: EmbedConfig, *, say: Callable[[str], Any] = tqdm.write, progre
     """
     _check(config)
     model = load_model(config.model, config.device)
-    return _apply("embed", config, model, ImageReader(config), lambda _: Embedding(model), say, progress)
+    reader = ImageReader(config)
+    return _apply(_Job("embed", config, model, reader, lambda _: Embedding(model), lambda _: {}, say, progress))
 
 
 def _check(config: EmbedConfig) -> None:
@@ -109,34 +139,60 @@ def _check(config: EmbedConfig) -> None:
             raise InputError(f"{name} is {getattr(config, name)}; give a number from 1.")
 
 
-def _apply(
-    task: str,
-    config: EmbedConfig,
-    model: FinishedModel,
-    reader: ImageReader,
-    make_answers: Callable[[Path], Answers],
-    say: Callable[[str], Any],
-    progress: bool,
-) -> PredictResult:
-    record = {"task": task, **asdict(config), IMAGES_KEY: reader.source.fingerprint, MODEL_KEY: model.fingerprint}
-    record["output_dir"] = config.output_dir or default_folder(record)
+@dataclass(frozen=True)
+class _Job:
+    """What is to be applied to what.
+
+    Attributes:
+        task: predict or embed.
+        config: every key.
+        model: that is applied.
+        reader: of the images.
+        make_answers: output folder -> what turns images into columns; not called for a finished folder.
+        conclude: output folder -> what is said of all answers together, for ``results.json``.
+        say: called with each sentence for people.
+        progress: whether to show a bar.
+    """
+
+    task: str
+    config: EmbedConfig
+    model: FinishedModel
+    reader: ImageReader
+    make_answers: Callable[[Path], Answers]
+    conclude: Callable[[Path], dict[str, Any]]
+    say: Callable[[str], Any]
+    progress: bool
+
+    def record(self) -> dict[str, Any]:
+        """Return every key, and the fingerprints of images and model."""
+        record = {"task": self.task, **asdict(self.config)}
+        record |= {IMAGES_KEY: self.reader.source.fingerprint, MODEL_KEY: self.model.fingerprint}
+        return record | {"output_dir": self.config.output_dir or default_folder(record)}
+
+
+def _apply(job: _Job) -> PredictResult:
+    record, config, reader, say = job.record(), job.config, job.reader, job.say
     folder = Path(record["output_dir"]).expanduser()
     refuse_overlap(folder, reader.source.folder)
     with open_output(folder, record) as run:
-        answers = make_answers(folder)
-        path = folder / f"{answers.name}.parquet"
+        path = folder / f"{FILES[job.task]}.parquet"
         if run.finished and path.is_file():
-            counts = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+            results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
             say(f"{path} is finished already, from the same images and model; delete the folder to make it anew.")
-            return PredictResult(folder, path, counts["images"], counts["skipped"])
+            run.write_json(RESULTS, results | job.conclude(folder))
+            return PredictResult(folder, path, results["images"], results["skipped"])
+        answers = job.make_answers(folder)
         parts = Parts(folder, len(reader.rows), config.save_every, answers)
         done = len(reader.rows) - sum(parts.sizes[number] for number in parts.missing)
         if done:
             say(f"continuing after {done:,} of {len(reader.rows):,} images")
-        with tqdm(total=len(reader.rows), initial=done, desc=task, unit=" images", disable=not progress) as bar:
-            _write_missing(parts, config, model, reader, answers, bar)
+        with tqdm(
+            total=len(reader.rows), initial=done, desc=job.task, unit=" images", disable=not job.progress
+        ) as bar:
+            _write_missing(parts, config, job.model, reader, answers, bar)
         answered, skipped = parts.join()
-        run.write_json(RESULTS, {"task": task, "images": answered, "skipped": skipped, "config": record})
+        results = {"task": job.task, "images": answered, "skipped": skipped, "config": record}
+        run.write_json(RESULTS, results | job.conclude(folder))
         parts.remove()
     say(f"{path}: {answered:,} images" + (f"; {skipped:,} could not be read, see {SKIPPED}" if skipped else ""))
     return PredictResult(folder, path, answered, skipped)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image
 from torch.nn import functional as F
 
-from tpssl_hf.tasks.predict.answers import Columns, stacked
+from tpssl_hf.tasks.predict.answers import SIZES, Columns, sizes, stacked
 from tpssl_hf.tasks.predict.model import FinishedModel
 from tpssl_hf.tasks.predict.read import PreparedImage
 
@@ -25,7 +25,9 @@ class Segmentation:
     """Writes the mask of each image; the table says where it is, how sure the segmenter is and what it shows."""
 
     name = "predictions"
-    schema = pa.schema([("mask", pa.string()), ("confidence", pa.float32()), ("class_shares", pa.list_(pa.float32()))])
+    schema = pa.schema(
+        [("mask", pa.string()), ("confidence", pa.float32()), ("class_shares", pa.list_(pa.float32())), *SIZES]
+    )
 
     def __init__(
         self, model: FinishedModel, folder: Path, names: Sequence[str], *, overlays: bool, num_workers: int
@@ -52,7 +54,7 @@ class Segmentation:
     def answer(self, images: Sequence[PreparedImage]) -> Columns:
         """Write the masks of a batch; ``confidence`` is the mean over pixels, ``class_shares`` sum to 1."""
         logits = self._model.network(stacked(images, self._model)).logits
-        columns: Columns = {"mask": [], "confidence": [], "class_shares": []}
+        columns: Columns = {"mask": [], "confidence": [], "class_shares": [], **sizes(images)}
         jobs = []
         for image, own in zip(images, logits, strict=True):
             scores = F.interpolate(own[None], size=image.size, mode="bilinear", align_corners=False)[0]

@@ -19,6 +19,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.files.atomic import replacing_file
 from tpssl_hf.tasks.predict.answers import Answers
 from tpssl_hf.tasks.predict.config import CARRY_OUT
+from tpssl_hf.tasks.predict.exports.write import EXPORTS
 from tpssl_hf.tasks.predict.segment import MASKS, OVERLAYS
 from tpssl_hf.training.run_dir import CONFIG, RESULTS, RunDir
 
@@ -37,10 +38,10 @@ def default_folder(record: Mapping[str, Any]) -> str:
     content = {name: value for name, value in record.items() if name not in CARRY_OUT}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     parent = "outputs/embeddings" if record["task"] == "embed" else "outputs/predictions"
-    return f"{parent}/{_short_name(record['model'])}-{_short_name(record['dataset'])}-{digest[:8]}"
+    return f"{parent}/{short_name(record['model'])}-{short_name(record['dataset'])}-{digest[:8]}"
 
 
-def _short_name(location: str) -> str:
+def short_name(location: str) -> str:
     """Return the part of a path or Hub id that people know it by, fit for a file name."""
     parts = [part for part in re.split(r"[/\\]", location.partition("@")[0]) if part not in ("", ".", "..", "model")]
     return re.sub(r"[^\w.-]", "_", parts[-1])[:40] if parts else "here"
@@ -55,7 +56,7 @@ def refuse_overlap(folder: Path, images: Path | None) -> None:
     if images is None:
         return
     folder = folder.expanduser().resolve()
-    own = [folder / name for name in (PARTS, MASKS, OVERLAYS)]
+    own = [folder / name for name in (PARTS, MASKS, OVERLAYS, EXPORTS)]
     if folder.is_relative_to(images) or any(images.is_relative_to(part) for part in own):
         raise InputError(
             f"output_dir {str(folder)!r} and the images in {str(images)!r} overlap, so results would become part of "
@@ -136,7 +137,10 @@ class Parts:
             facts = self._facts(number)
         except (OSError, pa.ArrowInvalid, KeyError, ValueError):
             return False
-        return bool(facts["images"] == self.sizes[number])
+        same_columns = (
+            pq.read_schema(self.path(number)).names == self._schema.names
+        )  # labeled images may have gone since
+        return same_columns and bool(facts["images"] == self.sizes[number])
 
     def _facts(self, number: int) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(pq.read_metadata(self.path(number)).metadata[FACTS])
