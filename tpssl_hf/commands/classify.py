@@ -27,6 +27,7 @@ from tpssl_hf.tasks.classify.folds import train_folds
 from tpssl_hf.tasks.classify.report import save_results
 from tpssl_hf.tasks.classify.run import prepare
 from tpssl_hf.tasks.finetuning import FinetuningTask, finetune
+from tpssl_hf.tasks.machine import for_this_machine
 from tpssl_hf.training.accelerator import make_accelerator
 
 CLASSIFICATION = FinetuningTask(prepare, save_results, "accuracy", train_folds)
@@ -58,6 +59,7 @@ def run(args: ClassifyArgs) -> int:
     """Finetune, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
+    args, accelerator = for_this_machine(args, accelerator)
     if args.time.budget:
         trainings = 2 if args.task.select == "best" else 1  # folds take as long as the run itself, at most
         args = apply_time_budget(args, accelerator, trainings=trainings)

@@ -19,6 +19,7 @@ from typing import Any
 from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.tasks.finetuning import FinetuningTask, finetune
+from tpssl_hf.tasks.machine import for_this_machine
 from tpssl_hf.tasks.segment.budget import apply_time_budget
 from tpssl_hf.tasks.segment.config import SegmentArgs, parse_segment
 from tpssl_hf.tasks.segment.report import save_results
@@ -54,6 +55,7 @@ def run(args: SegmentArgs) -> int:
     """Finetune, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
+    args, accelerator = for_this_machine(args, accelerator)
     if args.time.budget:
         args = apply_time_budget(args, accelerator)
         if args.time.plan:
