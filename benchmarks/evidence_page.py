@@ -22,14 +22,15 @@ differences are paired by label seed, in points, with a 95 % interval of Student
 
 def write_page(cells_folder: Path, page: Path) -> None:
     """Write the page from the JSON files in ``cells_folder``, and the picture beside it."""
-    cells = [json.loads(file.read_text()) for file in sorted(cells_folder.glob("*.json"))]
+    everything = [json.loads(file.read_text()) for file in sorted(cells_folder.glob("*.json"))]
+    cells, masked = [c for c in everything if "probes" in c], [c for c in everything if "masks" in c]
     draw(cells, page.parent / PICTURE)
     parts = [HEAD, f"![probe accuracy of each pair, before and after]({PICTURE.as_posix()})", "", *probe_table(cells)]
-    parts += [*learner_table(cells), *labels_table(cells), *crops_table(cells)]
-    machines = sorted({cell["machine"] for cell in cells})
+    parts += [*learner_table(cells), *labels_table(cells), *crops_table(cells), *masks_table(masked)]
+    machines = sorted({cell["machine"] for cell in everything})
     parts += ["", f"Machine: {'; '.join(machines)}. Not measured on a GPU."]
     page.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{len(cells)} cells: {page}\n")
+    sys.stdout.write(f"{len(everything)} cells: {page}\n")
 
 
 def probe_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -66,8 +67,8 @@ def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Finetuned",
         "",
         "| weights | data | labels a class | learner | accuracy | minus the probe of its start | "
-        "minus supervised from the same start | minus the same from base | minutes each | label seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "minus supervised from the same start | minus the same from base | steps | CPU minutes each | label seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell, name, done in learned:
         learner, _, start = name.rpartition(" from ")
@@ -77,7 +78,8 @@ def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         for other in others:
             known = {seed: found["accuracy"] for seed, found in cell["learners"].get(other, {}).items()}
             values.append("" if other == name else against(done, known))
-        values.append(f"{statistics.mean(found['seconds'] for found in done.values()) / 60:.1f}")
+        values.append(str(next(iter(done.values()))["steps"]))
+        values.append(f"{statistics.mean(found['cpu_seconds'] for found in done.values()) / 60:.1f}")
         what = f"{cell['weights']} | {cell['data']} | {cell['per_class']}"
         lines.append(f"| {what} | {name} | {' | '.join(values)} | {len(done)} |")
     return lines
@@ -121,6 +123,37 @@ def crops_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
             known = cell["crops"].get(row)
             values += [in_ranks(known) if known else "", paired(cell["probes"]["base"], cell["probes"][row])]
         lines.append(f"| {cell['weights']} | {cell['data']} | {' | '.join(values)} |")
+    return lines
+
+
+def masks_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of segmenters; none where there are none."""
+    if not cells:
+        return []
+    lines = [
+        "",
+        "## Segmentation with few masks",
+        "",
+        "Mean IoU on the test split in per cent; `benchmarks/does_it_help_masks.py` says how. *adapted* is by PixPro.",
+        "",
+        "| weights | data | masks | learner | mean IoU | minus supervised from the same start | "
+        "minus the same from base | steps | CPU minutes each | label seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        scores = {
+            name: {seed: found["mean_iou"] for seed, found in done.items()} for name, done in cell["learners"].items()
+        }
+        for name, done in cell["learners"].items():
+            learner, _, start = name.rpartition(" from ")
+            values = [mean_of(list(scores[name].values()))]
+            for other in (f"supervised from {start}", f"{learner} from base"):
+                seeds = sorted(set(scores[name]) & set(scores.get(other, {})))
+                pairs = [[scores[row][seed] for seed in seeds] for row in (other, name)]
+                values.append(paired(*pairs) if seeds and other != name else "")
+            minutes = statistics.mean(found["cpu_seconds"] for found in done.values()) / 60
+            what = f"{cell['weights']} | {cell['data']} | {cell['masks']} | {name}"
+            lines.append(f"| {what} | {' | '.join(values)} | {cell['steps']} | {minutes:.1f} | {len(done)} |")
     return lines
 
 

@@ -35,6 +35,7 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # NumPy's own threads spin for 2^26 cycles by default
     global _more_threads
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     share, _more_threads = max(1, _cores() // local_processes), None

@@ -121,3 +121,44 @@ def test_the_learning_rate_follows_the_batch_unless_it_is_given(line: str, rate:
 def test_without_a_budget_nothing_is_left_open() -> None:
     args = parse_classify(["--dataset", "x", "--image_size", "32"])
     assert (args.optim.batch_size, args.optim.unlabeled_ratio) == (64, 7) and args.optim.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", ("adamw", 1e-5, 1.0, "constant")),
+        ("--max_steps 60000", ("adamw", 1e-5, 1.0, "constant")),
+        ("--max_steps 10000", ("adamw", 4e-5, 10.0, "poly")),
+        ("--max_steps 300", ("adamw", 3e-4, 10.0, "poly")),
+        ("--max_steps 300 --learning_rate 0.02 --schedule constant", ("adamw", 0.02, 10.0, "constant")),
+        ("--method classmix", ("sgd", 2.5e-4, 10.0, "poly")),
+        ("--method classmix --max_steps 300", ("adamw", 3e-4, 10.0, "poly")),
+        ("--method clmb --max_steps 300 --optimizer sgd", ("sgd", 2e-4, 1.0, "poly")),
+    ],
+)
+def test_a_short_segmentation_has_a_rate_that_moves_its_decoder(
+    line: str, expected: tuple[str, float, float, str]
+) -> None:
+    optim = parse_segment(["--dataset", "x", *line.split()]).optim
+    assert (optim.optimizer, optim.learning_rate, optim.head_lr_multiplier, optim.schedule) == expected
+
+
+def test_the_rate_of_a_segmentation_follows_the_length_a_budget_chose() -> None:
+    args = parse_segment(["--dataset", "x", "--budget", "15m"])
+    assert args.optim.learning_rate is None
+    assert with_plan(args, segment.TASK, StepBatch(4, 2), 10_000).optim.learning_rate == 4e-5
+
+
+@pytest.mark.parametrize(
+    ("device", "line", "expected"),
+    [
+        ("cpu", "", (128, 128, 64)),
+        ("cpu", "--crop_height 96 --decoder_width 32", (96, 128, 32)),
+        ("cuda", "", (321, 321, 256)),
+        ("cuda", "--crop_width 512", (321, 512, 256)),
+    ],
+)
+def test_a_budget_on_a_cpu_takes_small_crops(device: str, line: str, expected: tuple[int, int, int]) -> None:
+    args = parse_segment(["--dataset", "x", "--budget", "15m", *line.split()])
+    choice = segment.with_sizes(args, torch.device(device)).task
+    assert (choice.crop_height, choice.crop_width, choice.decoder_width) == expected

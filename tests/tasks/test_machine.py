@@ -9,10 +9,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 from tpssl_hf.config.parser import flat
 from tpssl_hf.tasks import machine
-from tpssl_hf.tasks.classify.config import parse_classify
-from tpssl_hf.tasks.machine import for_this_machine
+from tpssl_hf.tasks.machine import Shown, for_this_machine
 from tpssl_hf.tasks.pretrain.config import PretrainArgs, parse_pretrain
-from tpssl_hf.tasks.segment.config import parse_segment
 from tpssl_hf.training import accelerator as accelerators
 from tpssl_hf.training.accelerator import make_accelerator
 from tpssl_hf.training.machine_choice import Setting, Workload
@@ -44,9 +42,12 @@ def arguments(folder: Path, **keys: Any) -> PretrainArgs:
     return parse_pretrain({**named, "output_dir": str(folder), **keys})
 
 
-def chosen(args: Any) -> tuple[str, str, str]:
-    args, accelerator = for_this_machine(args, make_accelerator(args.run))
-    return args.run.precision, args.run.memory_format, accelerator.mixed_precision
+SMALL = Shown((32, 32), 64)
+
+
+def chosen(args: Any, shown: Shown = SMALL) -> tuple[str, str, str]:
+    run, accelerator = for_this_machine(args, shown, make_accelerator(args.run))
+    return run.precision, run.memory_format, accelerator.mixed_precision
 
 
 def test_what_is_fastest_is_put_in(
@@ -60,7 +61,7 @@ def test_what_is_fastest_is_put_in(
 @pytest.mark.parametrize("keys", [{"precision": "bf16"}, {"precision": "fp32", "memory_format": "contiguous"}])
 def test_what_is_asked_for_is_not_measured(measured: list[Workload], tmp_path: Path, keys: dict[str, str]) -> None:
     args = arguments(tmp_path, **keys)
-    assert for_this_machine(args, make_accelerator(args.run))[0] == args and not measured
+    assert for_this_machine(args, Shown((32, 32), 64), make_accelerator(args.run))[0] == args.run and not measured
 
 
 def test_a_memory_format_that_is_asked_for_stays(measured: list[Workload], tmp_path: Path) -> None:
@@ -106,12 +107,12 @@ def test_a_run_of_an_earlier_version_keeps_the_default(measured: list[Workload],
     assert chosen(arguments(tmp_path)) == ("auto", "auto", "bf16") and not measured
 
 
-def test_finetunings_are_measured_with_their_images(measured: list[Workload], tmp_path: Path) -> None:
-    shared = {"dataset": "digits", "backbone": "test_resnet", "output_dir": str(tmp_path), "max_steps": 1000}
-    chosen(parse_classify({**shared, "image_size": 32, "batch_size": 4, "unlabeled_ratio": 7}))
-    chosen(parse_segment({**shared, "crop_height": 48, "crop_width": 64, "batch_size": 4, "unlabeled_ratio": 2}))
-    assert [(work.size, work.images) for work in measured] == [((32, 32), 32), ((48, 64), 12)]
-    chosen(parse_classify({**shared, "image_size": 32, "method": "label_spreading", "init": "timm"}))
+def test_passes_have_the_images_of_the_run(measured: list[Workload], tmp_path: Path) -> None:
+    for images in (12, 256):
+        chosen(arguments(tmp_path, init="timm"), Shown((48, 64), images))
+    assert [(work.size, work.images) for work in measured] == [((48, 64), 12), ((48, 64), 64)]
+    assert measured[0].statistics_frozen
+    chosen(arguments(tmp_path), Shown((32, 32), 64, learns=False))
     assert len(measured) == 2, "it makes no steps"
 
 
@@ -126,5 +127,5 @@ def test_threads_are_set_where_they_gain(
     used: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     args = arguments(tmp_path)
-    args, _ = for_this_machine(args, make_accelerator(args.run))
-    assert (args.run.precision, args.run.cpu_threads, set(used)) == ("fp32", 2, {2})
+    run, _ = for_this_machine(args, Shown((32, 32), 64), make_accelerator(args.run))
+    assert (run.precision, run.cpu_threads, set(used)) == ("fp32", 2, {2})

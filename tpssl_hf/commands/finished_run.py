@@ -12,7 +12,6 @@ from torch import nn
 from tpssl_hf.config.shared import RunConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import stored_config
-from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation
 from tpssl_hf.training.run_dir import RESULTS
 
 
@@ -44,6 +43,8 @@ class FinishedRun:
         if "architecture" in stored_config(str(self.model_path)):
             network: nn.Module = timm.create_model(f"local-dir:{self.model_path}", pretrained=True)
         else:
+            from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation  # loads transformers
+
             network = TpsslForSemanticSegmentation.from_pretrained(self.model_path)
         return network.eval()
 

@@ -117,8 +117,13 @@ class TimeConfig:
 
 def left_to_budget(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the images of a step as a budget wants them where a command line does not give them."""
+    return open_keys(arguments, ("batch_size", "unlabeled_ratio"))
+
+
+def open_keys(arguments: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Return those of ``names`` that a command line does not give, each left to the budget."""
     given = given_keys(arguments)
-    return {name: LEFT_TO_BUDGET for name in ("batch_size", "unlabeled_ratio") if name not in given}
+    return {name: LEFT_TO_BUDGET for name in names if name not in given}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 REGULARIZATION = 1.0  # C of scikit-learn, on features whose mean square is 1
@@ -24,6 +23,8 @@ def fit_head(head: nn.Linear, features: np.ndarray, labels: np.ndarray, weights:
     """
     scale = max(float(np.sqrt((features.astype(np.float64) ** 2).mean())), 1e-12)
     tolerance = TOLERANCE if weights is None else MANY_TOLERANCE
+    from sklearn.linear_model import LogisticRegression
+
     regression = LogisticRegression(C=REGULARIZATION, max_iter=2000, tol=tolerance)
     found = regression.fit(features / scale, labels, sample_weight=weights)
     weights, biases = found.coef_ / scale, found.intercept_

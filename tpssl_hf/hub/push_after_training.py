@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -22,12 +22,14 @@ from tpssl_hf.hub.redaction import without_secrets
 from tpssl_hf.hub.retry import Retry, limited, reason_of
 from tpssl_hf.hub.run_record import gather, start_and_license
 from tpssl_hf.models.backbone import WeightsSource, load_backbone
-from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
-from tpssl_hf.tasks.segment.config import SegmentArgs
 from tpssl_hf.training.run_dir import RESULTS
 
-Args = PretrainArgs | ClassifyArgs | SegmentArgs
+if TYPE_CHECKING:  # their learners load transformers and scikit-learn
+    from tpssl_hf.tasks.classify.config import ClassifyArgs
+    from tpssl_hf.tasks.segment.config import SegmentArgs
+
+Args: TypeAlias = "PretrainArgs | ClassifyArgs | SegmentArgs"
 EARLY_PATIENCE = 60.0  # seconds the Hub may take to say who we are, before anything is trained
 _KEYS = re.compile(r"(?:^|(?<=--))(?=(?:license|base_model|base_note)\b)")  # of PublishConfig, in its sentences
 

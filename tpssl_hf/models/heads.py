@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
 RIDGE_STRENGTHS = np.logspace(-4, 1, 6)  # for each image, of features whose mean square is 1
@@ -57,6 +56,8 @@ def fit_ridge(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
     """
     scale = features.double().square().mean().sqrt().clamp_min(1e-12).item()
     known, wanted = (features.double() / scale).cpu().numpy(), targets.double().cpu().numpy()
+    from sklearn.linear_model import RidgeCV
+
     found = RidgeCV(alphas=len(known) * RIDGE_STRENGTHS).fit(known, wanted)
     layer.weight.copy_(torch.as_tensor(found.coef_ / scale))
     layer.bias.copy_(torch.as_tensor(found.intercept_))

@@ -21,7 +21,8 @@ def finetuning_optimizer(
     args: ClassifyArgs | SegmentArgs, method: Method, heads: Sequence[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Build the optimizer of a learner; ``heads`` are the weights that were not pretrained."""
-    optim = args.optim
+    optim, multiplier = args.optim, args.optim.head_lr_multiplier
+    assert optim.optimizer is not None and multiplier is not None  # they were resolved
     return build_optimizer(
         optim.optimizer,
         method,
@@ -30,7 +31,7 @@ def finetuning_optimizer(
         decay_norm_and_bias=optim.decay_norm_and_bias,
         nesterov=optim.nesterov,
         heads=heads,
-        head_lr_multiplier=optim.head_lr_multiplier,
+        head_lr_multiplier=multiplier,
     )
 
 

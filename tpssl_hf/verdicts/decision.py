@@ -13,7 +13,7 @@ import numpy as np
 
 from tpssl_hf.evaluation.clustering import cluster, clustering_accuracy
 from tpssl_hf.evaluation.feature_metrics import effective_rank, embedding_std, linear_cka, uniformity
-from tpssl_hf.evaluation.probes import ProbeSplit, few_label_answers, knn_answers
+from tpssl_hf.evaluation.probes import ProbeSplit, few_label_answers_of_draws, knn_answers
 from tpssl_hf.monitoring.collapse import RANK_LEAST, RANK_SHARE_LEAST, SAMPLE, STD_LEAST, STD_SHARE_LEAST
 from tpssl_hf.verdicts.paired_bootstrap import Difference, SampleSize, paired_difference, required_sample_size
 
@@ -146,11 +146,11 @@ def score(
         return Row(name, features.shape[1], np.empty((0, 0)), np.empty((0, 0)), (), label_free)
     queries = np.unique(np.concatenate([trial.queries for trial in trials]))
     probe, knn = (np.full((len(trials), len(queries)), np.nan) for _ in range(2))
-    for draw, trial in enumerate(trials):
+    draws = [(features[trial.bank], trial.bank_labels, features[trial.queries]) for trial in trials]
+    for draw, (trial, given) in enumerate(zip(trials, few_label_answers_of_draws(draws), strict=True)):
         columns = np.searchsorted(queries, trial.queries)
-        known = features[trial.bank], trial.bank_labels, features[trial.queries]
-        probe[draw, columns] = few_label_answers(*known) == trial.query_labels
-        knn[draw, columns] = knn_answers(*known) == trial.query_labels
+        probe[draw, columns] = given == trial.query_labels
+        knn[draw, columns] = knn_answers(*draws[draw]) == trial.query_labels
     return Row(name, features.shape[1], probe, knn, _clustering(features, labels), label_free)
 
 

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from tpssl_hf.evaluation.probes import DRAWS
 
@@ -38,7 +38,7 @@ def difference(before: Sequence[int], after: Sequence[int], draws: int = 1) -> d
     changes, count = other - one, len(one)
     middle = float(changes.sum()) / (count + 2)
     spread = (float((changes**2).sum()) + 1) / (count + 2) - middle**2
-    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(max(0.0, spread) / (count + 2))
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(max(0.0, spread) / (count + 2))
     return {"mean": float(changes.mean()), "low": middle - half, "high": middle + half, "questions": count}
 
 

@@ -1,25 +1,45 @@
 """What a time budget chooses from for a segmentation, and what such a run costs beside its steps."""
 
 import time
+from dataclasses import replace
+from typing import Any
 
+import torch
 from accelerate import Accelerator
 
+from tpssl_hf.config.shared import LEFT_TO_BUDGET
 from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.tasks import finetuning_budget
 from tpssl_hf.tasks.finetuning_budget import BudgetedTask, Costs, own_batch
 from tpssl_hf.tasks.finetuning_plan import StepBatch, step_batches
 from tpssl_hf.tasks.published_path import IMAGES
-from tpssl_hf.tasks.segment.config import SegmentArgs, SegmentOptimConfig
+from tpssl_hf.tasks.segment.config import SIZE_KEYS, SegmentArgs, SegmentConfig, SegmentOptimConfig, resolve
 from tpssl_hf.tasks.segment.data import EvaluationImages
 from tpssl_hf.tasks.segment.report import DRAWN
 from tpssl_hf.tasks.segment.run import SCORED_TOGETHER, SegmentRun, predicted, prepare
 
 SIZES, LEAST_RATIO = (4, 8), 2  # below the paper's 20 images with masks; every learner has its own ratio, at most 2
+ON_A_CPU = {"crop_height": 128, "crop_width": 128, "decoder_width": 64}
 
 
 def apply_time_budget(args: SegmentArgs, accelerator: Accelerator) -> SegmentArgs:
-    """Put in batch and length that fit the budget, see :func:`finetuning_budget.apply_time_budget`."""
+    """Put in crops, batch and length that fit the budget, see :func:`finetuning_budget.apply_time_budget`."""
+    args = with_sizes(args, accelerator.device)
+    choice = args.task
+    accelerator.print(
+        f"crops of {choice.crop_height} x {choice.crop_width} pixels, a decoder {choice.decoder_width} wide"
+    )
     return finetuning_budget.apply_time_budget(args, accelerator, TASK)
+
+
+def with_sizes(args: SegmentArgs, device: torch.device) -> SegmentArgs:
+    """Put in crops and decoder where no key gives them: the paper's, or on a CPU small ones, which take more steps.
+
+    There a step with crops of 321 pixels and a decoder of 256 channels takes seconds, mostly in the decoder.
+    """
+    sizes = ON_A_CPU if device.type == "cpu" else {name: getattr(SegmentConfig(), name) for name in SIZE_KEYS}
+    left: dict[str, Any] = {name: size for name, size in sizes.items() if getattr(args.task, name) == LEFT_TO_BUDGET}
+    return replace(args, task=replace(args.task, **left))
 
 
 def batches(args: SegmentArgs, num_processes: int) -> list[StepBatch]:
@@ -48,4 +68,4 @@ def costs(run: SegmentRun) -> Costs:
     )
 
 
-TASK: BudgetedTask[SegmentArgs, SegmentRun] = BudgetedTask(prepare, batches, costs, lambda args: args)
+TASK: BudgetedTask[SegmentArgs, SegmentRun] = BudgetedTask(prepare, batches, costs, resolve)

@@ -7,12 +7,22 @@ from typing import Any, Literal
 
 from tpssl_hf.config.own_backbone import with_own_backbone
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
-from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig, TimeConfig, left_to_budget
+from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig, TimeConfig, left_to_budget, open_keys
 from tpssl_hf.methods.segment import SEGMENT
 
 DIGIT_SCENES = Path(__file__).parent / "defaults" / "digit_scenes.yaml"
 DEFAULT_METHOD = "cutmix"
-METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in SEGMENT.items()}, DEFAULT_METHOD)
+BY_LENGTH = ("optimizer", "learning_rate", "head_lr_multiplier", "schedule")  # what depends on the length of a run
+METHODS = Methods(
+    {
+        name: (spec.config, {key: value for key, value in spec.defaults.items() if key not in BY_LENGTH})
+        for name, spec in SEGMENT.items()
+    },
+    DEFAULT_METHOD,
+)
+PAPER_STEPS, PAPER_RATE = 40_000, 1e-5  # §IV-B
+SIZE_KEYS = ("crop_height", "crop_width", "decoder_width")  # with a budget these depend on the device
+SHORT_RATE, SHORT_HEAD = 3e-4, 10.0  # the highest rate of a shorter run, and its multiplier for the decoder
 
 
 @dataclass(frozen=True)
@@ -64,15 +74,18 @@ class SegmentConfig:
     test_mode: Literal["whole", "resize", "slide"] = key(
         "whole", "Whole images; or resized to the crop size; or windows of the crop size that overlap by half."
     )
-    crop_height: int = key(321, "Height of the crops, in pixels (321 for VOC, 256 for Cityscapes; paper §IV-B).")
-    crop_width: int = key(321, "Width of the crops, in pixels (321 for VOC, 512 for Cityscapes; paper §IV-B).")
+    crop_height: int = key(
+        321,
+        "Height of the crops, in pixels (321 for VOC, 256 for Cityscapes; paper §IV-B); 128 with budget on a CPU.",
+    )
+    crop_width: int = key(321, "Width of the crops (321 for VOC, 512 for Cityscapes; likewise).")
     scale_min: float = key(0.5, "Smallest factor by which images are scaled before cropping; clmb has its own.")
     scale_max: float = key(1.5, "Largest such factor.")
     scale_spacing: Literal["tenths", "uniform", "log"] = key(
         "tenths", "Factors are 0.1 apart, or any in the range, or any by their logarithm; unimatch takes any."
     )
     output_stride: int = key(16, "Pixels per cell of the backbone's last map: 16, or 8 (finer, slower).")
-    decoder_width: int = key(256, "Channels of the decoder's maps.")
+    decoder_width: int = key(256, "Channels of the decoder's maps; 64 with budget on a CPU.")
 
 
 @dataclass(frozen=True)
@@ -81,16 +94,26 @@ class SegmentOptimConfig:
 
     batch_size: int = key(20, "Labeled images per step, over all processes (20 VOC, 8 Cityscapes; paper §IV-B).")
     unlabeled_ratio: int = key(2, "Unlabeled images per labeled one; cutmix mixes each two of them to one.")
-    max_steps: int = key(40000, "Steps (paper §IV-B); every schedule is scaled to it.")
-    optimizer: Literal["sgd", "adamw"] = key("adamw", "Optimizer; adamw with weight_decay 0 is Adam.")
-    learning_rate: float = key(1e-5, "Learning rate for the batch as it is (paper §IV-B).")
-    head_lr_multiplier: float = key(1.0, "Learning-rate multiplier for the decoder.")
+    max_steps: int = key(PAPER_STEPS, "Steps (paper §IV-B); every schedule is scaled to it.")
+    optimizer: Literal["sgd", "adamw"] | None = key(
+        None,
+        "Optimizer; adamw with weight_decay 0 is Adam. When not given: the learner's own (adamw for cutmix), or "
+        "adamw in runs of under 40,000 steps; the next two and the schedule likewise.",
+    )
+    learning_rate: float | None = key(
+        None,
+        "Learning rate for the batch as it is. When not given: the learner's own (1e-5 for cutmix, paper §IV-B); with "
+        "adamw in runs of under 40,000 steps 1e-5 times 40,000 by their number, 3e-4 at most.",
+    )
+    head_lr_multiplier: float | None = key(None, "Multiplier of the rate for the decoder; 10 in such shorter runs.")
     max_gradient_norm: float = key(0.0, "Length that longer gradients are cut to; 0 cuts none.")
     momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
     nesterov: bool = key(False, "Nesterov's form of momentum.")
     weight_decay: float = key(0.0, "Weight decay of weights with two or more dimensions.")
     decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
-    schedule: Literal["constant", "poly"] = key("constant", "constant, or poly: (1 - progress)^0.9, DeepLab's.")
+    schedule: Literal["constant", "poly"] | None = key(
+        None, "constant, or poly: (1 - progress)^0.9, DeepLab's; poly in such shorter runs."
+    )
 
 
 @dataclass(frozen=True)
@@ -110,8 +133,6 @@ class SegmentArgs:
 def parse_segment(arguments: Sequence[str] | Mapping[str, Any], description: str = "") -> SegmentArgs:
     """Parse the keys; without a data set or a config file the embedded digit scenes are learned.
 
-    Nothing of them depends on other keys: the crops have a size of their own.
-
     Raises:
         InputError: as :func:`tpssl_hf.config.parser.parse_args` does.
     """
@@ -120,4 +141,21 @@ def parse_segment(arguments: Sequence[str] | Mapping[str, Any], description: str
         line = ["--config", str(DIGIT_SCENES), *line]
     defaults = {"output_dir": "outputs/ssl_segment", "backbone": "resnet50"}
     args = parse_args(SegmentArgs, line, description=description, methods=METHODS, defaults=defaults)
-    return replace(args, optim=replace(args.optim, **left_to_budget(line))) if args.time.budget else args
+    if args.time.budget:
+        size = open_keys(line, SIZE_KEYS)
+        return replace(args, optim=replace(args.optim, **left_to_budget(line)), task=replace(args.task, **size))
+    return resolve(args)
+
+
+def resolve(args: SegmentArgs) -> SegmentArgs:
+    """Return ``args`` with optimizer, rate and schedule put in, which depend on the length of the run.
+
+    A run of the paper's length has what its learner was published with. At such rates a decoder of random weights
+    still is random after a few hundred steps, so shorter runs have AdamW with a higher one.
+    """
+    own, optim = SEGMENT[args.task.method].defaults, args.optim
+    found: dict[str, Any] = {name: own[name] for name in BY_LENGTH}
+    if optim.max_steps < PAPER_STEPS and optim.optimizer != "sgd":
+        rate = min(SHORT_RATE, PAPER_RATE * PAPER_STEPS / max(1, optim.max_steps))
+        found = dict(zip(BY_LENGTH, ("adamw", float(f"{rate:.2g}"), SHORT_HEAD, "poly"), strict=True))
+    return replace(args, optim=replace(optim, **{k: v for k, v in found.items() if getattr(optim, k) is None}))

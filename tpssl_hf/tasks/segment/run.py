@@ -103,7 +103,8 @@ def prepare(args: SegmentArgs, accelerator: Accelerator, run_dir: RunDir | None)
         spec.build(segmenter, args.method, len(data.unlabeled)), model, accelerator, args.run.memory_format
     )
     transforms = spec.views(views, args.method)
-    shape = SCHEDULES[optim.schedule]
+    assert optim.learning_rate is not None and optim.schedule is not None  # both were resolved
+    shape, base_rate = SCHEDULES[optim.schedule], optim.learning_rate
     return SegmentRun(
         args=args,
         accelerator=accelerator,
@@ -114,7 +115,7 @@ def prepare(args: SegmentArgs, accelerator: Accelerator, run_dir: RunDir | None)
         method=method,
         optimizer=finetuning_optimizer(args, method, heads),
         max_steps=optim.max_steps,
-        learning_rate=lambda step: optim.learning_rate * shape(step / optim.max_steps),
+        learning_rate=lambda step: base_rate * shape(step / optim.max_steps),
         data=data,
         views=views,
         statistics_frozen=frozen,

@@ -1,0 +1,104 @@
+r"""Does adapting help with few masks? Segmenters from base and from PixPro-adapted weights, beside supervised.
+
+    python benchmarks/does_it_help_masks.py --weights lite0=tf_efficientnet_lite0:path/to/weights \
+        --data nuclei=path/to/nuclei --masks 10 --starts base,adapted --learners supervised,cutmix
+
+A cell is a pair of weights and data. Each learner is finetuned with the settings of `tpssl-hf segment --budget` on a
+CPU: 4 images with masks a step, crops of 128 pixels, a decoder 64 wide. Mean IoU is that of whole test images, by the
+last network. Masks are drawn by label seed, the same for every row; differences are paired by it. A run that is there
+is not made again. `python benchmarks/does_it_help.py page` writes the page.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    from tpssl_hf.process import prepare_process
+
+    prepare_process()
+
+import tpssl_hf
+
+EVIDENCE = Path(__file__).parent / "evidence"
+SIZES = {"crop_height": 128, "crop_width": 128, "decoder_width": 64, "batch_size": 4}
+
+
+def main() -> None:
+    """Make what is missing of each cell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help="NAME=ARCHITECTURE:INIT")
+    parser.add_argument("--data", required=True, nargs="+", help="NAME=DATASET")
+    parser.add_argument("--masks", type=int, default=10)
+    parser.add_argument("--starts", default="base", choices=("base", "base,adapted"))
+    parser.add_argument("--learners", default="supervised,cutmix", help="with commas")
+    parser.add_argument("--seeds", type=int, default=5, help="label seeds")
+    parser.add_argument("--max_steps", type=int, default=150, help="of each finetuning")
+    parser.add_argument("--adapt_steps", type=int, default=100, help="of PixPro, of 32 images at 128 pixels")
+    parser.add_argument("--shorter_side", type=int, default=256)
+    parser.add_argument("--work_dir", default="outputs/does_it_help_masks")
+    arguments = parser.parse_args()
+    for data in arguments.data:
+        run_cell(data, arguments)
+
+
+def run_cell(data: str, arguments: argparse.Namespace) -> None:
+    """Finetune each learner from each start with each label seed, and write the cell after each."""
+    (name, _, what), (data_name, _, dataset) = arguments.weights.partition("="), data.partition("=")
+    architecture, _, init = what.partition(":")
+    file = EVIDENCE / f"masks_{name}_{data_name}_{arguments.masks}.json"
+    folder = Path(arguments.work_dir) / f"{name}_{data_name}_{arguments.masks}"
+    cell: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    cell |= {"weights": name, "data": data_name, "masks": arguments.masks, "steps": arguments.max_steps}
+    cell.setdefault("learners", {})
+    shared = {"backbone": architecture, "dataset": dataset, "precision": "fp32"}
+    shared["cache_dir"] = f"{arguments.work_dir}/cache"
+    for start in arguments.starts.split(","):
+        weights = init if start == "base" else adapted({**shared, "init": init}, arguments, folder, cell)
+        for learner in arguments.learners.split(","):
+            done = cell["learners"].setdefault(f"{learner} from {start}", {})
+            for seed in range(1, arguments.seeds + 1):
+                if str(seed) in done:
+                    continue
+                began = time.process_time()
+                run = tpssl_hf.finetune_segmenter(
+                    **shared,
+                    **SIZES,
+                    init=weights,
+                    method=learner,
+                    labels=arguments.masks,
+                    label_seed=seed,
+                    max_steps=arguments.max_steps,
+                    unlabeled_ratio=0 if learner == "supervised" else 2,
+                    shorter_side=arguments.shorter_side,
+                    output_dir=folder / f"{learner}_{start}_{seed}",
+                )
+                results = run.results
+                found = {"mean_iou": results["metrics"]["mean_iou"], "cpu_seconds": time.process_time() - began}
+                done[str(seed)] = found
+                cell |= {"machine": results["machine"], "versions": results["versions"]}
+                cell["written"] = time.strftime("%Y-%m-%d")
+                file.write_text(json.dumps(cell, indent=1) + "\n")
+
+
+def adapted(shared: dict[str, Any], arguments: argparse.Namespace, folder: Path, cell: dict[str, Any]) -> str:
+    """Adapt by PixPro without labels; return the folder of the weights."""
+    began = time.process_time()
+    run = tpssl_hf.pretrain(
+        **shared,
+        method="pixpro",
+        image_size=128,
+        batch_size=32,
+        max_steps=arguments.adapt_steps,
+        output_dir=folder / "adapted",
+    )
+    if "adapted_cpu_minutes" not in cell:
+        cell["adapted_cpu_minutes"] = (time.process_time() - began) / 60
+        cell["saved"] = run.results["saved"]["candidate"]
+    return str(run.model_path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The notebooks run from top to bottom; here with few steps, committed with the outputs of all of them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
+
+SMALL = 'import tpssl_hf.convert.starter as starter\n\nstarter.PACKAGE = "none"'  # so it starts from a small random network
+
+
+def code_of(notebook: Path) -> list[str]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
+    code = re.sub(r"max_steps=\d+", "max_steps=2", "\n\n".join([SMALL, *code_of(notebook)]))
+    assert "max_steps=2" in code
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_with_its_outputs(notebook: Path) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    run = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
+    assert run == list(range(1, len(run) + 1))
+    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    assert outputs and not any(output["output_type"] == "error" for output in outputs)
+    assert "/home/" not in json.dumps(outputs) and "/tmp/" not in json.dumps(outputs)
