@@ -202,7 +202,7 @@ class OurFixMatch:
             raise InputError("this measures CPU time; hide the GPU by CUDA_VISIBLE_DEVICES= before the command.")
         self.bf16, self.steps, size = accelerator.mixed_precision == "bf16", arguments.steps, arguments.image_size
         classifier, _ = load_classifier(BACKBONE, init="random", classes=CLASSES, image_size=size)
-        method = prepare_method(spec.build(classifier, spec.config(), len(store)), ModelConfig(), accelerator)
+        method = prepare_method(spec.build(classifier, spec.config(), len(store)), ModelConfig(), accelerator, "auto")
         chosen = {key: getattr(tune, key) for key in ("weight_decay", "momentum", "decay_norm_and_bias", "nesterov")}
         optimizer = build_optimizer(tune.optimizer, method, **chosen)
         self.settings = ViewSettings(size, MEAN, STD, seed=0, work_size=min(SIDE, size))

@@ -14,6 +14,7 @@ from typing import Any
 from tpssl_hf.errors import InputError
 
 _threads: str | None = None
+_more_threads: int | None = None
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -35,9 +36,9 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # NumPy's own threads spin for 2^26 cycles by default
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    global _more_threads
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    share = max(1, cores // local_processes)
+    share, _more_threads = max(1, _cores() // local_processes), None
     asked = values_of("--cpu_threads", sys.argv[1:] if arguments is None else arguments)
     inherited = os.environ.get("OMP_NUM_THREADS")
     from_launcher = inherited == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -47,13 +48,24 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
         threads, why = int(inherited), "from OMP_NUM_THREADS"
     elif cpu_has_bf16() and share <= 2:
         threads, why = 1, "bfloat16 weight gradients collapse with more"
+        _more_threads = share if share > 1 else None
     else:
         threads, why = share, "one per core of this process's share"
     os.environ["OMP_NUM_THREADS"] = str(threads)
     keep_freed_memory()
+    return say_threads(threads, why)
+
+
+def say_threads(threads: int, why: str) -> str:
+    """Note how many threads are used from now on, and return the sentence that says so."""
     global _threads
-    _threads = f"CPU: {threads} of {cores} cores ({why}), OpenMP waits {os.environ['OMP_WAIT_POLICY']}ly"
+    waits = os.environ.get("OMP_WAIT_POLICY", "active")
+    _threads = f"CPU: {threads} of {_cores()} cores ({why}), OpenMP waits {waits}ly"
     return _threads
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:
@@ -78,6 +90,11 @@ def keep_freed_memory() -> bool:
 def threads_in_use() -> str | None:
     """Return what :func:`prepare_process` chose, or None if this process was set up by somebody else."""
     return _threads
+
+
+def more_threads() -> int | None:
+    """Return one thread per core where :func:`prepare_process` left cores idle for bfloat16's sake, else None."""
+    return _more_threads
 
 
 def values_of(flag: str, arguments: Sequence[str]) -> list[str]:

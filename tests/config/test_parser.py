@@ -138,7 +138,7 @@ def test_every_key_has_a_help_sentence() -> None:
 def test_keys_that_may_change_on_resume_say_only_how_a_run_is_carried_out(args_type: type) -> None:
     hub = {item.name for item in fields(PushConfig)}
     run = {"output_dir", "resume", "save_every", "keep_checkpoints", "log_with", "plan"}
-    assert carry_out_keys(args_type) == hub | run | {"num_workers", "cache_dir", "cache_budget"}
+    assert carry_out_keys(args_type) == hub | run | {"num_workers", "cache_dir", "cache_budget", "memory_format"}
 
 
 @dataclass(frozen=True)

@@ -547,3 +547,11 @@ def test_every_config_is_read_and_begins_with_its_command(
 
 def test_all_configs_are_found() -> None:
     assert {path.parent.name for path in CONFIGS.rglob("*.y*ml")} == {"accelerate", "target_pretrain", *OTHERS}
+
+
+def test_the_memory_format_changes_no_more_than_rounding(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
+    dataset, weights = images(), []
+    for layout in ("channels_last", "contiguous"):
+        assert adapt(dataset=dataset, memory_format=layout, output_dir=tmp_path / layout) == 0
+        weights.append(load_file(tmp_path / layout / "model" / "model.safetensors"))
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)

@@ -14,6 +14,7 @@ transformers) and results.json. Started again with the same keys, an unfinished 
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from accelerate import Accelerator
 from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
 from tpssl_hf.convert.starter import starter
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
+from tpssl_hf.tasks.machine import Shown, for_this_machine
 from tpssl_hf.tasks.pretrain.budget import apply_time_budget
 from tpssl_hf.tasks.pretrain.config import PretrainArgs, parse_pretrain
 from tpssl_hf.tasks.pretrain.prepare import cautions, prepare, teacher_note
@@ -58,6 +60,9 @@ def run(args: PretrainArgs) -> int:
     """Adapt, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
+    side, together = args.data.image_size, args.optim.batch_size // args.optim.gradient_accumulation_steps
+    chosen, accelerator = for_this_machine(args, Shown((side, side), together), accelerator)
+    args = replace(args, run=chosen)
     if args.time.budget:
         args = apply_time_budget(args, accelerator)
         if args.time.plan:

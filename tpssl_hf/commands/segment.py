@@ -14,12 +14,15 @@ augmentations.png, metrics.jsonl, curves.png, predictions.png, checkpoints/, mod
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
+from tpssl_hf.config.shared import LEFT_TO_BUDGET
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.tasks.finetuning import FinetuningTask, finetune
-from tpssl_hf.tasks.segment.budget import apply_time_budget
+from tpssl_hf.tasks.machine import Shown, for_this_machine
+from tpssl_hf.tasks.segment.budget import ON_A_CPU, apply_time_budget
 from tpssl_hf.tasks.segment.config import SegmentArgs, parse_segment
 from tpssl_hf.tasks.segment.report import save_results
 from tpssl_hf.tasks.segment.run import prepare
@@ -54,6 +57,12 @@ def run(args: SegmentArgs) -> int:
     """Finetune, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
+    crop = args.task.crop_height, args.task.crop_width
+    if LEFT_TO_BUDGET in crop:
+        crop = ON_A_CPU["crop_height"], ON_A_CPU["crop_width"]
+    together = args.optim.batch_size * (1 + args.optim.unlabeled_ratio)
+    chosen, accelerator = for_this_machine(args, Shown(crop, together), accelerator)
+    args = replace(args, run=chosen)
     if args.time.budget:
         args = apply_time_budget(args, accelerator)
         if args.time.plan:

@@ -94,7 +94,16 @@ class RunConfig:
     log_with: Literal["none", "tensorboard", "trackio", "wandb"] = key(
         "none", "Tracker beside metrics.jsonl.", carry_out=True
     )
-    precision: Literal["auto", "fp32", "bf16"] = key("auto", "auto: bfloat16 where the hardware multiplies it.")
+    precision: Literal["auto", "fp32", "bf16"] = key(
+        "auto",
+        "auto: bfloat16 where the hardware multiplies it; on a CPU, in runs long enough, what is faster there, "
+        "measured once (`tpssl-hf doctor --benchmark` shows the table). A run that has begun keeps what it has.",
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = key(
+        "auto",
+        "Layout of images and weights in memory. auto: channels_last, or what is measured with precision auto.",
+        carry_out=True,
+    )
     cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
 
 

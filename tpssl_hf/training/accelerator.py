@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -13,10 +13,12 @@ from torch import nn
 
 from tpssl_hf.config.shared import ModelConfig, RunConfig
 from tpssl_hf.errors import InputError
+from tpssl_hf.methods.base import Batch
 from tpssl_hf.models.batchnorm import synchronize_batchnorm
 from tpssl_hf.process import cpu_has_bf16, threads_in_use
 
 Network = TypeVar("Network", bound=nn.Module)
+MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -40,7 +42,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         warnings.filterwarnings("ignore", message)
     if config.cpu_threads and threads_in_use() is None:  # torch was there first, so OpenMP's settings are read already
         torch.set_num_threads(config.cpu_threads)
-    precision = _mixed_precision(config.precision)
+    precision = mixed_precision(config.precision)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # that of an earlier run in this process, which is over
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -53,7 +55,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     )
 
 
-def _mixed_precision(asked: str) -> str:
+def mixed_precision(asked: str) -> str:
+    """Return ``no`` or ``bf16``, which ``auto`` means where the launcher asks for it or the hardware multiplies it."""
     if asked != "auto":
         return "no" if asked == "fp32" else asked
     if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
@@ -92,14 +95,26 @@ def per_device_batch_size(batch_size: int, processes: int, accumulation_steps: i
     return batch_size // parts
 
 
-def prepare_method(method: Network, model: ModelConfig, accelerator: Accelerator) -> Network:
-    """Bring the method to the device in the form it is trained in."""
+def prepare_method(
+    method: Network, model: ModelConfig, accelerator: Accelerator, memory_format: MemoryFormat
+) -> Network:
+    """Bring the method to the device in the form it is trained in, and images that it is given to the same layout."""
     if model.sync_batchnorm and accelerator.num_processes > 1:
         method = synchronize_batchnorm(method, accelerator.device)
-    method = method.to(accelerator.device).to(memory_format=torch.channels_last)
+    contiguous = memory_format == "contiguous"
+    if contiguous:
+        method.register_forward_pre_hook(_contiguous)  # views are channels_last, and convolutions follow their input
+    layout = torch.contiguous_format if contiguous else torch.channels_last
+    method = method.to(accelerator.device).to(memory_format=layout)
     if model.compile:
         method.compile()
     return method
+
+
+def _contiguous(_: nn.Module, inputs: tuple[Batch, float]) -> tuple[Batch, float]:
+    batch, progress = inputs
+    made = {stream: {name: tensor.contiguous() for name, tensor in views.items()} for stream, views in batch.items()}
+    return made, progress
 
 
 def start_tracker(accelerator: Accelerator, config: Mapping[str, Any]) -> Callable[[Mapping[str, Any], int], None]:

@@ -137,7 +137,9 @@ def assemble(args: ClassifyArgs, accelerator: Accelerator, data: FinetuningData)
     fit_first_head(args, classifier, data, views, accelerator.device)
     fit_seconds = time.perf_counter() - began
     heads = list(head_of(classifier).parameters())
-    method = prepare_method(spec.build(classifier, args.method, len(data.unlabeled)), model, accelerator)
+    method = prepare_method(
+        spec.build(classifier, args.method, len(data.unlabeled)), model, accelerator, args.run.memory_format
+    )
     transforms = dict(spec.views(views, args.method))
     transforms["labeled"] = with_labels(transforms["labeled"], data.labeled, len(data.store), accelerator.device)
     epoch_steps = steps_per_epoch(data, optim.batch_size)

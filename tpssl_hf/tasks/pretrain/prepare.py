@@ -111,7 +111,10 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
     if model.gradient_checkpointing:
         recompute_activations(backbone)
     method = prepare_method(
-        anchored(spec.build(backbone, args.method), args, learning_rate, max_steps), model, accelerator
+        anchored(spec.build(backbone, args.method), args, learning_rate, max_steps),
+        model,
+        accelerator,
+        args.run.memory_format,
     )
     return PretrainRun(
         args=args,

@@ -99,7 +99,9 @@ def prepare(args: SegmentArgs, accelerator: Accelerator, run_dir: RunDir | None)
     views = _view_settings(args, data, segmenter.config)
     check_crop(segmenter, model.backbone, views.crop_size)
     heads = list(segmenter.decoder.parameters())
-    method = prepare_method(spec.build(segmenter, args.method, len(data.unlabeled)), model, accelerator)
+    method = prepare_method(
+        spec.build(segmenter, args.method, len(data.unlabeled)), model, accelerator, args.run.memory_format
+    )
     transforms = spec.views(views, args.method)
     assert optim.learning_rate is not None and optim.schedule is not None  # both were resolved
     shape, base_rate = SCHEDULES[optim.schedule], optim.learning_rate
