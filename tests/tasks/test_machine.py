@@ -69,7 +69,7 @@ def test_a_memory_format_that_is_asked_for_stays(measured: list[Workload], tmp_p
     assert len(measured) == 1
 
 
-@pytest.mark.parametrize("keys", [{"max_steps": 50}, {"max_steps": None, "budget": "50s"}, {"compile": True}])
+@pytest.mark.parametrize("keys", [{"max_steps": 20}, {"max_steps": None, "budget": "25s"}, {"compile": True}])
 def test_short_runs_are_not_measured_and_it_is_said(
     measured: list[Workload], tmp_path: Path, keys: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

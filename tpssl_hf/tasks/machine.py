@@ -29,7 +29,7 @@ from tpssl_hf.training.machine_choice import (
 )
 from tpssl_hf.training.run_dir import CHECKPOINTS, CONFIG, RESULTS
 
-MOST_SHARE = 0.05  # of a run, that measuring may cost
+MOST_SHARE = 0.1  # of a run, that measuring may cost
 LEAST_PASSES = 3  # that a training step costs at least: two views, of which one or both are learned from
 OVERRULES = "--precision, --memory_format and --cpu_threads overrule it"
 
@@ -149,7 +149,7 @@ def _workload(model: ModelConfig, shown: Shown, processes: int) -> Workload:
 
 
 def _not_worth_it(args: TrainingArgs, shown: Shown, work: Workload, settings: int) -> str:
-    """Say why nothing is measured, or nothing if it is: it must not cost more than a twentieth of the run."""
+    """Say why nothing is measured, or nothing if it is: it must not cost more than a tenth of the run."""
     if settings < 2:
         return "there is no other"
     if args.model.compile:
