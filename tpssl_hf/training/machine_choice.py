@@ -22,7 +22,7 @@ MOST_IMAGES = 64  # in a timed pass
 ROUNDS = 3  # passes of a setting after the first, at most; the fastest counts
 SECONDS = 3.0  # about so long all passes take, by fewer images and rounds where a network is large
 CLEAR_GAIN = 1.1  # speed over the default's, below which the default stays, so that numbers are the same more often
-CLEAR_GAIN_OF_THREADS = 1.5  # the same for another number of threads: a second one may only be half a core
+CLEAR_GAIN_OF_THREADS = 1.25  # the same for another number of threads: a second one may only be half a core
 HOPELESS = 1.5  # times the best so far, from which on a setting is not timed again; twice that in the first pass
 GROWTH = 1.5  # of a pass's time at least, with twice the images
 
