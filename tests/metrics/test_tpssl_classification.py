@@ -3,7 +3,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 from tpssl_hf.metrics.tpssl_classification import tpssl_classification
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import (
@@ -29,7 +29,15 @@ def test_accuracy_and_confusion_are_those_of_scikit_learn() -> None:
     assert scores["accuracy"] == pytest.approx(accuracy_score(references, predicted))
     assert scores["confusion_matrix"] == confusion.tolist()
     assert scores["per_class_accuracy"] == pytest.approx((confusion.diagonal() / confusion.sum(axis=1)).tolist())
-    assert scores["mean_class_accuracy"] == pytest.approx(np.mean(scores["per_class_accuracy"]))
+    assert scores["mean_class_accuracy"] == pytest.approx(balanced_accuracy_score(references, predicted))
+    assert scores["macro_f1"] == pytest.approx(f1_score(references, predicted, average="macro"))
+
+
+def test_a_classifier_that_answers_the_largest_class_has_a_small_macro_f1() -> None:
+    references = np.array([0] * 90 + [1] * 10)
+    scores = classification_scores(np.tile([0.9, 0.1, 0.0], (100, 1)), references)
+    assert scores["accuracy"] == 0.9 and scores["mean_class_accuracy"] == 0.5
+    assert scores["macro_f1"] == pytest.approx(f1_score(references, np.zeros(100), average="macro", zero_division=0))
 
 
 def test_calibration_error_of_three_images_by_hand() -> None:

@@ -27,6 +27,7 @@ SCORES = {  # name in results.json -> (metric on the Hub, words)
     "mean_iou": ("mean_iou", "mean IoU"),
     "pixel_accuracy": ("accuracy", "pixel accuracy"),
     "mean_class_accuracy": ("accuracy", "mean accuracy over classes"),
+    "macro_f1": ("f1", "macro-averaged F1"),
     "expected_calibration_error": ("expected_calibration_error", "expected calibration error"),
     "knn_accuracy_after": ("accuracy", "kNN accuracy"),
     "linear_probe_accuracy_after": ("accuracy", "linear probe accuracy"),

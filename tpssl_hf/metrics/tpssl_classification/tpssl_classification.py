@@ -17,8 +17,8 @@ Args:
     references: the true class numbers from 0.
     bins: bins of equal width for the calibration error, 15 by default.
 Returns:
-    accuracy, per_class_accuracy (None for a class without an image), mean_class_accuracy,
-    expected_calibration_error, all in [0, 1], and confusion_matrix, rows true and columns predicted, in images.
+    accuracy, per_class_accuracy (None for a class without an image), mean_class_accuracy (balanced accuracy),
+    macro_f1 (over the classes that have images or are predicted), expected_calibration_error, all in [0, 1], and confusion_matrix, rows true and columns predicted, in images.
 """
 
 
@@ -54,6 +54,8 @@ def classification_scores(probabilities: np.ndarray, references: np.ndarray, *, 
     confusion = np.bincount(references * classes + predicted, minlength=classes**2).reshape(classes, classes)
     totals = confusion.sum(axis=1)
     per_class = [float(confusion[k, k] / totals[k]) if totals[k] else None for k in range(classes)]
+    met = totals + confusion.sum(axis=0)  # 2 true positives + false negatives + false positives
+    f1 = 2 * confusion.diagonal()[met > 0] / met[met > 0]
     correct = predicted == references
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = [abs(float((confidence - correct)[bin_of == number].sum())) for number in range(bins)]
@@ -61,6 +63,7 @@ def classification_scores(probabilities: np.ndarray, references: np.ndarray, *, 
         "accuracy": float(correct.mean()),
         "per_class_accuracy": per_class,
         "mean_class_accuracy": float(np.mean([value for value in per_class if value is not None])),
+        "macro_f1": float(f1.mean()),
         "expected_calibration_error": sum(gaps) / len(references),
         "confusion_matrix": confusion.tolist(),
     }

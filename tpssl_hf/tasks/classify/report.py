@@ -140,6 +140,10 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
         count = results["test"]["images"]
         lines.append(f"  accuracy      {100 * metrics['accuracy']:.1f} % of {count:,} test images ({network})")
         lines.append(
+            f"  over classes  balanced accuracy {100 * metrics['mean_class_accuracy']:.1f} %, macro-averaged F1 "
+            f"{100 * metrics['macro_f1']:.1f} %"
+        )
+        lines.append(
             f"  calibration   expected calibration error (ECE) {100 * metrics['expected_calibration_error']:.1f} %"
         )
     if results["beside"]:
