@@ -18,7 +18,8 @@ Args:
     bins: bins of equal width for the calibration error, 15 by default.
 Returns:
     accuracy, per_class_accuracy (None for a class without an image), mean_class_accuracy (balanced accuracy),
-    macro_f1 (over the classes that have images or are predicted), expected_calibration_error, all in [0, 1], and confusion_matrix, rows true and columns predicted, in images.
+    macro_f1 (over the classes that have images or are predicted), expected_calibration_error, all in [0, 1], and
+    confusion_matrix, rows true and columns predicted, in images.
 """
 
 
