@@ -261,6 +261,16 @@ def test_the_digits_say_which_weights_they_start_from(tmp_path: Path, monkeypatc
     assert config.parse_classify(["--init", "random"], starter=lambda: starter).model.init == "random"
 
 
+def test_weights_given_for_the_digits_get_the_small_rate_and_are_shown_their_own_size(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    written = {"architecture": "test_resnet", "pretrained_cfg": {"input_size": [3, 48, 48]}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(written))
+    args = config.parse_classify(["--init", str(tmp_path / "model")])
+    assert (args.model.backbone, args.data.image_size, args.task.head_init) == ("test_resnet", 48, "probe")
+    assert args.optim.learning_rate == config.parse_classify([], starter=lambda: {"init": "timm"}).optim.learning_rate
+    assert args.optim.learning_rate < config.parse_classify(["--init", "random"]).optim.learning_rate
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_parses_and_says_what_it_needs(path: Path) -> None:
     settings = flat(config.parse_classify(["--config", str(path)]))

@@ -49,3 +49,5 @@ def test_the_digits_start_from_what_is_at_hand() -> None:
     for given in (["--init", "random"], ["--method", "byol"], IMAGES):
         assert parse_pretrain(given, starter=starter).model.init == "random"
     assert not asked
+    given_weights, at_hand = parse_pretrain(["--init", "timm"]), parse_pretrain([], starter=starter)
+    assert given_weights.optim == at_hand.optim and given_weights.task == at_hand.task

@@ -20,12 +20,14 @@ from tpssl_hf.config.shared import (
 )
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.classify.fixmatch import PUBLISHED_THRESHOLD
+from tpssl_hf.process import values_of
 
 DEFAULTS = Path(__file__).parent / "defaults"
 DIGITS, PRETRAINED_DIGITS = DEFAULTS / "digits.yaml", DEFAULTS / "digits_pretrained.yaml"
 DEFAULT_METHOD = "fixmatch"
 RANDOM_RATE, FITTED_RATE = 0.03 / 64, 0.002 / 16  # learning rate per labeled image of a step
 FITTED_THRESHOLD, FITTED_NORM = 0.8, 5.0
+DIGITS_SIZE = "64"  # pixels at which weights of photographs are shown the embedded digits
 METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in CLASSIFY.items()}, DEFAULT_METHOD)
 
 
@@ -133,7 +135,8 @@ def parse_classify(
 ) -> ClassifyArgs:
     """Parse and resolve the keys; without a data set or a config file the embedded digits are learned.
 
-    These start from the weights of the default target pretraining where they are there, else from ``starter``.
+    These start from ``--init`` where it is given, else from the weights of the default target pretraining where they
+    are there, else from ``starter``.
 
     Args:
         arguments: of the command line, or keywords.
@@ -150,8 +153,10 @@ def parse_classify(
         if not {"--init", "--backbone", "--help", "-h"} & set(given):
             former = {name: str(value) for name, value in digits_run().items() if name in ("backbone", "image_size")}
             found = {**former, "init": str(DIGITS_RUN / "model")} if former else starter()
+            found = {"image_size": DIGITS_SIZE, **found} if found else {}
         start = [part for name, value in found.items() if f"--{name}" not in given for part in (f"--{name}", value)]
-        line = ["--config", str(PRETRAINED_DIGITS if found else DIGITS), *start, *line]
+        pretrained = found or any(init != "random" for init in values_of("--init", line))
+        line = ["--config", str(PRETRAINED_DIGITS if pretrained else DIGITS), *start, *line]
     defaults = {"output_dir": "outputs/ssl_classify"}
     args = parse_args(ClassifyArgs, line, description=description, methods=METHODS, defaults=defaults)
     if args.time.budget:
