@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from finished_predictions import CLASSES, HOSTILE
@@ -135,6 +137,21 @@ def test_the_page_asks_nobody_and_holds_no_name(predictions: Path) -> None:
 )
 def test_images_are_named_by_row_where_their_names_will_not_do(names: list[str], column: str) -> None:
     assert key_column(names) == column
+
+
+def test_images_of_a_table_are_rows_and_have_no_link(predictions: Path, photos: Path, tmp_path: Path) -> None:
+    files = [{"bytes": (photos / name).read_bytes(), "path": None} for name in HOSTILE]
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"image": files}), tmp_path / "table" / "train.parquet")
+    found = yaml.safe_load((predictions / "config.yaml").read_text()) | {"dataset": str(tmp_path / "table")}
+    found["images_fingerprint"] = load_source(found["dataset"]).fingerprint
+    (predictions / "config.yaml").write_text(yaml.safe_dump(found))
+    run(predictions)
+    own, given = data_of(predictions)["predictions"], data_of(predictions)["given"]
+    assert (own["column"], own["images"]) == ("row", None) and (given["column"], given["same_images"]) == (
+        "file",
+        False,
+    )
 
 
 def test_images_that_have_moved_are_named(predictions: Path, photos: Path, tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def answers_of_run(run: Path, given: LabelsOfRun) -> tuple[np.ndarray, np.ndarra
     try:
         folds = read_folds(run)
         if not folds:
-            raise UnknownLabels("no labels were held out in turn (--select best of a finetuning does that)")
+            raise UnknownLabels(
+                "its run kept no answers to labels held out in turn, as --select best of a learner with steps does"
+            )
         rows = np.concatenate([np.array(fold[ROWS], dtype=np.int64) for fold in folds])
         answers = np.concatenate([np.array(fold[ANSWERS], dtype=np.float64) for fold in folds])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -80,8 +80,9 @@ def review(config: ReviewConfig, *, say: Callable[[str], Any] = tqdm.write, prog
             title=title,
             progress=progress,
         )
-        by = key_column(reader.names.to_pylist())
-        return columns | {"thumbnails": name, "images": link_to_images(reader.source, folder), "column": by}
+        names = reader.names.to_pylist()
+        images_at = link_to_images(reader.source, names[0], folder)
+        return columns | {"thumbnails": name, "images": images_at, "column": key_column(names)}
 
     data = {
         "id": _identity(found),
@@ -114,10 +115,16 @@ def _identity(found: Predictions) -> str:
 
 def _open_images(found: Predictions, config: ReviewConfig) -> ImageReader:
     dataset = config.dataset or found.config["dataset"]
-    own = {name: found.config.get(name) for name in ("split", "dataset_config", "image_column")}
     way_out = "name the place where these images are now with --dataset, or run predict again"
     try:
-        reader = ImageReader(EmbedConfig(dataset=dataset, num_workers=config.num_workers, **own))
+        reader = ImageReader(
+            EmbedConfig(
+                dataset=dataset,
+                split=found.config["split"],
+                dataset_config=found.config.get("dataset_config"),
+                image_column=found.config.get("image_column"),
+            )
+        )
     except InputError as error:
         raise InputError(f"the predicted images cannot be opened: {error} ({way_out})") from error
     if reader.source.fingerprint != found.config[IMAGES_KEY]:

@@ -107,9 +107,15 @@ def key_column(names: Sequence[str]) -> str:
     return "file" if usable and len({name.casefold() for name in names}) == len(names) else "row"
 
 
-def link_to_images(source: Source, page_folder: Path) -> str | None:
-    """Return the address of the folder of images as seen from the page, ending in /; None for images in a table."""
-    if source.folder is None:
+def link_to_images(source: Source, example: str, page_folder: Path) -> str | None:
+    """Return the address of the folder of images as seen from the page, ending in /; None for images in a table.
+
+    Args:
+        source: of the images.
+        example: name of one of them.
+        page_folder: of the page.
+    """
+    if source.folder is None or not (source.folder / example).is_file():
         return None
     folder = source.folder.resolve()
     try:

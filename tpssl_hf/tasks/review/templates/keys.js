@@ -42,9 +42,10 @@ function markClasses() {
 }
 
 function choose(name) {
+  const changed = $("find").value !== "" || !names.includes(name);
   addName(name);
   $("find").value = "";
-  listClasses();
+  if (changed) listClasses();
   sheet.focus();
   settle([[view.order[view.cursor], name]]);
 }
@@ -164,8 +165,8 @@ function noteOf(section) {
   }
   const shown = section.found > section.length ? `; the ${count(section.length)} least probable are here` : "";
   return (
-    `Possible errors among the given labels: networks finetuned without them answered ${count(section.found)} of ` +
-    `${count(section.asked)} otherwise${shown}. Accept a label that is right, correct one that is wrong.`
+    `Possible errors: networks finetuned without the given labels answered ${count(section.found)} of ` +
+    `${count(section.asked)} otherwise${shown}. Accept what is right, correct what is wrong.`
   );
 }
 

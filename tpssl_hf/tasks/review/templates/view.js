@@ -6,7 +6,7 @@ const ORIGINAL_AFTER = 200; // ms on an image before its original is loaded
 
 const $ = (id) => document.getElementById(id);
 const sheet = $("sheet"), canvas = $("canvas");
-const percent = (share) => `${(100 * share).toFixed(share > 0.999 && share < 1 ? 1 : 0)} %`;
+const percent = (share) => (share < 0.005 ? "<1 %" : `${Math.round(100 * share)} %`);
 const count = (number) => number.toLocaleString("en");
 
 const view = { section: null, order: [], lines: [], columns: 1, cursor: 0, byClass: false };
@@ -169,7 +169,8 @@ function describe(position) {
   if (!tile) return;
   const { section } = view, i = view.order[position], state = stateOf(section, i);
   const label = section.decided(i) ?? section.label(i);
-  const said = { open: percent(section.confidences[i]), accepted: "✓ accepted", corrected: `✎ was ${section.label(i)}` };
+  const doubt = section.name === "given" ? `${percent(section.other_confidences[i])} ${section.other(i)}?` : "";
+  const said = { open: doubt || percent(section.confidences[i]), accepted: "✓ accepted", corrected: `✎ was ${section.label(i)}` };
   tile.className = `tile ${state}${position === view.cursor ? " selected" : ""}`;
   tile.querySelector(".label").textContent = label;
   tile.querySelector(".state").textContent = said[state];
@@ -217,7 +218,7 @@ function showSelected() {
   } else {
     fact("Predicted", `${section.label(i)}, ${percent(section.confidences[i])}`);
     fact("Second", section.other(i));
-    if (section.nearest && section.nearest[i] >= 0) fact("Nearest labeled", DATA.classes[section.nearest[i]]);
+    if (section.nearest && section.nearest[i] >= 0) fact("Nearest", DATA.classes[section.nearest[i]]);
   }
   if (section.decided(i) !== undefined) fact("Decided", section.decided(i));
   large.src = thumbnail(section, i);
