@@ -182,6 +182,12 @@ def test_what_was_written_by_something_else_is_refused(predictions: Path) -> Non
         run(predictions)
 
 
+def test_a_folder_that_cannot_be_written_is_named(predictions: Path) -> None:
+    (predictions / "review").write_text("in the way")
+    with pytest.raises(InputError, match="review cannot be written"):
+        run(predictions)
+
+
 def test_the_command_says_where_the_page_is(predictions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(predictions), "--num_workers", "1"]) == 0
     said = capsys.readouterr().out

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from finished_predictions import CLASSES, HOSTILE
 
 from tpssl_hf.data.label_files import read_label_file, rows_meant
@@ -65,10 +66,10 @@ def press(page: Any, *keys: str) -> None:
         page.keyboard.press(key)
 
 
-def saved(page: Any) -> list[list[str]]:
+def saved(page: Any, name: str = "labels.csv") -> list[list[str]]:
     with page.expect_download() as download:
         press(page, "s")
-    assert download.value.suggested_filename == "labels.csv"
+    assert download.value.suggested_filename == name
     with open(download.value.path(), encoding="utf-8", newline="") as text:
         return list(csv.reader(text))
 
@@ -108,6 +109,22 @@ def test_a_wrong_given_label_is_corrected_and_classify_reads_the_table(
         csv.writer(text).writerows(table)
     found, _ = rows_meant(read_label_file(path), path, load_source(str(photos)))
     assert [(row, label) for row, _, label in found] == [*enumerate(labels), (5, CLASSES[2])]
+
+
+def test_given_labels_of_other_images_have_a_table_of_their_own(visit: Any, photos: Path, predictions: Path) -> None:
+    others = shutil.copytree(photos, photos.parent / "others")
+    shutil.copy(others / "plain.png", others / "zebra.png")
+    keys = yaml.safe_load((predictions / "config.yaml").read_text()) | {"dataset": str(others)}
+    keys["images_fingerprint"] = load_source(str(others)).fingerprint
+    (predictions / "config.yaml").write_text(yaml.safe_dump(keys))
+    page = visit()
+    press(page, "1")
+    files = names_in(predictions)
+    given = [[file, label] for file, label in zip(files, ["cat", "dog", "cat", "cat"], strict=False)]
+    assert saved(page, "given_labels.csv") == [["file", "label"], *given]
+    last = show_predictions(page)[-1]
+    press(page, "End", "2")
+    assert saved(page) == [["file", "label"], [last, "dog"]]
 
 
 def test_keys_move_accept_correct_undo_and_are_kept(visit: Any, finetuning: Path, predictions: Path) -> None:

@@ -1,7 +1,8 @@
 """Make the page on which predictions are looked at and corrected."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def review(config: ReviewConfig, *, say: Callable[[str], Any] = tqdm.write, prog
         progress: whether to show bars.
 
     Raises:
-        InputError: for a folder without predictions of a classifier, and images that are not where they were.
+        InputError: for a folder without predictions of a classifier, images that are not where they were, and a folder
+            that cannot be written.
     """
     if config.num_workers < 1:
         raise InputError(f"num_workers is {config.num_workers}; give a number from 1.")
@@ -84,17 +86,28 @@ def review(config: ReviewConfig, *, say: Callable[[str], Any] = tqdm.write, prog
         images_at = link_to_images(reader.source, names[0], folder)
         return columns | {"thumbnails": name, "images": images_at, "column": key_column(names)}
 
-    data = {
-        "id": _identity(found),
-        "title": f"{short_name(found.config['model'])} on {short_name(found.config['dataset'])}",
-        "classes": classes,
-        "predictions": section(images, prediction_columns(found.table, classes), "thumbnails"),
-        "given": _given(given, images, section) if given else None,
-        "given_unknown": reason,
-    }
-    page = write_page(folder, data)
+    with _writing(folder):
+        data = {
+            "id": _identity(found),
+            "title": f"{short_name(found.config['model'])} on {short_name(found.config['dataset'])}",
+            "classes": classes,
+            "predictions": section(images, prediction_columns(found.table, classes), "thumbnails"),
+            "given": _given(given, images, section) if given else None,
+            "given_unknown": reason,
+        }
+        page = write_page(folder, data)
     say(f"open {page} in a browser")
     return ReviewResult(page, len(found.table), len(given[1].rows) if given else None)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}); make room or allow it, and start again, it continues."
+        ) from error
 
 
 def _given(
