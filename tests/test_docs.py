@@ -23,6 +23,7 @@ from tpssl_hf.paper.config import ReproduceArgs
 from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.predict.config import EmbedArgs, PredictArgs
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
+from tpssl_hf.tasks.review.config import ReviewArgs
 from tpssl_hf.tasks.segment.config import SegmentArgs
 from tpssl_hf.verdicts.config import VerdictArgs
 
@@ -35,6 +36,7 @@ ARGS = {
     "classify": ClassifyArgs,
     "segment": SegmentArgs,
     "predict": PredictArgs,
+    "review": ReviewArgs,
     "embed": EmbedArgs,
     "verdict": VerdictArgs,
     "pick-labels": PickLabelsArgs,

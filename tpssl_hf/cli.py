@@ -18,6 +18,7 @@ COMMANDS = {  # name -> (module of tpssl_hf.commands, what it does)
     "classify": ("classify", "finetune a classifier with few labels"),
     "segment": ("segment", "finetune a segmenter with few masks"),
     "predict": ("predict", "label images, or draw their masks, with a finished model"),
+    "review": ("review", "look at predictions in a browser, and correct them"),
     "embed": ("embed", "write the features of images"),
     "verdict": ("verdict", "did adapting help? Paired differences with intervals"),
     "pick-labels": ("pick_labels", "choose the images that are worth labeling first"),

@@ -108,6 +108,9 @@ def test_two_processes_train_and_answer_the_folds_together(
     pids = classifying_runs.start_group(arguments(tmp_path / "two", cache, **short), logs)
     for pid, own in zip(pids, logs, strict=True):
         assert classifying_runs.wait(pid) == 0, own.read_text()
-    assert len(json.loads((tmp_path / "two" / "checkpoints" / "folds.json").read_text())) == 4
+    folds = json.loads((tmp_path / "two" / "checkpoints" / "folds.json").read_text())
+    labels = json.loads((tmp_path / "two" / "labels.json").read_text())["labels"]
+    assert len(folds) == 4 and all(len(fold["rows"]) == len(fold["log_probabilities"]) for fold in folds)
+    assert sorted(row for fold in folds for row in fold["rows"]) == [entry["row"] for entry in labels]
     saved = json.loads((tmp_path / "two" / "results.json").read_text())["saved"]
     assert saved["cross_validated"].keys() == {"finetuned", "frozen_probe", "label_spreading"}

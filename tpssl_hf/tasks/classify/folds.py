@@ -18,7 +18,7 @@ from tpssl_hf.training.nonfinite_guard import NonFiniteStepsError
 from tpssl_hf.training.run_dir import CHECKPOINTS, RunDir, StopSignals
 
 FILE = f"{CHECKPOINTS}/folds.json"  # beside the checkpoints that it belongs to
-ANSWERS = "log_probabilities"
+ROWS, ANSWERS = "rows", "log_probabilities"
 SMALLEST = 1e-30  # probability that is told from 0
 
 
@@ -40,7 +40,8 @@ def train_folds(run: ClassifyRun, run_dir: RunDir | None, signals: StopSignals) 
         answers = _train_fold(run, folds, number, run_dir, signals)
         if answers is None:
             return None
-        done.append({ANSWERS: answers.round(4).tolist(), "seconds": time.perf_counter() - began})
+        rows = run.data.store.rows[run.data.labeled.indices[folds.numbers == number]].tolist()
+        done.append({ROWS: rows, ANSWERS: answers.round(4).tolist(), "seconds": time.perf_counter() - began})
         if run_dir:
             run_dir.write_json(FILE, done)
         run.accelerator.free_memory()
@@ -48,7 +49,7 @@ def train_folds(run: ClassifyRun, run_dir: RunDir | None, signals: StopSignals) 
 
 
 def read_folds(folder: Path) -> list[dict[str, Any]]:
-    """Return ``log_probabilities`` and ``seconds`` of the folds that are done."""
+    """Return ``rows``, ``log_probabilities`` and ``seconds`` of the folds that are done."""
     file = folder / FILE
     found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     return found

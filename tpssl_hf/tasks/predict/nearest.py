@@ -1,34 +1,23 @@
 """The labeled image that a classifier finds most alike: what a prediction may be traced to, and checked by."""
 
-import json
-from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpssl_hf.errors import InputError
-from tpssl_hf.tasks.predict.config import EmbedConfig
+from tpssl_hf.tasks.predict.labels_of_run import UnknownLabels, labels_of_run
 from tpssl_hf.tasks.predict.model import FinishedModel
-from tpssl_hf.tasks.predict.read import ImageReader, PreparedImage
-from tpssl_hf.training.run_dir import CONFIG
+from tpssl_hf.tasks.predict.read import PreparedImage
 
-LABELS = "labels.json"
 BATCH = 32
 MOST_IMAGES = 5000  # labeled ones, which are looked at before the first prediction
 SCHEMA = pa.schema(
     [("nearest_file", pa.string()), ("nearest_label", pa.string()), ("nearest_similarity", pa.float32())]
 )
-
-
-class UnknownLabels(Exception):
-    """Why the labeled images of a model are not known; the text ends a sentence."""
 
 
 class LabeledImages:
@@ -46,28 +35,13 @@ class LabeledImages:
 
     def __init__(self, model: FinishedModel, num_workers: int) -> None:
         self._model = model
-        content, config = _of_run(model.folder.parent)
-        try:
-            images = EmbedConfig(
-                dataset=config["dataset"],
-                split=config["split"],
-                dataset_config=config.get("dataset_config"),
-                image_column=config.get("image_column"),
-                num_workers=num_workers,
-            )
-            self._reader = ImageReader(images)
-            self._labels = {entry["row"]: content["class_names"][entry["label"]] for entry in content["labels"]}
-            known = content["fingerprint"]
-        except InputError as error:
-            raise UnknownLabels(f"its labeled images cannot be opened: {error}") from error
-        except (KeyError, TypeError, IndexError) as error:
-            raise UnknownLabels(f"{LABELS} or {CONFIG} of its run lacks {error}") from error
+        found = labels_of_run(model.folder.parent, num_workers)
+        self._reader = found.reader
+        self._labels = {row: found.classes[label] for row, label in found.labels.items()}
         if len(self._labels) > MOST_IMAGES:
             raise UnknownLabels(
                 f"its run has {len(self._labels):,} labeled images, and {MOST_IMAGES:,} are compared at most"
             )
-        if known != self._reader.source.fingerprint:
-            raise UnknownLabels(f"the images in {config['dataset']!r} are no longer those that it was trained on")
 
     @cached_property
     def _known(self) -> tuple[list[PreparedImage], Tensor]:
@@ -98,14 +72,3 @@ class LabeledImages:
             "nearest_label": [self._labels[image.row] for image in nearest],
             "nearest_similarity": similarities.numpy(),
         }
-
-
-def _of_run(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return ``labels.json`` and ``config.yaml`` of a run of classification."""
-    if not (folder / LABELS).is_file() or not (folder / CONFIG).is_file():
-        raise UnknownLabels(f"there is no {LABELS} of its run beside it")
-    try:
-        labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-        return dict(labels), dict(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise UnknownLabels(f"{LABELS} or {CONFIG} of its run cannot be read") from error

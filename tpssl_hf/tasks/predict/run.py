@@ -21,8 +21,9 @@ from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
 from tpssl_hf.tasks.predict.expect import what_to_expect
 from tpssl_hf.tasks.predict.exports.predicted import Predicted
 from tpssl_hf.tasks.predict.exports.write import formats_named, write_exports
+from tpssl_hf.tasks.predict.labels_of_run import UnknownLabels
 from tpssl_hf.tasks.predict.model import FinishedModel, load_model
-from tpssl_hf.tasks.predict.nearest import LabeledImages, UnknownLabels
+from tpssl_hf.tasks.predict.nearest import LabeledImages
 from tpssl_hf.tasks.predict.read import ImageReader, PreparedImage
 from tpssl_hf.tasks.predict.segment import Segmentation
 from tpssl_hf.tasks.predict.write import (

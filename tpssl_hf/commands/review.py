@@ -1,0 +1,45 @@
+"""Look at the predictions of a classifier in a browser, correct them, and get the labels back.
+
+    tpssl-hf review outputs/labels    # the output_dir of a finished `tpssl-hf predict`
+
+The folder then holds review/index.html, which any browser opens, without a server or a network: predictions with the
+least confident first or by class, and the labels of the finetuning that may be wrong, all by keys. The page gives
+labels.csv, which `tpssl-hf classify --labels` reads. docs/review.md says more.
+
+Keys: defaults < --config file < command line; --help lists them.
+"""
+
+import itertools
+import sys
+from collections.abc import Sequence
+
+from tpssl_hf.config.parser import parse_args
+from tpssl_hf.errors import InputError
+from tpssl_hf.tasks.review import run
+from tpssl_hf.tasks.review.config import ReviewArgs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the page and say where it is; returns the exit code, 130 after Ctrl-C."""
+    given = named_word(sys.argv[1:] if arguments is None else arguments)
+    config = parse_args(ReviewArgs, given, description=__doc__ or "").review
+    try:
+        result = run.review(config)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command continues with the thumbnails that are missing\n")
+        return 130
+    suspects = "" if result.suspects is None else f", {result.suspects:,} given labels that may be wrong"
+    print(f"{result.images:,} predictions{suspects}: {result.page}")
+    return 0
+
+
+def named_word(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with its first word, the folder of predictions, as a key.
+
+    Raises:
+        InputError: for more words than this one.
+    """
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    if len(words) > 1:
+        raise InputError(f"{words[1]!r} is one word too many; give the folder of predictions, and --KEY VALUE.")
+    return [*(f"--predictions={word}" for word in words), *arguments[len(words) :]]

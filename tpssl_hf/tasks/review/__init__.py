@@ -1,0 +1,1 @@
+"""Look at predictions in a browser, correct them, and get the labels back."""
