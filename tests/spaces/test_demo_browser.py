@@ -1,29 +1,23 @@
 """The demo's page in a real browser: images in, answers out, and nothing that a visitor should not see."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from browsers import BROWSER, NO_BROWSER, started_browser
 from upload_files import REFUSED, encode
 
 pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra demo pytest`")
 pytest.importorskip("playwright", reason="there is no playwright: `uv pip install playwright`")
 
-from playwright.sync_api import sync_playwright
 from tiny_demo import CLASSES, GRADIO_NOISE, image_of
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = GRADIO_NOISE
 if BROWSER is None:
-    pytestmark.append(pytest.mark.skip(reason="there is no browser: `apt-get install chromium`"))
-QUIET = [  # no sandbox, because containers run as root; nothing that calls home
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
+    pytestmark.append(pytest.mark.skip(reason=NO_BROWSER))
 PATIENCE = 30_000  # ms
 
 
@@ -51,10 +45,8 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=QUIET)
+    with started_browser() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ says what the columns are.
 Keys: defaults < --config file < command line; --help lists them.
 """
 
-import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
@@ -21,8 +20,7 @@ from typing import Any, Protocol
 
 import datasets
 
-from tpssl_hf.config.parser import parse_args
-from tpssl_hf.errors import InputError
+from tpssl_hf.config.parser import parse_args, words_as_keys
 from tpssl_hf.tasks.predict import run
 from tpssl_hf.tasks.predict.config import PredictArgs
 
@@ -84,11 +82,7 @@ def named_words(arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: for more words than these two.
     """
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-    if len(words) > 2:
-        raise InputError(f"{words[2]!r} is one word too many; give the model, the folder of images, and --KEY VALUE.")
-    named = [f"--{name}={word}" for name, word in zip(("model", "dataset"), words, strict=False)]
-    return [*named, *arguments[len(words) :]]
+    return words_as_keys(arguments, ("model", "dataset"), "the model, the folder of images")
 
 
 def until_stopped(work: Callable[[], run.PredictResult]) -> int:

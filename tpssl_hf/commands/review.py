@@ -9,19 +9,18 @@ labels.csv, which `tpssl-hf classify --labels` reads. docs/review.md says more.
 Keys: defaults < --config file < command line; --help lists them.
 """
 
-import itertools
 import sys
 from collections.abc import Sequence
 
-from tpssl_hf.config.parser import parse_args
-from tpssl_hf.errors import InputError
+from tpssl_hf.config.parser import parse_args, words_as_keys
 from tpssl_hf.tasks.review import run
 from tpssl_hf.tasks.review.config import ReviewArgs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the page and say where it is; returns the exit code, 130 after Ctrl-C."""
-    given = named_word(sys.argv[1:] if arguments is None else arguments)
+    line = sys.argv[1:] if arguments is None else arguments
+    given = words_as_keys(line, ("predictions",), "the folder of predictions")
     config = parse_args(ReviewArgs, given, description=__doc__ or "").review
     try:
         result = run.review(config)
@@ -31,15 +30,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     suspects = "" if result.suspects is None else f", {result.suspects:,} given labels that may be wrong"
     print(f"{result.images:,} predictions{suspects}: {result.page}")
     return 0
-
-
-def named_word(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with its first word, the folder of predictions, as a key.
-
-    Raises:
-        InputError: for more words than this one.
-    """
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-    if len(words) > 1:
-        raise InputError(f"{words[1]!r} is one word too many; give the folder of predictions, and --KEY VALUE.")
-    return [*(f"--predictions={word}" for word in words), *arguments[len(words) :]]

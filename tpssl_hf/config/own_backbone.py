@@ -18,3 +18,8 @@ def with_own_backbone(line: Sequence[str]) -> list[str]:
         return list(line)
     architecture = stored_config(init[-1]).get("architecture")
     return [*line, "--backbone", str(architecture)] if architecture else list(line)
+
+
+def gives_pretrained(line: Sequence[str]) -> bool:
+    """Whether a command line gives ``--init``, and something else than random weights."""
+    return any(init != "random" for init in values_of("--init", line))

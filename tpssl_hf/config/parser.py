@@ -6,6 +6,7 @@ functions. Where a task has methods, its arguments have a field ``method`` that 
 """
 
 import difflib
+import itertools
 import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
@@ -189,6 +190,23 @@ def _parse(
     except Exception as error:  # jsonargparse raises several kinds; every one is about what the user gave
         raise InputError(_first_sentence(str(error))) from error
     return normalize_lists(groups, {name: getattr(namespace, name) for name in known})
+
+
+def words_as_keys(arguments: Sequence[str], keys: Sequence[str], wanted: str) -> list[str]:
+    """Return a command line with its first words, at most one for each of ``keys``, as those keys.
+
+    Args:
+        arguments: as the user gave them.
+        keys: what the words are, in order.
+        wanted: the same for people.
+
+    Raises:
+        InputError: for more words than keys.
+    """
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    if len(words) > len(keys):
+        raise InputError(f"{words[len(keys)]!r} is one word too many; give {wanted}, and --KEY VALUE.")
+    return [*(f"--{key}={word}" for key, word in zip(keys, words, strict=False)), *arguments[len(words) :]]
 
 
 def given_keys(arguments: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from browsers import BROWSER, NO_BROWSER, started_browser
 from finished_predictions import CLASSES, HOSTILE
 
 from tpssl_hf.data.label_files import read_label_file, rows_meant
@@ -19,22 +20,14 @@ from tpssl_hf.tasks.review.run import review
 
 pytest.importorskip("playwright", reason="there is no playwright: `uv pip install playwright`")
 
-from playwright.sync_api import sync_playwright
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no browser: `apt-get install chromium`")
-QUIET = [  # no sandbox, because containers run as root; nothing that calls home
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=QUIET)
+    with started_browser() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

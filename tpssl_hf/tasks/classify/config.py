@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
-from tpssl_hf.config.own_backbone import with_own_backbone
+from tpssl_hf.config.own_backbone import gives_pretrained, with_own_backbone
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
 from tpssl_hf.config.shared import (
     LEFT_TO_BUDGET,
@@ -20,7 +20,6 @@ from tpssl_hf.config.shared import (
 )
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.classify.fixmatch import PUBLISHED_THRESHOLD
-from tpssl_hf.process import values_of
 
 DEFAULTS = Path(__file__).parent / "defaults"
 DIGITS, PRETRAINED_DIGITS = DEFAULTS / "digits.yaml", DEFAULTS / "digits_pretrained.yaml"
@@ -155,7 +154,7 @@ def parse_classify(
             found = {**former, "init": str(DIGITS_RUN / "model")} if former else starter()
             found = {"image_size": DIGITS_SIZE, **found} if found else {}
         start = [part for name, value in found.items() if f"--{name}" not in given for part in (f"--{name}", value)]
-        pretrained = found or any(init != "random" for init in values_of("--init", line))
+        pretrained = found or gives_pretrained(line)
         line = ["--config", str(PRETRAINED_DIGITS if pretrained else DIGITS), *start, *line]
     defaults = {"output_dir": "outputs/ssl_classify"}
     args = parse_args(ClassifyArgs, line, description=description, methods=METHODS, defaults=defaults)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tpssl_hf.config.image_size import with_image_size
-from tpssl_hf.config.own_backbone import with_own_backbone
+from tpssl_hf.config.own_backbone import gives_pretrained, with_own_backbone
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, method_named, parse_args
 from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig, TimeConfig
 from tpssl_hf.methods.pretrain import PRETRAIN
-from tpssl_hf.process import values_of
 
 DEFAULTS = Path(__file__).parent / "defaults"  # METHOD.yaml: settings of the embedded digits
 DEFAULT_METHOD = "moco"
@@ -99,7 +98,7 @@ def parse_pretrain(
     if not config_files(given) and not any(argument.partition("=")[0] == "--dataset" for argument in given):
         method, names = method_named(given, DEFAULT_METHOD), {argument.partition("=")[0] for argument in given}
         found = {} if {"--init", "--backbone", "--help", "-h"} & names or method != DEFAULT_METHOD else starter()
-        pretrained = method == DEFAULT_METHOD and any(init != "random" for init in values_of("--init", given))
+        pretrained = method == DEFAULT_METHOD and gives_pretrained(given)
         digits = STARTED if found or pretrained else DEFAULTS / f"{method}.yaml"
         start = [part for name, value in found.items() for part in (f"--{name}", value)]
         given = ["--config", str(digits), *start, *given] if digits.exists() else given
