@@ -208,7 +208,7 @@ def test_a_budget_chooses_batch_size_and_length_and_a_plan_only_says_so(
 
 def test_a_budget_too_short_names_the_least(adapt: Adapt, images: ImageBatch) -> None:
     with pytest.raises(InputError, match="the least.*--budget"):
-        adapt(dataset=images(70), budget="1s", max_steps=None)
+        adapt(dataset=images(70), budget="0.01s", max_steps=None)
 
 
 def test_a_resumed_run_keeps_what_its_budget_chose(
