@@ -8,6 +8,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tpssl_hf import __version__
 from tpssl_hf.errors import InputError
@@ -31,6 +32,7 @@ COMMANDS = {  # name -> (module of tpssl_hf.commands, what it does)
 }
 SEVERAL = ("pretrain", "classify", "segment")  # what can be run by several processes
 PROCESSES = "--num_processes"
+HELP = Path(__file__).parent / "commands" / "help"  # written by tests/help_texts.py
 
 
 def main() -> None:
@@ -53,6 +55,9 @@ def run(arguments: Sequence[str]) -> int:
     command, rest = arguments[0], list(arguments[1:])
     if command not in COMMANDS:
         raise InputError(f"{command!r} is not a command; there are {', '.join(COMMANDS)}.")
+    if rest in (["--help"], ["-h"]) and (text := HELP / f"{command}.txt").is_file():
+        sys.stdout.write(text.read_text(encoding="utf-8"))
+        return 0
     processes, rest = without_processes(command, rest)
     if processes > 1:
         return launch(processes, [command, *rest])

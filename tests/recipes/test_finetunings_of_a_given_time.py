@@ -93,7 +93,9 @@ def test_a_plan_only_says_what_would_be_done(
 
 
 @pytest.mark.parametrize("recipe", sorted(TINY))
-@pytest.mark.parametrize(("budget", "sentence"), [("0.01s", "the least.*--budget"), ("soon", "'soon' is not a duration")])
+@pytest.mark.parametrize(
+    ("budget", "sentence"), [("0.01s", "the least.*--budget"), ("soon", "'soon' is not a duration")]
+)
 def test_a_budget_that_cannot_be_kept_is_one_sentence(recipe: str, budget: str, sentence: str, learn: Learn) -> None:
     with pytest.raises(InputError, match=sentence):
         learn(recipe, budget=budget, batch_size=4, unlabeled_ratio=2)

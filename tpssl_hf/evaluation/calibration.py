@@ -15,7 +15,6 @@ from scipy.optimize import minimize_scalar
 
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
 
-FILE = "calibration.json"  # beside the weights
 # Below these a fitted temperature may do harm: in simulations of 10 classes, 40 labels of a classifier that was
 # calibrated already cost 0.01 nats on average, 10 labels up to 0.06; those of others gained 0.01 to 0.27.
 LEAST_LABELS, LEAST_WRONG = 40, 3

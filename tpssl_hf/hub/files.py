@@ -8,12 +8,11 @@ from typing import Any
 import yaml
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation.calibration import FILE as CALIBRATION
 from tpssl_hf.hub.card import render_card
 from tpssl_hf.hub.redaction import publishable, without_paths, without_secrets
 from tpssl_hf.hub.run_record import MODEL, MODEL_CONFIG, VERDICT, WEIGHTS, Evidence
 from tpssl_hf.hub.snippets import onnx_snippets
-from tpssl_hf.training.run_dir import RESULTS
+from tpssl_hf.training.run_dir import CALIBRATION, RESULTS
 
 Package = dict[str, bytes | Path]  # path in the repository -> its content, or the file that holds it
 

@@ -21,6 +21,7 @@ from tpssl_hf.files.atomic import replace_file
 
 LOCK, CONFIG, METRICS, RESULTS = "run.lock", "config.yaml", "metrics.jsonl", "results.json"
 CHECKPOINTS = "checkpoints"
+CALIBRATION = "calibration.json"  # beside the weights
 ECHO_SECONDS = 0.5
 LOCKED_BYTES = 1  # at the start of the lock file; nobody else can read them on Windows
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from tpssl_hf.evaluation.calibration import FILE as CALIBRATION
 from tpssl_hf.evaluation.calibration import Calibration
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
 from tpssl_hf.models.timm_export import save_timm_folder
@@ -21,7 +20,7 @@ from tpssl_hf.tasks.classify.selection import FINETUNED, WORDS, saved_sentence, 
 from tpssl_hf.tasks.finetuning import provenance
 from tpssl_hf.tasks.published_path import check_classifier, some_of
 from tpssl_hf.training.provenance import run_facts
-from tpssl_hf.training.run_dir import RESULTS, RunDir, read_metrics
+from tpssl_hf.training.run_dir import CALIBRATION, RESULTS, RunDir, read_metrics
 
 LAST_EVALUATIONS = 20
 IMAGES = ("augmentations.png", "curves.png", "pseudo_labels.png")  # what a run may have drawn

@@ -21,11 +21,11 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from tpssl_hf.data.masks import Color, color_map
 from tpssl_hf.data.reading import PIXEL_LIMIT, UnreadableImage
 from tpssl_hf.errors import InputError
-from tpssl_hf.evaluation.calibration import FILE as CALIBRATION_FILE
 from tpssl_hf.evaluation.calibration import Calibration
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
+from tpssl_hf.training.run_dir import CALIBRATION
 
 PROCESSOR_FILE = "preprocessor_config.json"
 RUN_FILES = ("config.yaml", "run.lock", "metrics.jsonl", "checkpoints")  # any of them: the folder of a run
@@ -201,7 +201,7 @@ def _from_hub(model: str) -> Path:
     repository, _, revision = model.partition("@")
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise InputError(f"model {model!r} is no folder here and no Hub id; give a folder that exists, or owner/name.")
-    wanted = [WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION_FILE]
+    wanted = [WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION]
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
     except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
@@ -247,7 +247,7 @@ def _as_color(color: Any) -> Color:
 
 
 def _calibration(folder: Path) -> Calibration | None:
-    file = folder / CALIBRATION_FILE
+    file = folder / CALIBRATION
     try:
         return Calibration(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
     except (OSError, ValueError, TypeError) as error:
@@ -256,7 +256,7 @@ def _calibration(folder: Path) -> Calibration | None:
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for name in (WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION_FILE):
+    for name in (WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION):
         if (folder / name).is_file():
             with (folder / name).open("rb") as stream:
                 digest.update(name.encode() + hashlib.file_digest(stream, "sha256").digest())
