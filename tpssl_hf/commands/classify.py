@@ -23,7 +23,8 @@ from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
 from tpssl_hf.convert.starter import starter
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.methods.classify import CLASSIFY
-from tpssl_hf.tasks.classify.budget import apply_time_budget
+from tpssl_hf.tasks.budgeted_size import with_budgeted_size
+from tpssl_hf.tasks.classify.budget import apply_time_budget, images_to_learn
 from tpssl_hf.tasks.classify.config import ClassifyArgs, parse_classify
 from tpssl_hf.tasks.classify.folds import train_folds
 from tpssl_hf.tasks.classify.report import save_results
@@ -61,12 +62,15 @@ def run(args: ClassifyArgs) -> int:
     """Finetune, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
+    trainings = 2 if args.task.select == "best" else 1  # folds take as long as the run itself, at most
+    wanted = images_to_learn(args, trainings)
+    data = with_budgeted_size(args.data, args.model, args.time, args.run.output_dir, accelerator, wanted)
+    args = replace(args, data=data)
     side, together = args.data.image_size, args.optim.batch_size * (1 + args.optim.unlabeled_ratio)
     shown = Shown((side, side), together, learns=CLASSIFY[args.task.method].fit_labels is None)
     chosen, accelerator = for_this_machine(args, shown, accelerator)
     args = replace(args, run=chosen)
     if args.time.budget:
-        trainings = 2 if args.task.select == "best" else 1  # folds take as long as the run itself, at most
         args = apply_time_budget(args, accelerator, trainings=trainings)
         if args.time.plan:
             return 0

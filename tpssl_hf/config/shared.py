@@ -21,7 +21,9 @@ class DataConfig:
     streaming: bool = key(False, "Read a Hub or parquet data set in shards, never holding it whole.")
     limit_images: int | None = key(None, "Cap the number of images (fixed random subset).")
     image_size: int = key(
-        0, "Side of the square views, in pixels; 0: the size the weights were trained at, 224 for random ones."
+        0,
+        "Side of the square views, in pixels; 0: the size the weights were trained at, 224 for random ones, or with "
+        "budget on a CPU the largest at which enough steps fit.",
     )
     horizontal_flip: bool | None = key(
         None, "Flip half of the views; off by default where it changes meaning (digits)."

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tpssl_hf.config.parser import flat
 from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Method, Views
 from tpssl_hf.models.backbone import WeightsSource
 from tpssl_hf.tasks.classify.config import ClassifyArgs
@@ -30,6 +31,7 @@ from tpssl_hf.training.loop import (
     training_steps,
     with_progress_bar,
 )
+from tpssl_hf.training.memory_need import too_large
 from tpssl_hf.training.provenance import PAPER
 from tpssl_hf.training.run_dir import RunDir, StopSignals
 
@@ -73,6 +75,17 @@ class FinetuningRun(ABC, Generic[ArgsType]):
         """Labeled and unlabeled images of one step of all processes."""
         ratio = self.args.optim.unlabeled_ratio if "unlabeled" in self.transforms else 0
         return self.args.optim.batch_size * (1 + ratio)
+
+    @property
+    @abstractmethod
+    def shown_size(self) -> tuple[int, int]:
+        """Height and width of the images that are learned from."""
+
+    def too_large(self) -> str:
+        """Say that a step does not fit in memory; nothing where it fits, or activations are recomputed."""
+        if self.args.model.gradient_checkpointing or self.max_steps == 0:
+            return ""
+        return too_large(self.method.deployed, self.shown_size, self.images_per_step, self.accelerator)
 
     def first_images(self, stream: str, count: int = 8) -> ImageBatch:
         """Return the first images of a stream, to be shown."""
@@ -165,6 +178,8 @@ def run_once(
         if finished:
             return 0
         run = task.prepare(args, accelerator, run_dir)
+        if sentence := run.too_large():
+            raise InputError(sentence)
         accelerator.print("\n".join(run.announce()))
         done, seconds = train(run, run_dir, signals)
         if done < run.max_steps:

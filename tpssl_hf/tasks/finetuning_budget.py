@@ -112,6 +112,8 @@ def plan_for_budget(
 
     def open_timed(batch: StepBatch) -> TimedRun:
         run = task.prepare(with_plan(args, task, batch, 1), accelerator, None)
+        if run.too_large():
+            raise torch.OutOfMemoryError(str(batch))
         loop = LoopSettings(1, run.images_per_step, max_gradient_norm=run.args.optim.max_gradient_norm or None)
         return TimedRun(run.method, run.optimizer, run.learning_rate, run.streams, run.transforms, loop)
 

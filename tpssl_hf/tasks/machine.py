@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from tpssl_hf.config.parser import read_config_file
-from tpssl_hf.config.shared import ModelConfig, RunConfig, TimeConfig
+from tpssl_hf.config.shared import DataConfig, ModelConfig, RunConfig, TimeConfig
 from tpssl_hf.process import cpu_has_bf16, more_threads, say_threads, threads_in_use
 from tpssl_hf.tasks.time_budget import parse_duration
 from tpssl_hf.training.accelerator import make_accelerator, mixed_precision
@@ -129,12 +129,29 @@ def _chosen(args: TrainingArgs, shown: Shown, processes: int) -> tuple[dict[str,
     reason = _not_worth_it(args, shown, work, len(settings))
     if reason:
         return asked, f"{next(iter(settings))}: the default, not measured ({reason})"
-    root = Path(args.data.cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf")
-    times, new = remembered(root / "speed", f"{this_machine()}, {processes} processes", work, settings)
+    times, new = _timed(args.data, work, settings, processes)
     best: Setting = fastest(times)
     values = asdict(best) | {"cpu_threads": best.threads if best.threads != threads else args.run.cpu_threads}
     del values["threads"]
     return values, f"{sentence(times)}{'' if new else ' (remembered)'}; {OVERRULES}"
+
+
+def seconds_per_image(data: DataConfig, model: ModelConfig, side: int, processes: int) -> float:
+    """Return how long an image of that many pixels a side takes forward and backward, as fast as this CPU can.
+
+    Raises:
+        InputError: if the backbone cannot be made.
+    """
+    settings = sensible(bf16=cpu_has_bf16(), threads=torch.get_num_threads(), more_threads=None)
+    times, _ = _timed(data, _workload(model, Shown((side, side), MOST_IMAGES), processes), settings, processes)
+    return min(times.values())
+
+
+def _timed(
+    data: DataConfig, work: Workload, settings: list[Setting], processes: int
+) -> tuple[dict[Setting, float], bool]:
+    root = Path(data.cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf")
+    return remembered(root / "speed", f"{this_machine()}, {processes} processes", work, settings)
 
 
 def _values(run: RunConfig) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from tpssl_hf.tasks.finetuning_plan import StepBatch, step_batches
 from tpssl_hf.tasks.published_path import IMAGES
 
 SIZES, LEAST_RATIO = (16, 32), 4  # below FixMatch's 64 labeled images with seven unlabeled ones each
+WORTHWHILE_STEPS = 100  # see images_to_learn
+SEEN = 0.8  # of an unlabeled image's forward and backward passes, as weak views have no gradient
 PUBLISHED_PATHS = 2  # transformers' pipeline and timm, asked about some images at the end
 
 
@@ -36,6 +38,17 @@ def batches(args: ClassifyArgs, num_processes: int) -> list[StepBatch]:
     own = own_batch(CLASSIFY[args.task.method], FinetuneConfig())
     asked = StepBatch(args.optim.batch_size, args.optim.unlabeled_ratio)
     return step_batches(SIZES, LEAST_RATIO, own=own, asked=asked, num_processes=num_processes)
+
+
+def images_to_learn(args: ClassifyArgs, trainings: int) -> float:
+    """Return how many images must be learned from before larger ones are worth more than more steps with them.
+
+    Args:
+        args: of the run.
+        trainings: how many trainings a run makes.
+    """
+    batch, seeds = batches(args, 1)[0], len(args.task.label_seeds or [0])
+    return trainings * seeds * WORTHWHILE_STEPS * batch.batch_size * (1 + SEEN * batch.unlabeled_ratio)
 
 
 def costs(run: ClassifyRun) -> Costs:

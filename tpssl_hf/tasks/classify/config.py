@@ -179,5 +179,5 @@ def resolve(args: ClassifyArgs) -> ClassifyArgs:
         args = replace(args, optim=replace(args.optim, max_gradient_norm=FITTED_NORM if head == "probe" else 0.0))
     if getattr(args.method, "threshold", 0.0) is None:
         args = replace(args, method=replace(args.method, threshold=threshold))
-    data = with_image_size(args.data, args.model.backbone, args.model.init)
+    data = with_image_size(args.data, args.model.backbone, args.model.init, args.time)
     return replace(args, data=data, task=replace(args.task, head_init=head))

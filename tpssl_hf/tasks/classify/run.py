@@ -52,6 +52,11 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
     audit: PseudoLabelAudit
     fit_seconds: float
 
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return (self.args.data.image_size, self.args.data.image_size)
+
     def data_facts(self) -> dict[str, str]:
         """Return what must be the same of the data when the run is resumed."""
         return data_facts(self.data)

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
+from tpssl_hf.tasks.pretrain.memory import too_large_step
 from tpssl_hf.tasks.pretrain.prepare import (
     PretrainRun,
     base_rate,
@@ -44,6 +45,7 @@ LEAST_MOMENTUM = 0.9  # of a target network, below which it is hardly an average
 LOOKING_SHARE = 0.15  # of a budget, for looking at labeled images
 LOOKS = 5  # forward passes that such an image is in, on the average: a few of them are shown to every candidate
 LEAST_PROBE_IMAGES = 200
+IMAGES_TO_ADAPT = 10_000.0  # that go forward and backward before larger images are worth more than more of them
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)  # what a time budget chooses from
 MOMENTA = {"base_momentum": 0.5, "key_momentum": 1.0}  # of targets -> mean of 1 - momentum over a run, in parts
 
@@ -90,6 +92,8 @@ def plan_for_budget(args: PretrainArgs, accelerator: Accelerator) -> tuple[Plan,
     looking_seconds, check_seconds = overheads(replace(trial, args=args, choosing=choosing, judging=judging))
 
     def seconds_per_step(batch_size: int) -> float:
+        if too_large_step(args, trial.method.deployed, batch_size, accelerator):
+            return math.inf
         steps_between_checks = max(1.0, args.health.health_every * (images // batch_size))
         seconds: float = measure_seconds_per_step(run_steps, batch_size)
         return seconds + check_seconds / steps_between_checks

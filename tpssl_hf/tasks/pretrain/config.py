@@ -121,6 +121,6 @@ def resolve(args: PretrainArgs) -> PretrainArgs:
         rate = own[RATE] if random or optimizer == "lars" else float(f"{PRETRAINED_SHARE * own[RATE]:.6g}")
     if weight is None:  # METHODS: a penalty toward random weights means nothing
         weight = 0.0 if args.model.init == "random" else L2_WEIGHT
-    data = with_image_size(args.data, args.model.backbone, args.model.init)
+    data = with_image_size(args.data, args.model.backbone, args.model.init, args.time)
     optim = replace(optim, optimizer=optimizer, base_learning_rate=rate)
     return replace(args, task=replace(args.task, l2_weight=weight), data=data, optim=optim)

@@ -35,6 +35,7 @@ from tpssl_hf.models.timm_export import preprocessing_of
 from tpssl_hf.tasks.pretrain.batchnorm_choice import FILE, BatchNormChoice, choose_batchnorm
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
 from tpssl_hf.tasks.pretrain.data import open_images
+from tpssl_hf.tasks.pretrain.memory import too_large_step
 from tpssl_hf.tasks.pretrain.selection import Right, choosing_and_judging
 from tpssl_hf.tasks.pretrain.shown_images import ShownImages
 from tpssl_hf.training.accelerator import per_device_batch_size, prepare_method
@@ -95,6 +96,9 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
     flip = source.flip_is_safe if data.horizontal_flip is None else data.horizontal_flip
     views = ViewSettings.of(preprocessing_of(backbone), seed, horizontal_flip=flip)
     spec.check(backbone, args.method, data.image_size, optim.batch_size)
+    # a budget has seen to it, or will
+    if not args.time.budget and (sentence := too_large_step(args, backbone, optim.batch_size, accelerator)):
+        raise InputError(sentence)
     max_steps = optim.max_steps or optim.epochs * (epoch_steps or 0)
     if max_steps < 1:
         raise InputError("a streamed data set has no known length: give --max_steps, a whole number above 0.")

@@ -49,6 +49,11 @@ class SegmentRun(FinetuningRun[SegmentArgs]):
     data: SegmentingData
     views: SegmentViewSettings
 
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Height and width of the crops."""
+        return self.views.crop_size
+
     def data_facts(self) -> dict[str, str]:
         """Return what must be the same of the data when the run is resumed."""
         return data_facts(self.data)
