@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         monkeypatch.delenv(name)
     monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(runtime, "CPU_SHARE", Path("no such file"))
     return monkeypatch
 
 
@@ -49,6 +51,26 @@ def test_what_the_user_set_is_respected(clean_environment: pytest.MonkeyPatch) -
     runtime.prepare_process([])
     assert threads() == "3"
     assert runtime.os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", "8"), ("many", "8"), ("0", "8"), ("-2", "8"), ("4,2", "4")])
+def test_what_openmp_overlooks_is_overlooked(clean_environment: pytest.MonkeyPatch, value: str, expected: str) -> None:
+    clean_environment.setenv("OMP_NUM_THREADS", value)
+    runtime.prepare_process([])
+    assert threads() == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [("250000 100000", "2"), ("10000 100000", "1"), ("max 100000", "8"), ("9900000 100000", "8")],
+)
+def test_a_container_has_its_share_of_the_cores(
+    clean_environment: pytest.MonkeyPatch, tmp_path: Path, share: str, expected: str
+) -> None:
+    (tmp_path / "cpu.max").write_text(share)
+    clean_environment.setattr(runtime, "CPU_SHARE", tmp_path / "cpu.max")
+    runtime.prepare_process([])
+    assert threads() == expected
 
 
 def test_the_launchers_own_one_thread_is_not_the_users_wish(clean_environment: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tpssl_hf.errors import InputError
 
 _threads: str | None = None
 _more_threads: int | None = None
+CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of all cores in so many
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -40,11 +42,11 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     share, _more_threads = max(1, _cores() // local_processes), None
     asked = values_of("--cpu_threads", sys.argv[1:] if arguments is None else arguments)
-    inherited = os.environ.get("OMP_NUM_THREADS")
+    inherited = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is for nested loops
     from_launcher = inherited == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ
-    if asked and asked[-1].isdigit() and int(asked[-1]) > 0:
+    if asked and asked[-1].isdecimal() and int(asked[-1]) > 0:
         threads, why = int(asked[-1]), "as asked"
-    elif inherited is not None and not from_launcher:
+    elif inherited.isdecimal() and int(inherited) > 0 and not from_launcher:  # OpenMP itself overlooks others
         threads, why = int(inherited), "from OMP_NUM_THREADS"
     elif cpu_has_bf16() and share <= 2:
         threads, why = 1, "bfloat16 weight gradients collapse with more"
@@ -65,7 +67,12 @@ def say_threads(threads: int, why: str) -> str:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the cores this process may use: those it is bound to, or the share of them its container is given."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no container, or "max"
+        quota, period = CPU_SHARE.read_text(encoding="ascii").split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
 
 
 def keep_freed_memory() -> bool:
