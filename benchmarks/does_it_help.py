@@ -7,7 +7,8 @@ r"""Does adapting help? Frozen probes and finetuned learners before and after, b
 A cell is a pair of weights and data: adapted by `tpssl_hf.pretrain` with its defaults, 100 steps of 128 images, then
 scored on the test split, once: a probe on frozen features of base, base with re-estimated BatchNorm statistics
 (bn_only), adapted (model/) and the last checkpoint; label spreading on base and adapted; logistic regression on raw
-pixels; and each learner finetuned from base and from adapted. Labels are drawn from training images, five label seeds,
+pixels; a probe on the base at the size its weights were trained at, which costs nothing but time; and each learner
+finetuned from base and from adapted. Labels are drawn from training images, five label seeds,
 the same for every row; differences are paired by label seed, with a 95 % interval of Student's t. A cell that is there
 already is not made again, and an interrupted one goes on.
 """
@@ -37,6 +38,7 @@ from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimate
 from tpssl_hf.evaluation.features import batches_of, extract_features
 from tpssl_hf.evaluation.probes import few_label_answers
 from tpssl_hf.models.backbone import load_backbone
+from tpssl_hf.models.own_size import own_image_size
 from tpssl_hf.models.timm_export import preprocessing_of
 from tpssl_hf.tasks.pretrain.crops import Crops
 from tpssl_hf.tasks.pretrain.shown_images import ShownImages
@@ -85,6 +87,12 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
     shared |= {"dataset": dataset, "limit_images": arguments.limit_images, "cache_dir": f"{arguments.work_dir}/cache"}
     steps = {"batch_size": arguments.batch_size, "max_steps": arguments.max_steps}
     length = {"budget": arguments.budget} if arguments.budget else steps
+    if "own_size" not in cell and (own := own_image_size(architecture, init)) != arguments.image_size:
+        cell["own_size"] = {"image_size": own, "probe": probe_of_base(architecture, init, own, dataset, arguments)}
+        if "probes" in cell:
+            write(file, cell)
+    if "probes" in cell and not arguments.learners:
+        return
     began = time.process_time()
     adapted = tpssl_hf.pretrain(
         **shared,
@@ -191,12 +199,27 @@ def probes(
     return {"probes": found, "by_labels": by_labels, "crops": crops, "images": images}
 
 
-def open_split(dataset: str, split: str, arguments: argparse.Namespace) -> ImageCache:
-    """Open at most so many images of a split."""
+def probe_of_base(architecture: str, init: str, side: int, dataset: str, arguments: argparse.Namespace) -> list[float]:
+    """Return the accuracy of a probe on the base for each label seed, with images of ``side`` pixels."""
+    network, _ = load_backbone(architecture, init=init, image_size=side)
+    views = ViewSettings.of(preprocessing_of(network), 0, horizontal_flip=False)
+    train, test = (open_split(dataset, split, arguments, side) for split in ("train", "test"))
+    assert train.labels is not None and test.labels is not None
+    asked = extract_features(network.eval(), test, np.arange(len(test)), views, CPU)
+    found = []
+    for seed in SEEDS:
+        bank = draw(train.labels, arguments.per_class, seed)
+        shown = extract_features(network, train, bank, views, CPU)
+        found.append(float((few_label_answers(shown, train.labels[bank], asked) == test.labels).mean()))
+    return found
+
+
+def open_split(dataset: str, split: str, arguments: argparse.Namespace, side: int | None = None) -> ImageCache:
+    """Open at most so many images of a split, to be shown with ``side`` pixels, or as the arguments say."""
     limit = arguments.limit_images if split == "train" else arguments.limit_test_images
     cache, _ = load_image_cache(
         load_source(dataset, split=split),
-        image_size=arguments.image_size,
+        image_size=side or arguments.image_size,
         cache_scale=2.5,
         limit_images=limit,
         cache_dir=Path(arguments.work_dir) / "cache",

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy import stats
 
-PICTURE = Path("images") / "evidence.svg"  # beside the page
+PICTURE, CLAIM = (Path("images") / f"{name}.svg" for name in ("evidence", "adapt_then_finetune"))  # beside the page
 COLORS = {"raw pixels": "#999999", "base": "#56b4e9", "bn_only": "#e69f00", "adapted": "#009e73"}
 HEAD = """# Does it help?
 
@@ -25,9 +25,11 @@ def write_page(cells_folder: Path, page: Path) -> None:
     """Write the page from the JSON files in ``cells_folder``, and the picture beside it."""
     everything = [json.loads(file.read_text()) for file in sorted(cells_folder.glob("*.json"))]
     cells, masked = [c for c in everything if "probes" in c], [c for c in everything if "masks" in c]
+    claims = [cell for cell in everything if "adaptations" in cell]
     draw(cells, page.parent / PICTURE)
     parts = [HEAD, f"![probe accuracy of each pair, before and after]({PICTURE.as_posix()})", "", *probe_table(cells)]
-    parts += [*learner_table(cells), *labels_table(cells), *crops_table(cells), *masks_table(masked)]
+    parts += [*learner_table(cells), *claim_table(claims, page), *labels_table(cells)]
+    parts += [*crops_table(cells), *masks_table(masked)]
     machines = sorted({cell["machine"] for cell in everything})
     parts += ["", f"Machine: {'; '.join(machines)}. Not measured on a GPU."]
     page.write_text("\n".join(parts) + "\n", encoding="utf-8")
@@ -40,22 +42,30 @@ def probe_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Frozen features",
         "",
         "A probe is logistic regression on frozen features. *bn_only*: the base with re-estimated BatchNorm "
-        "statistics and nothing else. *saved*: which network `model/` holds, by labels of other training images.",
+        "statistics and nothing else. Images have 64 pixels a side, but for *own size*: as many as those that the "
+        "weights were trained on. *saved*: which network `model/` holds, by labels of other training images.",
         "",
-        "| weights | data | labels a class | raw pixels | base | bn_only | adapted | adapted − base | "
-        "adapted − bn_only | label spreading, base | label spreading, adapted | BatchNorm | saved | steps × images | "
-        "CPU minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| weights | data | labels a class | raw pixels | base, own size | base | bn_only | adapted | "
+        "adapted − base | adapted − bn_only | label spreading, base | label spreading, adapted | BatchNorm | saved | "
+        "steps × images | CPU minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         rows = cell["probes"]
         values = [mean_of(rows[name]) for name in COLORS]
+        values.insert(1, at_own_size(cell))
         values += [paired(rows[name], rows["adapted"]) for name in ("base", "bn_only")]
         values += [mean_of(rows[f"label spreading, {name}"]) for name in ("base", "adapted")]
         values += [cell["batchnorm"]["mode"], cell["saved"], f"{cell['steps']} × {cell['batch_size']}"]
         values += [f"{cell['cpu_minutes']:.0f}"]
         lines.append(f"| {cell['weights']} | {cell['data']} | {cell['per_class']} | {' | '.join(values)} |")
     return lines
+
+
+def at_own_size(cell: Mapping[str, Any]) -> str:
+    """Write what a probe makes of the base at the size of its weights; nothing where that is the size of the cell."""
+    found = cell.get("own_size")
+    return f"{mean_of(found['probe'])} ({found['image_size']} px)" if found else ""
 
 
 def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -68,14 +78,17 @@ def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Finetuned",
         "",
         "| weights | data | labels a class | learner | accuracy | minus the probe of its start | "
-        "minus supervised from the same start | minus the same from base | steps | CPU minutes each | label seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "minus the base's probe at its own size | minus supervised from the same start | minus the same from base | "
+        "steps | CPU minutes each | label seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell, name, done in learned:
         learner, _, start = name.rpartition(" from ")
         probe = {str(seed): value for seed, value in enumerate(cell["probes"][start], 1)}
         others = (f"supervised from {start}", f"{learner} from base")
         values = [mean_of([found["accuracy"] for found in done.values()]), against(done, probe)]
+        own = enumerate(cell["own_size"]["probe"] if "own_size" in cell else [], 1)
+        values.append(against(done, {str(seed): value for seed, value in own}))
         for other in others:
             known = {seed: found["accuracy"] for seed, found in cell["learners"].get(other, {}).items()}
             values.append("" if other == name else against(done, known))
@@ -84,6 +97,78 @@ def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         what = f"{cell['weights']} | {cell['data']} | {cell['per_class']}"
         lines.append(f"| {what} | {name} | {' | '.join(values)} | {len(done)} |")
     return lines
+
+
+def claim_table(cells: Sequence[Mapping[str, Any]], page: Path) -> list[str]:
+    """Return the lines of what adapting adds to a finetuned network, and draw it; none where it was not asked."""
+    if not cells:
+        return []
+    draw_claim(cells, page.parent / CLAIM)
+    lines = [
+        "",
+        "## What adapting adds to a finetuned network",
+        "",
+        "The claim of the paper: FixMatch from adapted weights minus FixMatch from the base, with the same labels and "
+        "seeds; `benchmarks/adapt_then_finetune.py` says how.",
+        "",
+        f"![FixMatch from adapted weights minus FixMatch from the base, by labels of each class]({CLAIM.as_posix()})",
+        "",
+        "| weights | data | labels a class | epochs of adaptation | its CPU minutes | from base | from adapted | "
+        "difference | steps of FixMatch | label seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        for count, epochs, base, adapted in claimed(cell):
+            minutes = cell["adaptations"][epochs]["cpu_minutes"]
+            values = [mean_of(base), mean_of(adapted), paired(base, adapted), str(cell["max_steps"]), str(len(base))]
+            what = f"{cell['weights']} | {cell['data']} | {count} | {epochs} | {minutes:.0f}"
+            lines.append(f"| {what} | {' | '.join(values)} |")
+    return lines
+
+
+def claimed(cell: Mapping[str, Any]) -> list[tuple[str, str, list[float], list[float]]]:
+    """Return labels a class, epochs, and the accuracies from base and adapted of the label seeds that both have."""
+    found = []
+    for count, starts in sorted(cell["accuracies"].items(), key=lambda item: int(item[0])):
+        for epochs in sorted(set(starts) - {"0"}, key=int):
+            seeds = sorted(set(starts["0"]) & set(starts[epochs]), key=int)
+            pair = [[starts[start][seed]["accuracy"] for seed in seeds] for start in ("0", epochs)]
+            if seeds:
+                found.append((count, epochs, *pair))
+    return found
+
+
+def draw_claim(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the differences by labels of each class, with their intervals."""
+    figure = Figure(figsize=(5.5, 3.4))
+    axis = figure.subplots()
+    lines = sorted({(cell["data"], epochs) for cell in cells for _, epochs, _, _ in claimed(cell)})
+    for cell in cells:
+        for epochs in cell["adaptations"]:
+            rows = [(int(count), b, a) for count, known, b, a in claimed(cell) if known == epochs and len(b) > 1]
+            spans = [difference(before, after) for _, before, after in rows]
+            place = 1.0 + 0.06 * lines.index((cell["data"], epochs)) if rows else 1.0
+            axis.errorbar(
+                [place * count for count, _, _ in rows],
+                [mean for mean, _ in spans],
+                [half for _, half in spans],
+                fmt="o-",
+                capsize=3,
+                label=f"{cell['data']}, {epochs} epochs",
+            )
+    counts = sorted({int(count) for cell in cells for count in cell["accuracies"]})
+    axis.axhline(0.0, color="#999999", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.minorticks_off()
+    axis.set_xlabel("labels of each class")
+    axis.set_ylabel("points, with a 95 % interval")
+    axis.set_title("FixMatch: from adapted weights minus from the base", fontsize=10)
+    axis.legend(fontsize=7)
+    axis.grid(axis="y", alpha=0.3)
+    figure.tight_layout()
+    with rc_context({"svg.hashsalt": "claim"}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def labels_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -171,12 +256,17 @@ def against(done: Mapping[str, Mapping[str, float]], other: Mapping[str, float])
 
 def paired(before: Sequence[float], after: Sequence[float]) -> str:
     """Write the difference of paired values in points, with its 95 % interval."""
-    changes = [100 * (b - a) for a, b in zip(before, after, strict=True)]
-    if len(changes) < 2:
-        return f"{changes[0]:+.1f} (one seed)".replace("-", "−")
-    half = float(stats.t.ppf(0.975, len(changes) - 1)) * statistics.stdev(changes) / len(changes) ** 0.5
-    mean = statistics.mean(changes)
+    if len(before) < 2:
+        return f"{100 * (after[0] - before[0]):+.1f} (one seed)".replace("-", "−")
+    mean, half = difference(before, after)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]".replace("-", "−")
+
+
+def difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Return the mean difference of paired values in points, and half of its 95 % interval of Student's t."""
+    changes = [100 * (b - a) for a, b in zip(before, after, strict=True)]
+    half = float(stats.t.ppf(0.975, len(changes) - 1)) * statistics.stdev(changes) / len(changes) ** 0.5
+    return statistics.mean(changes), half
 
 
 def mean_of(values: Sequence[float]) -> str:
