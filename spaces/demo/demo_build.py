@@ -15,6 +15,7 @@ import numpy as np
 from demo_models import Classifier, load_classifier
 from PIL import Image
 
+from tpssl_hf.convert.starter import starter
 from tpssl_hf.data.folders import digit_images
 from tpssl_hf.data.scenes import load_digit_scenes
 from tpssl_hf.errors import InputError
@@ -41,10 +42,12 @@ def build(folder: Path, steps: int | None = None) -> None:
     if not RECIPES.is_dir():
         raise InputError(f"there are no recipes in {RECIPES}; --build works in a checkout of the repository.")
     adapted, length = folder / "adapted", [] if steps is None else [f"--max_steps={steps}"]
+    start = [f"--{name}={value}" for name, value in starter().items()] or ["--init=random"]
+    learned = ["--select=last", *length]  # both pictures of a pair are of what was finetuned
     commands = [
-        ["target_pretrain.py", "--method=byol", f"--output_dir={adapted}", *length],
-        ["ssl_classify.py", f"--init={adapted / 'model'}", f"--output_dir={folder / 'adapted_classifier'}", *length],
-        ["ssl_classify.py", "--init=random", f"--output_dir={folder / 'base_classifier'}", *length],
+        ["target_pretrain.py", f"--output_dir={adapted}", *length],
+        ["ssl_classify.py", f"--init={adapted / 'model'}", f"--output_dir={folder / 'adapted_classifier'}", *learned],
+        ["ssl_classify.py", *start, f"--output_dir={folder / 'base_classifier'}", *learned],
         ["ssl_segment.py", f"--output_dir={folder / 'segmenter'}", *length],
         ["verdict.py", f"--adapted={adapted}", f"--output_dir={folder / 'verdict'}"],
         ["analyze.py", "--analysis=tsne,drift", f"--adapted={adapted}", f"--output_dir={folder / 'analysis'}"],

@@ -33,6 +33,10 @@ CSS = """
 .sentence p { font-size: 1.1em; max-width: 80ch; }
 .table { overflow-x: auto; }
 .table :is(th, td) { white-space: nowrap; word-break: normal; overflow-wrap: normal; font-size: 0.9em; }
+.right { font-size: 0.9em; }
+.right .track { display: block; height: 8px; border-radius: 4px; margin-top: 4px;
+  background: var(--border-color-primary); }
+.right .track span { display: block; height: 8px; border-radius: 4px; background: var(--color-accent); }
 .shares { display: grid; grid-template-columns: 16px minmax(3em, max-content) 1fr max-content; gap: 6px 10px;
   align-items: center; padding: 4px 2px; }
 .shares .color { width: 16px; height: 16px; border-radius: 4px; }
@@ -99,6 +103,17 @@ def shares(mask: np.ndarray, class_names: list[str]) -> dict[str, float]:
     counts = np.bincount(mask.ravel(), minlength=len(class_names))
     order = np.argsort(-counts, kind="stable")
     return {class_names[number]: float(counts[number] / mask.size) for number in order.tolist() if counts[number]}
+
+
+def accuracy_bar(tested: tuple[float, int] | None) -> str:
+    """Return HTML that says how often a model is right, with a bar."""
+    if tested is None:
+        return '<div class="right">How often it is right is not known.</div>'
+    share, count = tested
+    return (
+        f'<div class="right">Right on {100 * share:.1f} % of {count:,} test images'
+        f'<span class="track"><span style="width:{100 * share:.1f}%"></span></span></div>'
+    )
 
 
 def legend(found: dict[str, float], colors: dict[str, str]) -> str:

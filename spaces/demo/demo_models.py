@@ -1,5 +1,6 @@
 """The models of the demo: loaded once from folders or the Hub, asked one image at a time."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import tpssl_hf  # noqa: F401  # tells transformers about the segmenter
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 from tpssl_hf.models.segmentation_inference import predict_masks
+from tpssl_hf.training.run_dir import RESULTS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 BUILD = "uv run --extra demo python spaces/demo/app.py --build"
@@ -31,11 +33,13 @@ class Classifier:
         model: transformers' wrapper of a timm model.
         processor: its image processor.
         class_names: in the order of the logits.
+        tested: share of the test images that it names rightly, and how many they are; None where its run does not say.
     """
 
     model: Any
     processor: Any
     class_names: list[str]
+    tested: tuple[float, int] | None = None
 
     @torch.inference_mode()
     def confidences(self, image: Image.Image) -> dict[str, float]:
@@ -123,7 +127,7 @@ def load_classifier(location: str) -> Classifier:
     model, processor = _loaded(location, AutoModelForImageClassification)
     if not hasattr(model, "timm_model"):
         raise InputError(f"{location} is no timm model; give one that `tpssl-hf classify` has left.")
-    return Classifier(model, processor, _class_names(model))
+    return Classifier(model, processor, _class_names(model), _tested(_folder(location)))
 
 
 def load_segmenter(location: str, shorter_side: int) -> Segmenter:
@@ -184,6 +188,17 @@ def _folder(location: str) -> Path:
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"The model {location} is not there yet; `{BUILD}` makes it.")
     return folder
+
+
+def _tested(folder: Path) -> tuple[float, int] | None:
+    """Return accuracy and number of test images from the ``results.json`` of the run that left a model."""
+    for file in (folder / RESULTS, folder.parent / RESULTS):
+        try:
+            results = json.loads(file.read_text(encoding="utf-8"))
+            return float(results["metrics"]["accuracy"]), int(results["test"]["images"])
+        except (OSError, ValueError, KeyError, TypeError):  # published without it, or of another kind
+            continue
+    return None
 
 
 def _class_names(model: Any) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 from demo_config import Changes, ClassifierPair, DemoConfig, SegmenterChoice
-from demo_looks import OPACITY, colors_of, enlarged, is_ground, legend, overlay, shares, shown
+from demo_looks import OPACITY, accuracy_bar, colors_of, enlarged, is_ground, legend, overlay, shares, shown
 from demo_models import (
     BUILD,
     Classifier,
@@ -17,6 +17,7 @@ from demo_models import (
     load_neighbors,
     load_segmenter,
 )
+from demo_table import answers_of, several_images, table_of
 from PIL import Image
 from uploads import UploadError, read_image
 
@@ -67,14 +68,20 @@ def classification_tab(config: DemoConfig) -> None:
         near = [] if pair.neighbors is None else pair.neighbors.nearest(feature, NEIGHBORS_SHOWN)
         return pair.base.confidences(pixels), adapted, near
 
+    @on_gpu  # type: ignore[untyped-decorator, unused-ignore]
+    def classify_several(images: Any, model: Any) -> list[list[str]]:
+        """Name what is on several images, by both classifiers of a pair: a row of a table each."""
+        pair = _chosen(pairs, model)
+        return table_of(images, pair.base, pair.adapted)
+
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             name = _choice(config.classifiers, pairs, "Models")
             image, button, examples = _image_input("Classify", config, config.examples.classification)
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
-                base = gr.Label(label="Base weights", num_top_classes=TOP_CLASSES, min_width=160)
-                adapted = gr.Label(label="Adapted weights", num_top_classes=TOP_CLASSES, min_width=160)
+                base, base_bar = answers_of("Base weights", TOP_CLASSES)
+                adapted, adapted_bar = answers_of("Adapted weights", TOP_CLASSES)
             has_neighbors = any(pair.neighbors for pair in pairs.values())
             _caption("Nearest training images, by the adapted features; the number is their cosine", has_neighbors)
             gallery = gr.Gallery(
@@ -86,7 +93,12 @@ def classification_tab(config: DemoConfig) -> None:
                 visible=has_neighbors,
                 elem_id="nearest",
             )
+            several_images(classify_several, name, ONE_AT_A_TIME)
     _connect(classify, "classify", button, image, name, examples, [base, adapted, gallery])
+    bars = {one: [accuracy_bar(pair.base.tested), accuracy_bar(pair.adapted.tested)] for one, pair in pairs.items()}
+    shared = {"inputs": name, "outputs": [base_bar, adapted_bar], "api_visibility": "private", "queue": False}
+    name.change(lambda chosen: _chosen(bars, chosen), show_progress="hidden", **shared)
+    base_bar.value, adapted_bar.value = next(iter(bars.values()))
 
 
 def segmentation_tab(config: DemoConfig) -> None:

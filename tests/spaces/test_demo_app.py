@@ -1,5 +1,6 @@
 """The web demo: what it answers, what it refuses, and that it starts without its models."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,11 +16,11 @@ pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra dem
 import app
 import demo_build
 from demo_config import ClassifierPair, DemoConfig, SegmenterChoice, read_demo_config
-from demo_looks import colors_of, overlay, shares, shown
-from demo_models import load_segmenter
+from demo_looks import accuracy_bar, colors_of, overlay, shares, shown
+from demo_models import load_classifier, load_segmenter
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from tiny_demo import CLASSES, DEMO, GRADIO_NOISE, image_of, launched, no_leaked_loops
+from tiny_demo import CLASSES, DEMO, GRADIO_NOISE, image_of, launched, make_classifier, no_leaked_loops
 from transformers import pipeline
 
 from tpssl_hf.commands import demo
@@ -71,6 +72,36 @@ def test_the_other_pair_answers_the_other_way_round_and_has_no_neighbors(client:
     base, adapted, _ = client.predict(upload, "pets", api_name="/classify")
     turned = client.predict(upload, "pets, turned round", api_name="/classify")
     assert (answers(turned[0]), answers(turned[1]), turned[2]) == (answers(adapted), answers(base), [])
+
+
+def test_several_images_are_a_table_of_what_each_alone_is_answered(client: Client, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        image_of(seed).save(tmp_path / f"{seed}.png")
+    (tmp_path / "text.png").write_text("no image")
+    files = [handle_file(tmp_path / name) for name in ("1.png", "text.png", "2.png")]
+    rows = client.predict(files, "pets", api_name="/classify_several")["data"]
+    assert [row[0] for row in rows] == ["1.png", "text.png", "2.png"]
+    assert rows[1][1].startswith("The file is not an image") and rows[1][2:] == ["", "", "", ""]
+    for row, seed in ((rows[0], 1), (rows[2], 2)):
+        alone = client.predict(handle_file(tmp_path / f"{seed}.png"), "pets", api_name="/classify")[:2]
+        assert [row[1], row[3]] == [label["label"] for label in alone]
+        assert row[5] == ("yes" if row[1] == row[3] else "no") and row[2].endswith("%")
+
+
+def test_too_many_images_and_none_are_refused_in_a_sentence(client: Client, upload: Any) -> None:
+    with pytest.raises(AppError, match="25 images and 24 are answered at a time"):
+        client.predict([upload] * 25, "pets", api_name="/classify_several")
+    with pytest.raises(AppError, match="no images yet"):
+        client.predict([], "pets", api_name="/classify_several")
+
+
+def test_how_often_a_model_is_right_is_read_from_its_run(tmp_path: Path) -> None:
+    folder = Path(make_classifier(tmp_path / "run" / "model", 0))
+    assert load_classifier(str(folder)).tested is None and "not known" in accuracy_bar(None)
+    results = {"metrics": {"accuracy": 0.875}, "test": {"images": 1200, "split": "test"}}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    tested = load_classifier(str(folder)).tested
+    assert tested == (0.875, 1200) and "Right on 87.5 % of 1,200 test images" in accuracy_bar(tested)
 
 
 def test_segment_answers_what_the_model_says(client: Client, demo_config: DemoConfig, upload: Any) -> None:
