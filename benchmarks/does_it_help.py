@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--learner_seeds", type=int, default=5, help="label seeds of each learner")
     parser.add_argument("--learner_steps", type=int, default=600)
     parser.add_argument("--method", default=None, help="of target pretraining; its default when not given")
+    parser.add_argument("--teacher", default=None, help="of --method distill; `init`: the weights themselves")
     parser.add_argument("--work_dir", default="outputs/does_it_help")
     arguments = parser.parse_args()
     if arguments.what == "run":
@@ -80,8 +81,10 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
     """Make what is missing of one cell and write its JSON file."""
     (name, _, what), (data_name, _, dataset) = weights.partition("="), data.partition("=")
     architecture, _, init = what.partition(":")
-    file = EVIDENCE / f"{name}_{data_name}_{arguments.per_class}.json"
-    folder = Path(arguments.work_dir) / f"{name}_{data_name}"
+    other = f"_{arguments.method}" if arguments.method else ""
+    file = EVIDENCE / f"{name}_{data_name}_{arguments.per_class}{other}.json"
+    folder = Path(arguments.work_dir) / f"{name}_{data_name}{other}"
+    teacher = {"teacher": init if arguments.teacher == "init" else arguments.teacher} if arguments.teacher else {}
     cell: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     shared = {"backbone": architecture, "image_size": arguments.image_size, "precision": "fp32"}
     shared |= {"dataset": dataset, "limit_images": arguments.limit_images, "cache_dir": f"{arguments.work_dir}/cache"}
@@ -98,6 +101,7 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
         **shared,
         init=init,
         **length,
+        **teacher,
         method=arguments.method,
         output_dir=folder / "adapted",
     )

@@ -58,8 +58,13 @@ def probe_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         values += [mean_of(rows[f"label spreading, {name}"]) for name in ("base", "adapted")]
         values += [cell["batchnorm"]["mode"], cell["saved"], f"{cell['steps']} × {cell['batch_size']}"]
         values += [f"{cell['cpu_minutes']:.0f}"]
-        lines.append(f"| {cell['weights']} | {cell['data']} | {cell['per_class']} | {' | '.join(values)} |")
+        lines.append(f"| {named(cell)} | {cell['data']} | {cell['per_class']} | {' | '.join(values)} |")
     return lines
+
+
+def named(cell: Mapping[str, Any]) -> str:
+    """Name the weights of a cell, and how they were adapted where that is not the default."""
+    return cell["weights"] if cell["method"] == "moco" else f"{cell['weights']}, {cell['method']}"
 
 
 def at_own_size(cell: Mapping[str, Any]) -> str:
@@ -94,7 +99,7 @@ def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
             values.append("" if other == name else against(done, known))
         values.append(str(next(iter(done.values()))["steps"]))
         values.append(f"{statistics.mean(found['cpu_seconds'] for found in done.values()) / 60:.1f}")
-        what = f"{cell['weights']} | {cell['data']} | {cell['per_class']}"
+        what = f"{named(cell)} | {cell['data']} | {cell['per_class']}"
         lines.append(f"| {what} | {name} | {' | '.join(values)} | {len(done)} |")
     return lines
 
@@ -186,7 +191,7 @@ def labels_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     for cell in cells:
         before, after = (cell["by_labels"][row] for row in ("base", "adapted"))
         values = [paired(before[count], after[count]) if count in before else "" for count in counts]
-        lines.append(f"| {cell['weights']} | {cell['data']} | {' | '.join(values)} |")
+        lines.append(f"| {named(cell)} | {cell['data']} | {' | '.join(values)} |")
     return lines
 
 
@@ -208,7 +213,7 @@ def crops_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in ("bn_only", "last"):
             known = cell["crops"].get(row)
             values += [in_ranks(known) if known else "", paired(cell["probes"]["base"], cell["probes"][row])]
-        lines.append(f"| {cell['weights']} | {cell['data']} | {' | '.join(values)} |")
+        lines.append(f"| {named(cell)} | {cell['data']} | {' | '.join(values)} |")
     return lines
 
 
@@ -284,7 +289,7 @@ def draw(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         errors = [100 * statistics.stdev(cell["probes"][name]) for cell in cells]
         left = [number + 0.2 * (place - 1.5) for number in range(len(cells))]
         axis.bar(left, heights, 0.18, yerr=errors, color=color, label=name, error_kw={"linewidth": 0.8})
-    names = [f"{cell['weights']}\n{cell['data']}" for cell in cells]
+    names = [f"{named(cell)}\n{cell['data']}" for cell in cells]
     axis.set_xticks(range(len(cells)), names, fontsize=7)
     axis.set_ylabel("probe accuracy, %")
     axis.set_title(f"Frozen features, {cells[0]['per_class']} labels a class", fontsize=10)
