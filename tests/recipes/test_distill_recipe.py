@@ -18,6 +18,7 @@ from tpssl_hf.hub.config import PublishConfig
 from tpssl_hf.hub.run_record import gather
 from tpssl_hf.methods.pretrain.distill import Distill
 from tpssl_hf.models.backbone import WeightsSource
+from tpssl_hf.tasks.pretrain.config import parse_pretrain
 from tpssl_hf.tasks.pretrain.prepare import FIRST_PART
 from tpssl_hf.verdicts import decision, paired_bootstrap
 
@@ -71,9 +72,35 @@ def test_a_stopped_run_goes_on_with_its_teacher_and_with_no_other(
     assert content(run / "model" / "config.json")["tpssl_hf"]["teacher"] == told
 
 
-def test_without_a_teacher_it_is_one_sentence(adapt: Adapt, images: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match="distill follows a teacher, and none is given: add --teacher"):
+def test_random_weights_are_no_teacher(adapt: Adapt, images: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="distill follows a teacher, and random weights are none: add --teacher"):
         adapt(dataset=images(), **OWN)
+
+
+def test_the_weights_it_starts_from_teach_by_larger_images(
+    adapt: Adapt, images: Callable[..., Path], tmp_path: Path
+) -> None:
+    start = save_teacher(tmp_path / "start", seed=7) / "model"
+    settings = {"dataset": images(), "backbone": "test_convnext", "init": str(start), **OWN}
+    with pytest.raises(InputError, match="would see 48 px, which the run itself sees at 48 px"):
+        adapt(**settings, image_size=48)
+    assert adapt(**settings, image_size=32) == 0
+    found = content(tmp_path / "run" / "results.json")
+    assert found["teacher"]["weights"] == found["init"]["weights"]
+    assert (found["config"]["image_size"], found["teacher"]["image_size"]) == (32, 48)
+
+
+def test_timms_own_weights_teach_by_their_name() -> None:
+    given = {
+        "method": "distill",
+        "dataset": "digits",
+        "init": "timm",
+        "backbone": "resnet18.a1_in1k",
+        "image_size": 64,
+    }
+    args = parse_pretrain(given)
+    assert (args.method.teacher, args.method.teacher_backbone) == ("resnet18.a1_in1k", None)
+    assert parse_pretrain(given | {"teacher": "resnet50.a1_in1k"}).method.teacher == "resnet50.a1_in1k"
 
 
 def test_it_begins_by_a_twentieth_of_the_images_it_sees(

@@ -25,7 +25,7 @@ from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.tasks.budgeted_size import with_budgeted_size
 from tpssl_hf.tasks.machine import Shown, for_this_machine
 from tpssl_hf.tasks.pretrain.budget import IMAGES_TO_ADAPT, apply_time_budget
-from tpssl_hf.tasks.pretrain.config import PretrainArgs, parse_pretrain
+from tpssl_hf.tasks.pretrain.config import PretrainArgs, check_own_teacher, parse_pretrain
 from tpssl_hf.tasks.pretrain.prepare import cautions, prepare, teacher_note
 from tpssl_hf.tasks.pretrain.report import save_results
 from tpssl_hf.tasks.pretrain.run import train
@@ -63,6 +63,7 @@ def run(args: PretrainArgs) -> int:
     push = validate_push(args, accelerator)
     data = with_budgeted_size(args.data, args.model, args.time, args.run.output_dir, accelerator, IMAGES_TO_ADAPT)
     args = replace(args, data=data)
+    check_own_teacher(args)
     side, together = args.data.image_size, args.optim.batch_size // args.optim.gradient_accumulation_steps
     chosen, accelerator = for_this_machine(args, Shown((side, side), together), accelerator)
     args = replace(args, run=chosen)

@@ -38,7 +38,9 @@ class DistillConfig:
     """Distillation of a frozen teacher, after SEED (Fang et al., 2021); the defaults are ours."""
 
     teacher: str = key(
-        "", "Whose features are followed: a timm model (vit_small_patch14_dinov2.lvd142m), a folder, or a Hub id."
+        "",
+        "Whose features are followed: a timm model (vit_small_patch14_dinov2.lvd142m), a folder, or a Hub id. When "
+        "not given, the weights the run starts from, which see its images enlarged to the size they were trained at.",
     )
     teacher_backbone: str | None = key(None, "Architecture of a teacher that does not say it itself.")
     teacher_image_size: int = key(
@@ -128,8 +130,8 @@ def check(backbone: nn.Module, config: DistillConfig, image_size: int, batch_siz
     """Refuse a run without a teacher, temperatures that mean nothing, and a queue that the batch does not divide."""
     if not config.teacher:
         raise InputError(
-            "method distill follows a teacher, and none is given: add --teacher vit_small_patch14_dinov2.lvd142m, or "
-            "another timm model, a folder or a Hub id."
+            "method distill follows a teacher, and random weights are none: add --teacher "
+            "vit_small_patch14_dinov2.lvd142m, or another timm model, a folder or a Hub id."
         )
     if config.teacher_image_size < 0:
         raise InputError(

@@ -9,7 +9,9 @@ from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.own_backbone import gives_pretrained, with_own_backbone
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, method_named, parse_args
 from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig, TimeConfig
+from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
+from tpssl_hf.models.own_size import own_image_size
 
 DEFAULTS = Path(__file__).parent / "defaults"  # METHOD.yaml: settings of the embedded digits
 DEFAULT_METHOD = "moco"
@@ -122,5 +124,32 @@ def resolve(args: PretrainArgs) -> PretrainArgs:
     if weight is None:  # METHODS: a penalty toward random weights means nothing
         weight = 0.0 if args.model.init == "random" else L2_WEIGHT
     data = with_image_size(args.data, args.model.backbone, args.model.init, args.time)
+    if getattr(args.method, "teacher", None) == "" and not random:
+        args = replace(args, method=replace(args.method, **own_teacher(args.model)))
     optim = replace(optim, optimizer=optimizer, base_learning_rate=rate)
-    return replace(args, task=replace(args.task, l2_weight=weight), data=data, optim=optim)
+    args = replace(args, task=replace(args.task, l2_weight=weight), data=data, optim=optim)
+    check_own_teacher(args)
+    return args
+
+
+def own_teacher(model: ModelConfig) -> dict[str, str | None]:
+    """Return the keys that make the weights a run starts from its teacher."""
+    if model.init == "timm":
+        return {"teacher": model.backbone, "teacher_backbone": None}
+    return {"teacher": model.init, "teacher_backbone": model.backbone}
+
+
+def check_own_teacher(args: PretrainArgs) -> None:
+    """Refuse weights that would follow themselves at the same size of the images, where nothing is to be learned.
+
+    Raises:
+        InputError: if they would.
+    """
+    size, model = args.data.image_size, args.model
+    if size and getattr(args.method, "teacher", None) == own_teacher(model)["teacher"]:
+        seen = args.method.teacher_image_size or own_image_size(model.backbone, model.init)
+        if seen <= size:
+            raise InputError(
+                f"the teacher is what the run starts from and would see {seen} px, which the run itself sees "
+                f"at {size} px: give another --teacher, or a smaller --image_size."
+            )
