@@ -4,6 +4,7 @@ It imports the recipes once, reads one request a line and answers with one line.
 that no thread exists when it forks.
 """
 
+import errno
 import functools
 import gc
 import importlib.util
@@ -35,24 +36,43 @@ def load_file(path: Path) -> Any:
 
 def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]]:
     """Where a run can be hit: name -> owner, attribute, and whether before or after the call."""
+    from accelerate import Accelerator
+
+    from tpssl_hf.data import image_cache_writer
+    from tpssl_hf.files import atomic
     from tpssl_hf.methods.pretrain.anchor import _SquaredDistance
     from tpssl_hf.methods.pretrain.byol import BYOL
     from tpssl_hf.tasks.classify import report as classified
     from tpssl_hf.tasks.pretrain import report as adapted
     from tpssl_hf.tasks.segment import report as segmented
     from tpssl_hf.training import checkpoint, checkpoint_manager
+    from tpssl_hf.training.nonfinite_guard import NonFiniteGuard
     from tpssl_hf.training.optim import LARS
     from tpssl_hf.training.run_dir import RunDir
 
     reports = {"target_pretrain": adapted, "ssl_classify": classified, "ssl_segment": segmented}
     return {
+        "decode": (image_cache_writer, "decode_row", "before"),
+        "pixels": (image_cache_writer._PixelFile, "append", "before"),
+        "index": (image_cache_writer, "_write_store", "before"),
+        "folder": (atomic, "swap_folder", "before"),
         "forward": (BYOL, "forward", "after"),
+        "any_forward": (NonFiniteGuard, "remember_buffers", "after"),  # and then once one layer has been computed
         "backward": (_SquaredDistance, "backward", "before"),  # called by autograd
+        "any_backward": (Accelerator, "backward", "before"),  # and then from within
+        "checked": (NonFiniteGuard, "check", "before"),
         "optimizer": (LARS, "step", "before"),  # and then once the first tensors have moved
+        "after_step": (NonFiniteGuard, "after_step", "before"),
+        "stepped": (NonFiniteGuard, "after_step", "after"),
         "teacher": (BYOL, "after_step", "after"),
         "log": (RunDir, "append", "before"),
+        "logged": (RunDir, "append", "after"),
+        "position": (RunDir, "position", "before"),
         "write": (checkpoint, "_write", "before"),
+        "fsync": (os, "fsync", "before"),
+        "fsynced": (os, "fsync", "after"),
         "rename": (checkpoint, "swap_folder", "before"),
+        "replacing": (os, "replace", "before"),
         "replace": (os, "replace", "after"),
         "saved": (checkpoint_manager, "save_checkpoint", "after"),
         "curves": (reports[recipe.__name__], "draw_curves", "before"),
@@ -67,19 +87,19 @@ def inject(fault: Fault, recipe: Any, log: Path) -> None:
 
     def hit(*args: Any) -> None:
         nonlocal calls
-        calls += fault.match in str(args[0])
-        if calls != fault.call or fault.match not in str(args[0]):
+        matches = fault.match in (name_of_open_file(args[0]) if isinstance(args[0], int) else str(args[0]))
+        calls += matches
+        if calls != fault.call or not matches:
             return
         if fault.do == "wait":
             log.with_suffix(".paused").touch()
             wait_for(log.with_suffix(".go"))
             return
+        if fault.do == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if fault.do == "tear":
             tear(fault.point, *args)
-        if fault.point == "optimizer":
-            die_after("_foreach_sub_")
-        else:
-            os.kill(os.getpid(), signal.SIGKILL)
+        die(fault.point, *args)
 
     def patched(*args: Any, **kwargs: Any) -> Any:
         if when == "before":
@@ -92,17 +112,37 @@ def inject(fault: Fault, recipe: Any, log: Path) -> None:
     setattr(owner, name, staticmethod(patched) if fault.point == "backward" else patched)
 
 
-def die_after(name: str) -> None:
-    """Let torch's function ``name`` be the last thing this process does."""
-    import torch
+def name_of_open_file(descriptor: int) -> str:
+    return os.readlink(f"/proc/self/fd/{descriptor}")
 
-    original = getattr(torch, name)
+
+def die(point: str, *args: Any) -> None:
+    """End this process now, or a moment later within what it is about to do."""
+    import torch
+    from torch.nn import functional
+
+    if point == "optimizer":
+        die_after(torch, "_foreach_sub_")
+    elif point == "any_forward":
+        die_after(functional, "conv2d")
+    elif point == "any_backward":
+        node = args[1].grad_fn
+        for _ in range(3):
+            node = node.next_functions[0][0] or node
+        node.register_prehook(lambda gradients: os.kill(os.getpid(), signal.SIGKILL))
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_after(owner: Any, name: str) -> None:
+    """Let the function ``name`` be the last thing this process does."""
+    original = getattr(owner, name)
 
     def last(*args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(torch, name, last)
+    setattr(owner, name, last)
 
 
 def tear(point: str, *args: Any) -> None:

@@ -4,6 +4,7 @@ This module must not import torch: OpenMP reads its thread count and its wait po
 """
 
 import ctypes
+import errno
 import os
 import sys
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 
 from tpssl_hf.errors import InputError
 
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _threads: str | None = None
 _more_threads: int | None = None
 CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of all cores in so many
@@ -124,10 +126,19 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def _disk_sentence(error: OSError) -> str:
+    where = f" {error.filename}" if error.filename else ""
+    return (
+        f"the disk refused to write{where} ({error.strerror}). What had been saved before is intact: make room, or "
+        "choose another output_dir or cache_dir, then run the same command again."
+    )
+
+
 def run_cli(main: Callable[[], int]) -> None:
     """Run a command and end the process with its exit code.
 
-    An ``InputError`` becomes one sentence on standard error and exit code 2; other exceptions keep their traceback.
+    An ``InputError``, and a disk that is full, failing or read-only, becomes one sentence on standard error and exit
+    code 2; other exceptions keep their traceback.
     The package's own warnings are one sentence as well, without the line of code that raised them.
     """
     usual = warnings.formatwarning
@@ -141,6 +152,11 @@ def run_cli(main: Callable[[], int]) -> None:
         code = main()
     except InputError as error:
         sys.stderr.write(f"\nerror: {error}\n")
+        code = 2
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        sys.stderr.write(f"\nerror: {_disk_sentence(error)}\n")
         code = 2
     finally:
         warnings.formatwarning = usual

@@ -162,8 +162,8 @@ def _loaded(location: str, kind: Any) -> tuple[Any, Any]:
     """Load model and processor; weights are read from safetensors files only, and no code comes with them."""
     folder = _folder(location)
     try:
-        model = kind.from_pretrained(folder, use_safetensors=True)
-        processor = AutoImageProcessor.from_pretrained(folder)
+        model = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise InputError(

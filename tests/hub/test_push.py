@@ -59,7 +59,7 @@ def test_a_calibration_goes_with_its_model(
     folder = shutil.copytree(runs["classifier"], tmp_path / "run")
     (folder / "model" / "calibration.json").write_text("{}")
     publish_run(folder, "me/x", PublishConfig(license="mit"), api=api, say=str)
-    assert hub.head("me/x")["calibration.json"] == b"{}"
+    assert hub.head("me/x")["calibration.json"] == b"{}\n"
     publish_run(runs["classifier"], "me/x", PublishConfig(license="mit"), api=api, say=str)
     assert "calibration.json" not in hub.head("me/x")
 

@@ -7,40 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from forked_runs import Fault, Runs
+from small_runs import Outcome, as_arguments, assert_same, classify_keys
 
 from tpssl_hf.methods.classify import CLASSIFY
-from tpssl_hf.training.checkpoint import load_latest
 from tpssl_hf.training.run_dir import read_metrics
 
 OWN: dict[str, dict[str, object]] = {"self_tuning": {"queue_size": 4, "projection_features": 16}}
 
 
 def arguments(output: Path, cache: Path, **others: object) -> list[str]:
-    settings = {"dataset": "digits", "labels": 20, "backbone": "test_resnet", "image_size": 32, "work_size": 16}
-    settings |= {"batch_size": 4, "unlabeled_ratio": 2, "max_steps": 4, "save_every": 2, "log_every": 1}
-    settings |= {"limit_images": 300, "limit_test_images": 40, "cache_dir": cache, "output_dir": output}
-    settings |= {"precision": "fp32", "select": "last", **others}
-    return [f"--{name}={value}" for name, value in settings.items()]
+    return as_arguments(classify_keys(cache), output, **others)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    checkpoint = load_latest(folder / "checkpoints")
-    assert checkpoint is not None and checkpoint.step == 4
-    lines = [
-        {k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(folder / "metrics.jsonl")
-    ]
-    results = json.loads((folder / "results.json").read_text())
-    results.pop("seconds")
-    results["config"].pop("output_dir")
-    weights = (folder / "model" / "model.safetensors").read_bytes()
-    return {"tensors": checkpoint.tensors, "lines": lines, "results": results, "weights": weights}
 
 
 @pytest.mark.parametrize("method", sorted(name for name, spec in CLASSIFY.items() if spec.fit_labels is None))
@@ -54,13 +36,9 @@ def test_killed_and_resumed_is_bit_identical_for_every_learner(
     assert classifying_runs.run(arguments(killed, cache, **own), log, Fault("rename", 2)) == -signal.SIGKILL
     assert classifying_runs.run(arguments(killed, cache, **own), log) == 0, log.read_text()
     assert "resuming after step 2 of 4" in log.read_text()
-    one, other = outcome(whole), outcome(killed)
-    assert one["lines"] == other["lines"] and [line["step"] for line in one["lines"]] == [1, 2, 3, 4]
-    assert one["results"] == other["results"] and one["weights"] == other["weights"]
-    for group, named in one["tensors"].items():
-        assert named.keys() == other["tensors"][group].keys()
-        for name, tensor in named.items():
-            assert torch.equal(tensor, other["tensors"][group][name]), f"{group} {name}"
+    one = Outcome(whole, 4)
+    assert [line["step"] for line in one.metrics] == [1, 2, 3, 4]
+    assert_same(Outcome(killed, 4), one)
 
 
 def test_several_draws_continue_with_the_one_that_was_killed(

@@ -1,58 +1,17 @@
 """A run that was killed anywhere and started again ends where an unkilled one does, to the last bit."""
 
-import json
 import os
 import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from forked_runs import Fault, Runs, wait_for
+from small_runs import Outcome, assert_same
 from tiny_teacher import tiny_teacher
-from torch import Tensor
-
-from tpssl_hf.training.checkpoint import load_latest
-from tpssl_hf.training.run_dir import read_metrics
 
 Smallest = Callable[..., list[str]]
-
-
-class Outcome:
-    """Everything a finished run leaves behind that must not depend on how often it was killed."""
-
-    def __init__(self, folder: Path, steps: int = 12) -> None:
-        checkpoint = load_latest(folder / "checkpoints")
-        assert checkpoint is not None and checkpoint.step == steps
-        self.tensors: dict[str, dict[str, Tensor]] = checkpoint.tensors
-        self.state = {name: value for name, value in checkpoint.state.items() if name != "seconds"}
-        self.state.pop("log_position")  # a timing may have more digits
-        self.weights = (folder / "model" / "model.safetensors").read_bytes()
-        self.metrics = read_metrics(folder / "metrics.jsonl")
-        for line in self.metrics:
-            line.pop("images_per_second")
-        self.results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-        for name in ("seconds", "images_per_second"):
-            assert self.results.pop(name) > 0
-        self.results["config"].pop("output_dir")
-        self.files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def assert_same(one: Outcome, other: Outcome, steps: int = 12) -> None:
-    assert one.metrics == other.metrics and [line["step"] for line in one.metrics] == [*range(2, steps + 1, 2)]
-    assert {group: set(named) for group, named in one.tensors.items()} == {
-        group: set(named) for group, named in other.tensors.items()
-    }
-    assert all(one.tensors[group] for group in ("method", "optimizer"))
-    for group, named in one.tensors.items():
-        for name, tensor in named.items():
-            assert tensor.dtype == other.tensors[group][name].dtype
-            assert torch.equal(tensor, other.tensors[group][name]), f"{group} {name}"
-    assert one.state == other.state and one.results == other.results
-    assert one.weights == other.weights
-    assert one.files == other.files
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +24,9 @@ def unkilled(runs: Runs, smallest: Smallest, tmp_path_factory: pytest.TempPathFa
             folder = tmp_path_factory.mktemp("unkilled")
             log = folder.with_suffix(".log")
             assert runs.run(smallest(folder, **others), log) == 0, log.read_text()
-            made[str(others)] = Outcome(folder, int(str(others.get("max_steps", 12))))
+            steps = int(str(others.get("max_steps", 12)))
+            made[str(others)] = outcome = Outcome(folder, steps)
+            assert [line["step"] for line in outcome.metrics] == [*range(2, steps + 1, 2)]
         return made[str(others)]
 
     return get
@@ -89,6 +50,7 @@ POINTS = {
     "right_after_a_save": (Fault("saved", 2), [6]),
     "while_removing_an_old_one": (Fault("replace", 1, match="/step_3"), [9]),
     "after_the_last_checkpoint": (Fault("curves", 1), [12]),
+    "before_the_export_has_its_name": (Fault("folder", 1, match="/.model-"), [12]),
     "before_the_results": (Fault("results", 2), [12]),  # the first is batchnorm.json
 }
 
@@ -103,7 +65,7 @@ def test_killed_and_resumed_is_bit_identical(
     assert not (folder / "results.json").exists()
     assert runs.run(smallest(folder), log) == 0, log.read_text()
     assert resumed_steps(log) == resumed
-    assert_same(Outcome(folder), unkilled())
+    assert_same(Outcome(folder, 12), unkilled())
 
 
 # Every other method, and with them other arithmetic, which is no method's own.
@@ -133,7 +95,7 @@ def test_so_it_is_with_every_other_method_and_arithmetic(
     assert runs.run(arguments, log, Fault("rename", 2)) == -signal.SIGKILL, log.read_text()
     assert runs.run(arguments, log) == 0, log.read_text()
     assert resumed_steps(log) == [3]
-    assert_same(Outcome(folder, 6), unkilled(**settings), 6)
+    assert_same(Outcome(folder, 6), unkilled(**settings))
 
 
 def test_killed_again_and_again_is_bit_identical(
@@ -144,7 +106,7 @@ def test_killed_again_and_again_is_bit_identical(
         assert runs.run(smallest(folder), log, fault) == -signal.SIGKILL, log.read_text()
     assert runs.run(smallest(folder), log) == 0, log.read_text()
     assert resumed_steps(log) == [3, 3, 3, 9]
-    assert_same(Outcome(folder), unkilled())
+    assert_same(Outcome(folder, 12), unkilled())
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -173,4 +135,4 @@ def test_signal_saves_says_so_and_the_rest_is_bit_identical(
     assert "Traceback" not in log.read_text() and not (folder / "run.lock").exists()
     assert runs.run(smallest(folder), log) == 0, log.read_text()
     assert resumed_steps(log) == [5]
-    assert_same(Outcome(folder), unkilled())
+    assert_same(Outcome(folder, 12), unkilled())

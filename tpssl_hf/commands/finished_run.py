@@ -11,7 +11,8 @@ from torch import nn
 
 from tpssl_hf.config.shared import RunConfig
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.backbone import stored_config
+from tpssl_hf.models.backbone import WEIGHTS_FILE, stored_config
+from tpssl_hf.models.sealed import check_seals, read_sealed_weights
 from tpssl_hf.training.run_dir import RESULTS
 
 
@@ -40,6 +41,8 @@ class FinishedRun:
         """Return the network: a timm backbone or classifier, or a segmenter of transformers; in evaluation mode."""
         if not self.model_path.is_dir():
             raise InputError(f"{self.path} holds no model/; of several label seeds, load one: label_seed_N/model.")
+        read_sealed_weights(self.model_path / WEIGHTS_FILE)
+        check_seals(self.model_path)
         if "architecture" in stored_config(str(self.model_path)):
             network: nn.Module = timm.create_model(f"local-dir:{self.model_path}", pretrained=True)
         else:

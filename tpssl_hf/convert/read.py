@@ -1,7 +1,6 @@
 """Read a file of weights from elsewhere, without ever running what is in it."""
 
 import hashlib
-import json
 import pickle
 import re
 import struct
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.sealed import refuse_names_twice
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 # What a training script keeps beside the weights; its tensors may look like weights.
@@ -170,20 +170,13 @@ def _read_safetensors(path: Path, stream: BinaryIO) -> dict[str, Tensor]:
             "or download it again."
         )
     try:
-        json.loads(stream.read(length), object_pairs_hook=_once)
+        refuse_names_twice(path)
         return load_file(path)
     except InputError as error:
-        raise InputError(f"weights {path.name} {error}") from error
+        raise InputError(f"weights {error}") from error
     except (ValueError, RecursionError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"weights {path.name} is damaged ({reason}); copy or download it again.") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise InputError(f"holds {_twice(names)!r} twice, so what it means is unclear; not read.")
-    return dict(pairs)
 
 
 def _twice(names: Iterable[str]) -> str:

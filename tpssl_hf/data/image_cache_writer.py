@@ -26,7 +26,7 @@ from tpssl_hf.data.reading import UnreadableImage
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
-from tpssl_hf.files.atomic import replacing_folder, sync_file
+from tpssl_hf.files.atomic import replacing_folder, sync_files
 
 CHUNK = 32  # images that are read and decoded together
 BYTES_IN_FLIGHT = 256 * 2**20  # encoded, waiting for a thread
@@ -212,8 +212,7 @@ def _write_store(
     )
     meta = {"pixel_bytes": pixel_file.bytes, "has_pixels": pixel_file.is_kept, "report": asdict(report)}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    for path in folder.iterdir():
-        sync_file(path)
+    sync_files(folder)
 
 
 def _read_labels(source: Source, rows: np.ndarray) -> np.ndarray | None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 REPLACED = ".replaced-"  # prefix of the name under which a folder waits while a new one takes its place
+TEMPORARY = ".tmp"  # ends the hidden name of what is being written
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def replacing_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
         path: The file to write.
         temporary: The temporary path, in the same folder; ``.NAME.tmp`` if None.
     """
-    temporary = temporary or path.with_name(f".{path.name}.tmp")
+    temporary = temporary or path.with_name(f".{path.name}{TEMPORARY}")
     try:
         yield temporary
         sync_file(temporary)
@@ -44,12 +45,21 @@ def replacing_folder(folder: Path, temporary: Path | None = None) -> Iterator[Pa
         folder: The folder to write.
         temporary: The temporary path, beside it; a hidden one that nobody else uses if None.
     """
-    temporary = temporary or folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    temporary = temporary or folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
         yield temporary
         swap_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already unless the write failed
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writes have left directly in ``folder``, in which nobody else may be writing."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def swap_folder(temporary: Path, folder: Path) -> None:
@@ -77,6 +87,13 @@ def sync_file(path: Path) -> None:
     """Wait until the content of a file is on the disk."""
     with open(path, "r+b") as file:  # Windows syncs nothing that is open for reading only
         os.fsync(file.fileno())
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until the files directly in a folder are on the disk, so that a folder that is renamed then is whole."""
+    for path in folder.iterdir():
+        sync_file(path)
+    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import yaml
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.json_file import read_json
 from tpssl_hf.hub.card import render_card
 from tpssl_hf.hub.redaction import publishable, without_paths, without_secrets
 from tpssl_hf.hub.run_record import MODEL, MODEL_CONFIG, VERDICT, WEIGHTS, Evidence
 from tpssl_hf.hub.snippets import onnx_snippets
+from tpssl_hf.models.sealed import SEALS, check_seals, read_sealed_weights, with_seals
 from tpssl_hf.training.run_dir import CALIBRATION, RESULTS
 
 Package = dict[str, bytes | Path]  # path in the repository -> its content, or the file that holds it
@@ -55,12 +57,14 @@ def package(
     model = folder / MODEL
     _check_weights(model / WEIGHTS)
     files: Package = {WEIGHTS: model / WEIGHTS, RESULTS: _json(evidence.results, known)}
-    files[MODEL_CONFIG] = _json(_licensed(model / MODEL_CONFIG, evidence.license), known)
-    for name in PROCESSOR_FILES:
-        if (model / name).is_file():
-            files[name] = _json(json.loads((model / name).read_text(encoding="utf-8")), known)
-    if (model / CALIBRATION).is_file():
-        files[CALIBRATION] = model / CALIBRATION
+    read_sealed_weights(model / WEIGHTS)  # damaged ones stay at home
+    check_seals(model, (*PROCESSOR_FILES, CALIBRATION))
+    model_config = publishable(_licensed(model / MODEL_CONFIG, evidence.license), known)
+    names = [name for name in (*PROCESSOR_FILES, CALIBRATION) if (model / name).is_file()]
+    others = {name: publishable(_read(model / name), known) for name in names}
+    if SEALS in model_config:
+        model_config = with_seals(model_config, model_config[SEALS][WEIGHTS], others)
+    files |= {name: _as_json(content) for name, content in {MODEL_CONFIG: model_config, **others}.items()}
     config = {name: value for name, value in evidence.results["config"].items() if name not in PRIVATE_KEYS}
     shown = yaml.safe_dump(publishable(config, known), sort_keys=False, allow_unicode=True)
     files[RUN_CONFIG] = shown.encode()
@@ -71,6 +75,7 @@ def package(
         if (verdict_folder / VERDICT_IMAGE).is_file():
             files[VERDICT_IMAGE] = verdict_folder / VERDICT_IMAGE
     more = _add_onnx(files, evidence, repo, known) if onnx else None
+    _refuse_other_content(files)
     card = render_card(evidence, repo, frozenset(files), more)
     files[CARD] = without_paths(without_secrets(card, known)).encode()
     return files
@@ -97,6 +102,22 @@ def _licensed(path: Path, license: str) -> dict[str, Any]:
     return config
 
 
+def _refuse_other_content(files: Package) -> None:
+    """Refuse images that are none: a stranger's folder could hold links to what is nobody's to see."""
+    for name, content in files.items():
+        if name.endswith(".png") and isinstance(content, Path):
+            with content.open("rb") as stream:
+                if stream.read(4) != b"\x89PNG":
+                    raise InputError(f"{content} is no PNG image, so it is not published; remove it.")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); the run is damaged, make it again.") from error
+
+
 def write_package(files: Package, folder: Path) -> None:
     """Write a package to an empty folder.
 
@@ -118,6 +139,10 @@ def _json(data: dict[str, Any], known: list[str]) -> bytes:
     data = publishable(data, known)
     if isinstance(data.get("config"), dict):
         data["config"] = {name: value for name, value in data["config"].items() if name not in PRIVATE_KEYS}
+    return _as_json(data)
+
+
+def _as_json(data: Any) -> bytes:
     return json.dumps(data, indent=2).encode() + b"\n"
 
 

@@ -111,7 +111,7 @@ def _loaded(folder: Path, recipe: str) -> nn.Module:
         "ssl_classify": transformers.AutoModelForImageClassification,
         "ssl_segment": transformers.AutoModelForSemanticSegmentation,
     }[recipe]
-    model: nn.Module = kind.from_pretrained(folder, dtype=torch.float32)
+    model: nn.Module = kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     return model
 
 
@@ -144,7 +144,7 @@ def _as_the_card_says(folder: Path, recipe: str, size: tuple[int, int]) -> Tenso
     """Return a wide and a tall image of other sizes as the card's snippet for onnxruntime prepares them."""
     from transformers import AutoImageProcessor
 
-    processor, pixels = AutoImageProcessor.from_pretrained(folder), []
+    processor, pixels = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False), []
     for height, width in ((size[0] // 2 + 1, 3 * size[1]), (2 * size[0] + 1, size[1])):
         ramp = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
         image, options = Image.fromarray(ramp.astype(np.uint8)), {}

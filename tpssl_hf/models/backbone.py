@@ -1,27 +1,26 @@
 """Load Φ: a timm backbone from random weights, timm's own, a folder, a file or the Hub."""
 
 import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from timm.models import is_model
-from torch import Tensor, nn
+from torch import nn
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.files.json_file import read_json
+from tpssl_hf.models.sealed import CONFIG_FILE as CONFIG_FILE
+from tpssl_hf.models.sealed import WEIGHTS_FILE as WEIGHTS_FILE
+from tpssl_hf.models.sealed import check_seals, read_sealed_weights
+from tpssl_hf.models.sealed import weights_digest as weights_digest
 from tpssl_hf.models.sizes import built, check_image_size, size_arguments
 from tpssl_hf.models.tensors import load_backbone_tensors
 from tpssl_hf.models.timm_network import timm_network
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
+from tpssl_hf.models.weights_config import read_weights_config
 
 
 @dataclass(frozen=True)
@@ -115,27 +114,17 @@ def _load(architecture: str, init: str, image_size: int | None) -> tuple[nn.Modu
                 f"init {init!r} is not a .safetensors file, and pickled weights are not read here; "
                 f"`tpssl-hf convert {init} --backbone {name} --output_dir FOLDER` makes a folder of it."
             )
-        facts = _read_config(path.with_name(CONFIG_FILE), name)
+        facts = read_weights_config(path.with_name(CONFIG_FILE), name)
         return _from_file(path, WeightsSource("file", path.name), architecture, image_size, facts)
     if init.count("/") == 1 and not init.startswith((".", "/", "~")):
         return _from_hub(init, architecture, image_size)
     raise InputError(f"init {init!r} is not random, timm, a timm weight tag, an existing folder or file, or a Hub id.")
 
 
-def weights_digest(tensors: Mapping[str, Tensor], *, any_size: bool = False) -> str:
-    """SHA-256 of named tensors; with ``any_size`` of those only that do not depend on the size of the images."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if not (any_size and any(part in name for part in ("pos_embed", "rel_pos", "relative_position", "attn_mask"))):
-            data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            digest.update(name.encode() + data.tobytes())
-    return digest.hexdigest()
-
-
 def stored_config(place: str) -> dict[str, Any]:
     """Return the ``config.json`` in a folder of weights; empty if there is none, or a damaged one: loading says so."""
     try:
-        content = json.loads((Path(place).expanduser() / CONFIG_FILE).read_text(encoding="utf-8"))
+        content = read_json(Path(place).expanduser() / CONFIG_FILE)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -192,44 +181,20 @@ def _from_folder(
     if not weights.is_file():
         hint = f"; did you mean {folder / 'model'}?" if (folder / "model" / WEIGHTS_FILE).is_file() else ""
         raise InputError(f"init folder {folder} holds no {WEIGHTS_FILE}{hint or '; give a folder that does.'}")
-    facts = _read_config(folder / CONFIG_FILE, architecture.partition(".")[0])
+    facts = read_weights_config(folder / CONFIG_FILE, architecture.partition(".")[0])
     origin = replace(origin, source=converted_from(stored_config(str(folder)).get("tpssl_hf")))
     return _from_file(weights, origin, architecture, image_size, facts)
-
-
-def _read_config(path: Path, name: str) -> dict[str, Any]:
-    """Return what a ``config.json`` says of the weights beside it, under ``pretrained_cfg`` or at the top as of old.
-
-    It is empty where there is no file, or one that says nothing of preprocessing.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); the folder is damaged, copy it again.") from error
-    own = facts.get("pretrained_cfg", facts) if isinstance(facts, dict) else None
-    if not isinstance(own, dict):
-        raise InputError(f"{path} is no description of a timm model; the folder is damaged, copy it again.")
-    stored = facts.get("architecture", name)
-    if stored != name:
-        raise InputError(f"init folder {path.parent} holds a {stored}, not a {name}; say --backbone {stored}.")
-    for key, length in (("mean", 3), ("std", 3), ("input_size", 3)):
-        if key in own and (not isinstance(own[key], list) or len(own[key]) != length):
-            raise InputError(f"{path} has {key} {own[key]!r}, where a list of {length} numbers belongs; correct it.")
-    return own
 
 
 def _from_file(
     path: Path, origin: WeightsSource, architecture: str, image_size: int | None, facts: dict[str, Any]
 ) -> tuple[nn.Module, WeightsSource]:
     """Load a file; ``facts`` are those of the weights, empty where nothing is known of them."""
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error}); copy or download it again.") from error
+    tensors = read_sealed_weights(path)
     model = built(architecture, image_size)
     load_backbone_tensors(model, tensors, path)
+    if path.name == WEIGHTS_FILE:
+        check_seals(path.parent)
     if any(key in facts for key in ("mean", "std", "input_size")):
         # as plain timm reads them: what is missing is timm's general default, not the architecture's
         network = timm_network(model)

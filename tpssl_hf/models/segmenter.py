@@ -16,10 +16,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.files.atomic import replacing_folder
+from tpssl_hf.files.atomic import replacing_folder, sync_files
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE, WeightsSource, load_backbone
 from tpssl_hf.models.batchnorm import batchnorm_layers
 from tpssl_hf.models.deeplabv3plus import RATES, DeepLabDecoder
+from tpssl_hf.models.sealed import seal_folder
 from tpssl_hf.models.segmentation_inference import slide
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
 from tpssl_hf.models.timm_export import preprocessing_of
@@ -268,7 +269,7 @@ def save_segmenter(
 ) -> Path:
     """Write weights, config and image processor, so that the Auto classes and pipelines of transformers load them.
 
-    The folder appears as a whole or not at all.
+    The folder appears as a whole or not at all, sealed (:mod:`tpssl_hf.models.sealed`).
 
     Args:
         model: the segmenter.
@@ -287,7 +288,9 @@ def save_segmenter(
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        seal_folder(temporary)
         (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)  # its owner alone could read it
+        sync_files(temporary)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from timm.data import resolve_data_config
 from timm.models import save_for_hf
 from torch import nn
 
-from tpssl_hf.files.atomic import replacing_folder
+from tpssl_hf.files.atomic import replacing_folder, sync_files
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
+from tpssl_hf.models.sealed import seal_folder
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,13 @@ def save_timm_folder(
     provenance: dict[str, Any],
     license: str | None = None,
     label_names: list[str] | None = None,
+    more_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write ``model.safetensors`` and ``config.json`` so that plain timm and plain transformers load the same network.
 
-    The folder appears as a whole or not at all. timm's own record of where weights came from describes the weights it
-    ships, so it is replaced by ``provenance`` (under the key ``tpssl_hf``) and a tag of ours; ``num_classes`` leaves
-    ``model_args``, where transformers would pass it twice.
+    The folder appears as a whole or not at all, sealed (:mod:`tpssl_hf.models.sealed`). timm's own record of where
+    weights came from describes the weights it ships, so it is replaced by ``provenance`` (under the key ``tpssl_hf``)
+    and a tag of ours; ``num_classes`` leaves ``model_args``, where transformers would pass it twice.
 
     Args:
         model: a timm model, with or without classifier.
@@ -75,6 +78,7 @@ def save_timm_folder(
         provenance: JSON facts: base weights, their license, data set, method, paper.
         license: license of these weights, as the Hub spells it.
         label_names: class names of a classifier, in order.
+        more_files: content of other files by name.
     """
     model = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
     size = preprocessing.image_size
@@ -104,5 +108,9 @@ def save_timm_folder(
             inherited["license"] = license
         config["tpssl_hf"] = provenance
         config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, content in (more_files or {}).items():
+            (temporary / name).write_bytes(content)
+        seal_folder(temporary)
         (temporary / WEIGHTS_FILE).chmod(config_path.stat().st_mode)  # safetensors makes it readable by its owner only
+        sync_files(temporary)
     return folder

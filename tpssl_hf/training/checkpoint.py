@@ -110,6 +110,24 @@ def load_latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed save has left and nobody reads; for the one process that saves, others may be loading."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path)
+    for path in folder.glob(f"{REPLACED}step_*"):
+        if (folder / path.name.removeprefix(REPLACED)).exists():
+            shutil.rmtree(path)
+
+
+def remove_old(folder: Path, step: int, keep: int) -> None:
+    """Remove all checkpoints before ``step`` but the newest ``keep - 1``."""
+    older = [path for other, path in _candidates(folder) if other < step]
+    for path in older[keep - 1 :]:
+        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        os.replace(path, temporary)  # so that a half-removed checkpoint is never taken for one
+        shutil.rmtree(temporary)
+
+
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split an optimizer's state into named tensors, not copied, and JSON values that say where each tensor belongs.
 
@@ -153,10 +171,7 @@ def _save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         swap_folder(temporary, final)  # readers look for step_N under its waiting name too
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already unless the save failed
-    older = [path for other, path in _candidates(folder) if other < step]
-    for path in older[keep - 1 :]:
-        os.replace(path, temporary)  # so that a half-removed checkpoint is never taken for one
-        shutil.rmtree(temporary)
+    remove_old(folder, step, keep)
     return final
 
 
@@ -170,13 +185,9 @@ def _hash(data: bytes) -> str:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path)
+    remove_leftovers(folder)
     for path in folder.glob(f"{REPLACED}step_*"):
-        if (final := folder / path.name.removeprefix(REPLACED)).exists():
-            shutil.rmtree(path)
-        else:
-            os.replace(path, final)
+        os.replace(path, folder / path.name.removeprefix(REPLACED))
 
 
 def _candidates(folder: Path) -> list[tuple[int, Path]]:

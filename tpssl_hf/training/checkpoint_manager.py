@@ -18,6 +18,8 @@ from tpssl_hf.training.checkpoint import (
     Checkpoint,
     load_latest,
     pack_optimizer,
+    remove_leftovers,
+    remove_old,
     save_checkpoint,
     unpack_optimizer,
 )
@@ -92,6 +94,8 @@ class CheckpointManager:
         Raises:
             InputError: if the checkpoint belongs to other data or another start.
         """
+        if self.run is not None:
+            remove_leftovers(self.folder)
         checkpoint = load_latest(self.folder)
         if checkpoint is None:
             if self.run is not None:
@@ -112,4 +116,5 @@ class CheckpointManager:
                     state[name] = torch.empty_like(parameter).copy_(value)
         if self.run is not None:
             self.run.rewind(checkpoint.state["log_position"])
+            remove_old(self.folder, checkpoint.step, self.keep)  # a kill may have come between
         return checkpoint

@@ -17,7 +17,7 @@ import yaml
 from filelock import lock_descriptor
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.files.atomic import replace_file
+from tpssl_hf.files.atomic import remove_leftovers, replace_file
 
 LOCK, CONFIG, METRICS, RESULTS = "run.lock", "config.yaml", "metrics.jsonl", "results.json"
 CHECKPOINTS = "checkpoints"
@@ -138,6 +138,7 @@ class RunDir:
                 f"{self.path} holds a run with another config: {shown}. Choose another output_dir, "
                 f"resume the old run with --config {file}, or delete the folder."
             )
+        remove_leftovers(self.path)
         self.finished = former is not None and (self.path / RESULTS).exists()
         if former != self._config and not self.finished:
             replace_file(file, self._config)

@@ -1,5 +1,7 @@
 """What a finished classification writes: images, model/, results.json, and a summary for people."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -58,9 +60,9 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
     )
     if not made:
         save(run, run.method.deployed, run_dir.path / "model_last", {})
-    save(run, network, run_dir.path / "model", {**provenance(results), "candidate": deployment.saved["candidate"]})
-    if deployment.calibration:
-        run_dir.write_json(f"model/{CALIBRATION}", asdict(deployment.calibration))
+    more = {CALIBRATION: json.dumps(asdict(deployment.calibration)).encode()} if deployment.calibration else {}
+    made_by = {**provenance(results), "candidate": deployment.saved["candidate"]}
+    save(run, network, run_dir.path / "model", made_by, more)
     results["published_path"] = published_path(run, run_dir.path / "model", network, answers)
     run_dir.write_json(RESULTS, results)
     return summary(run_dir.path, results)
@@ -82,7 +84,13 @@ def words_of(run: ClassifyRun, deployment: Deployment) -> str:
     return "last EMA network" if run.max_steps else "label spreading"
 
 
-def save(run: ClassifyRun, network: nn.Module, folder: Path, provenance: dict[str, Any]) -> None:
+def save(
+    run: ClassifyRun,
+    network: nn.Module,
+    folder: Path,
+    provenance: dict[str, Any],
+    more_files: Mapping[str, bytes] | None = None,
+) -> None:
     """Write a network as timm and transformers load it."""
     save_timm_folder(
         network,
@@ -91,6 +99,7 @@ def save(run: ClassifyRun, network: nn.Module, folder: Path, provenance: dict[st
         provenance=provenance,
         license=run.origin.license,
         label_names=list(run.data.labeled.class_names),
+        more_files=more_files,
     )
 
 

@@ -1,7 +1,8 @@
 """Load a finished classifier, segmenter or backbone with its own preprocessing."""
 
+import functools
 import hashlib
-import json
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +13,29 @@ import timm
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoImageProcessor
+from transformers.models.timm_wrapper.configuration_timm_wrapper import TimmWrapperConfig
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from tpssl_hf.data.masks import Color, color_map
 from tpssl_hf.data.reading import PIXEL_LIMIT, UnreadableImage
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.calibration import Calibration
+from tpssl_hf.files.json_file import read_json
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
+from tpssl_hf.models.sealed import check_seals, read_sealed_weights
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
+from tpssl_hf.models.weights_config import check_preprocessing
 from tpssl_hf.training.run_dir import CALIBRATION
 
 PROCESSOR_FILE = "preprocessor_config.json"
+MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION)
+# What is raised for files that are not what they should be.
+DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError, SafetensorError)
+TIMMS_OWN = frozenset(inspect.signature(timm.create_model).parameters) - {"kwargs"}  # no part of an architecture
 RUN_FILES = ("config.yaml", "run.lock", "metrics.jsonl", "checkpoints")  # any of them: the folder of a run
 
 
@@ -107,7 +115,7 @@ def load_model(model: str, device: str) -> FinishedModel:
     where = choose_device(device)
     folder = find_model(model)
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{folder / CONFIG_FILE} cannot be read ({error}); the model is damaged, copy it again."
@@ -121,8 +129,8 @@ def load_model(model: str, device: str) -> FinishedModel:
     try:
         network, names = _segmenter(folder) if is_segmenter else _timm_model(folder, config)
         kind_of_processor = AutoImageProcessor if is_segmenter else TimmWrapperImageProcessor  # auto warns of timm's
-        processor = kind_of_processor.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        processor = kind_of_processor.from_pretrained(folder, trust_remote_code=False)
+    except DAMAGE as error:
         if isinstance(error, InputError):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -134,6 +142,7 @@ def load_model(model: str, device: str) -> FinishedModel:
     if is_segmenter and not palette:
         palette = color_map(min(len(names), 256))
     calibration = _calibration(folder) if kind == "classifier" else None
+    check_seals(folder, MODEL_FILES[2:])
     network, fingerprint = network.to(where).eval(), _fingerprint(folder)
     return FinishedModel(kind, network, names, palette, processor, where, folder, fingerprint, calibration)
 
@@ -201,7 +210,7 @@ def _from_hub(model: str) -> Path:
     repository, _, revision = model.partition("@")
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise InputError(f"model {model!r} is no folder here and no Hub id; give a folder that exists, or owner/name.")
-    wanted = [WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION]
+    wanted = list(MODEL_FILES)
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
     except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
@@ -213,23 +222,36 @@ def _from_hub(model: str) -> Path:
 def _timm_model(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...]]:
     """Build a timm model as ``timm.create_model("local-dir:…")`` does, and the names pipelines give its classes."""
     facts = config.get("pretrained_cfg") or {}
+    check_preprocessing(facts, folder / CONFIG_FILE)
     count = config.get("num_classes", facts.get("num_classes", 0))
     arguments = {**(config.get("model_args") or {}), "num_classes": count}
-    network = timm.create_model(config["architecture"], pretrained=False, pretrained_cfg=dict(facts), **arguments)
-    network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    if others := sorted(arguments.keys() & TIMMS_OWN):  # with which timm would read files that nobody named
+        raise InputError(f"{folder / CONFIG_FILE} has {', '.join(others)} among its model_args; take it out.")
+    tensors = read_sealed_weights(folder / WEIGHTS_FILE)
+    make = functools.partial(timm.create_model, config["architecture"], pretrained=False, pretrained_cfg=dict(facts))
+    with torch.device("meta"):  # a config can name sizes that no memory holds
+        shapes = {name: tensor.shape for name, tensor in make(**arguments).state_dict().items()}
+    if wrong := sorted(name for name, shape in shapes.items() if name not in tensors or tensors[name].shape != shape):
+        raise InputError(
+            f"model {str(folder)!r} is damaged or incomplete: its weights lack {len(wrong)} tensors of the network in "
+            f"{CONFIG_FILE}, or have them in another shape ({', '.join(wrong[:4])}); copy or train it again."
+        )
+    network = make(**arguments)
+    network.load_state_dict(tensors)
     if tuple(facts.get("input_size", (3,)))[0] != 3:
         raise InputError(f"model {str(folder)!r} takes images of {facts['input_size'][0]} channels; give one for RGB.")
     if count == 1:
         raise InputError(f"model {str(folder)!r} has one class only; a classifier needs two.")
     if not count:
         return network, ()
-    names = AutoConfig.from_pretrained(folder).id2label
+    names = TimmWrapperConfig.from_pretrained(folder).id2label  # the Auto class would ask to run a file's own code
     return network, tuple(str(names[number]) for number in range(count))
 
 
 def _segmenter(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
     if not (folder / PROCESSOR_FILE).is_file():
         raise InputError(f"model folder {str(folder)!r} holds no {PROCESSOR_FILE}; copy the whole folder again.")
+    read_sealed_weights(folder / WEIGHTS_FILE)
     network, info = TpsslForSemanticSegmentation.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True
     )
@@ -249,14 +271,14 @@ def _as_color(color: Any) -> Color:
 def _calibration(folder: Path) -> Calibration | None:
     file = folder / CALIBRATION
     try:
-        return Calibration(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        return Calibration(**read_json(file)) if file.is_file() else None
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{file} cannot be read ({error}); copy the model again, or delete this file.") from error
 
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for name in (WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION):
+    for name in MODEL_FILES:
         if (folder / name).is_file():
             with (folder / name).open("rb") as stream:
                 digest.update(name.encode() + hashlib.file_digest(stream, "sha256").digest())

@@ -1,0 +1,57 @@
+"""Kill runs, fill disks, damage files and hand in hostile ones, and count how often the promises hold.
+
+    python benchmarks/torture.py kills random_kills
+
+Each runs small embedded data in one tree of processes in a temporary folder, which it removes. ``--limit`` tries fewer
+of each. It ends with 1 if a promise was broken.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the forked runs are the tests' own
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from forked_runs import Forks
+from tortures import damage, disk, images, kills, races
+
+TORTURES = {
+    "kills": kills.named,
+    "random_kills": kills.at_random,
+    "damage": damage.mutate,
+    "hostile": damage.hand_in,
+    "images": images.zoo,
+    "races": races.race,
+    "disk": disk.fill,
+}
+
+
+def main() -> int:
+    """Print a table for each torture asked for; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("torture", nargs="+", choices=sorted(TORTURES), help="what to do")
+    parser.add_argument("--limit", type=int, help="try only so many of each")
+    args, broken = parser.parse_args(), []
+    forks = Forks()
+    try:
+        for name in args.torture:
+            began = time.perf_counter()
+            with TemporaryDirectory() as place:
+                counts = TORTURES[name](forks, Path(place), args.limit)
+            print(f"\n{name}: {time.perf_counter() - began:.0f} s\n\n| tried | promise | kept |\n| --- | --- | --- |")
+            print("\n".join(count.row() for count in counts))
+            broken += [f"{count.what}: {sentence}" for count in counts for sentence in count.broken]
+    finally:
+        forks.close()
+    print("".join(f"\nbroken: {sentence}" for sentence in broken))
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
