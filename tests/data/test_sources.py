@@ -185,6 +185,22 @@ def test_columns_are_found_by_type_or_named(tmp_path: Path, table: MakeTable) ->
         load_source(str(tmp_path), label_column="coarse")
 
 
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ([["cat", "dog"], []], datasets.Value("string")),
+        ([[0, 1], [1]], datasets.ClassLabel(names=["cat", "dog"])),
+    ],
+)
+def test_several_labels_an_image_are_refused_with_a_way_out(
+    labels: list[Any], kind: Any, tmp_path: Path, table: MakeTable
+) -> None:
+    images = table(2).add_column("tags", labels, feature=datasets.List(kind))
+    images.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match="'tags' holds lists .* a column of true and false for each label"):
+        load_source(str(tmp_path), label_column="tags")
+
+
 def test_untyped_bytes_are_found_by_name(tmp_path: Path, image: Any, encode: Any) -> None:
     cells = [encode(image(number)) for number in range(2)]
     datasets.Dataset.from_dict({"img": cells, "note": ["a", "b"]}).to_parquet(tmp_path / "train.parquet")

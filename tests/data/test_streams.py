@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
 
+from tpssl_hf.data.class_stream import ClassStream
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.sources import Source, load_source
@@ -151,6 +153,34 @@ def test_an_endless_stream_entered_later_gives_the_same_batches(store: ImageCach
 def test_an_endless_stream_of_no_images_is_refused(store: ImageCache) -> None:
     with pytest.raises(InputError, match="no image"):
         EndlessStream(store, batch_size=2, seed=0, indices=np.array([], dtype=np.int64))
+
+
+def skewed(store: ImageCache, **keys: Any) -> ClassStream:
+    indices = np.arange(3, 43)
+    labels = np.where(indices < 38, 0, np.where(indices < 41, 1, 4))  # 35, 3 and 2 images, no class 2 and 3
+    return ClassStream(store, indices=indices, labels=labels, **{"batch_size": 5, "seed": 3} | keys)
+
+
+def test_every_class_comes_equally_often_and_every_image_of_it(store: ImageCache) -> None:
+    seen = [skewed(store).batch(step) for step in range(42)]  # 210 images: 70 of each class
+    index, epoch = torch.cat([p.index for p in seen]), torch.cat([p.epoch for p in seen])
+    times = np.bincount(index.numpy(), minlength=43)
+    assert times[3:38].tolist() == [2] * 35 and times[38:41].tolist() in ([24, 23, 23], [23, 24, 23], [23, 23, 24])
+    assert times[41:].tolist() == [35, 35] and times[:3].sum() == 0
+    assert len(set(zip(index.tolist(), epoch.tolist(), strict=True))) == 210, "an image comes back with new draws"
+    for start in range(0, 210, 3):
+        assert set(np.searchsorted([38, 41], index[start : start + 3].numpy(), side="right").tolist()) == {0, 1, 2}
+
+
+def test_streams_by_class_of_two_processes_see_together_what_one_sees_and_are_entered_anywhere(
+    store: ImageCache,
+) -> None:
+    whole = skewed(store, batch_size=6)
+    parts = [skewed(store, batch_size=3, process_index=r, num_processes=2) for r in (0, 1)]
+    for step in (9, 0, 1):
+        together = [part.batch(step) for part in parts]
+        assert torch.equal(whole.batch(step).index, torch.cat([images.index for images in together]))
+        assert torch.equal(whole.batch(step).epoch, torch.cat([images.epoch for images in together]))
 
 
 def test_prefetching_thread_ends_with_the_stream(store: ImageCache) -> None:

@@ -71,6 +71,51 @@ def images(folder: Path, names: dict[str, int], seed: int = 0) -> Path:
     return folder
 
 
+def overlapping(folder: Path, counts: dict[str, int], seed: int) -> Path:
+    """Make a folder of gray images of which those of the second class are a little brighter, on average."""
+    random = np.random.default_rng(seed)
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            level = random.normal(110 + 30 * number, 25)
+            pixels = np.clip(random.normal(level, 10, (20, 24, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("method", ["supervised", "fixmatch"])
+def test_rare_classes_are_found_more_often_where_every_class_comes_equally_often(
+    method: str, learn: Learn, tmp_path: Path
+) -> None:
+    train = overlapping(tmp_path / "train", {"common": 66, "rare": 6}, seed=0)
+    test = overlapping(tmp_path / "test", {"common": 40, "rare": 40}, seed=1)
+    settings = {"dataset": train, "label_column": "folder", "labels": "all", "test_dataset": test, "batch_size": 12}
+    settings |= {"method": method, "max_steps": 15, "learning_rate": 0.01, "limit_test_images": None}
+    settings |= {"head_init": "probe", "backbone_batchnorm": "frozen"}
+    found = {}
+    for sampling in ("images", "classes"):
+        assert learn(labeled_sampling=sampling, output_dir=tmp_path / sampling, **settings) == 0
+        found[sampling] = results(tmp_path / sampling)["metrics"]["per_class_accuracy"]
+    assert np.mean(found["classes"]) > np.mean(found["images"]) + 0.1
+    assert found["classes"][1] > found["images"][1] + 0.3
+
+
+def test_the_head_is_fitted_to_classes_that_count_alike(learn: Learn, tmp_path: Path) -> None:
+    train = overlapping(tmp_path / "train", {"common": 66, "rare": 6}, seed=0)
+    test = overlapping(tmp_path / "test", {"common": 40, "rare": 40}, seed=1)
+    settings = {"dataset": train, "label_column": "folder", "labels": "all", "test_dataset": test, "max_steps": 1}
+    settings |= {"method": "linear_probe", "learning_rate": 1e-9, "head_init": "probe", "limit_test_images": None}
+    for sampling in ("images", "classes"):
+        assert learn(labeled_sampling=sampling, output_dir=tmp_path / sampling, **settings) == 0
+    rare = [results(tmp_path / name)["metrics"]["per_class_accuracy"][1] for name in ("images", "classes")]
+    assert rare[1] > rare[0] + 0.3
+
+
+def test_a_learner_without_steps_cannot_sample_by_class(learn: Learn) -> None:
+    with pytest.raises(InputError, match="is about the images of steps, and label_spreading makes none"):
+        learn(method="label_spreading", labeled_sampling="classes")
+
+
 @pytest.mark.parametrize("method", sorted(CLASSIFY))
 def test_every_learner_leaves_a_score_and_weights(method: str, learn: Learn, tmp_path: Path) -> None:
     own = {"queue_size": 4, "projection_features": 16} if method == "self_tuning" else {}

@@ -63,7 +63,7 @@ def number_column(values: Sequence[Any], column: str) -> tuple[list[int | None],
         A class number for each value, None for an unlabeled one; and the names, None for plain class numbers.
 
     Raises:
-        InputError: for other values, numbers that are not whole, and negative ones other than -1.
+        InputError: for other values, lists of labels, numbers that are not whole, and negative ones other than -1.
     """
     known = [None if is_unlabeled(value) else _class_of(value, column) for value in values]
     numbers = sorted({value for value in known if isinstance(value, int)})
@@ -85,6 +85,12 @@ def _class_of(value: Any, column: str) -> str | int:
         return str(value)
     if isinstance(value, int | float | Decimal) and value >= 0 and value % 1 == 0:
         return int(value)
+    if isinstance(value, list | tuple):
+        raise InputError(
+            f"Label column {column!r} holds lists ({str(value)[:80]}), so several labels an image, and a classifier "
+            "here gives an image one: name a --label_column with one label, or make a column of true and false for "
+            "each label and train a classifier for each."
+        )
     what = "which is no whole number from 0" if isinstance(value, int | float | Decimal) else type(value).__name__
     raise InputError(
         f"Label column {column!r} holds {str(value)[:80]!r} ({what}); a label must be a whole number from 0, a text, "

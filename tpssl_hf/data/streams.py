@@ -69,7 +69,7 @@ class ImageStream:
         """Return the order (N,) in which an epoch goes through the images."""
         latest = self._latest_order
         if latest is None or latest[0] != epoch:
-            latest = epoch, _shuffled(self._indices, self._seed, epoch)
+            latest = epoch, shuffled(self._indices, self._seed, epoch)
             self._latest_order = latest
         return latest[1]
 
@@ -114,16 +114,20 @@ class EndlessStream:
 
     def batch(self, step: int) -> ImageBatch:
         """Return this process's part of the global batch of ``step``."""
-        positions = step * self._global_batch_size + self._own_rows
+        rows, epochs = self.drawn(step * self._global_batch_size + self._own_rows)
+        return self._store.gather(rows, epochs)
+
+    def drawn(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which images (B,) stand at positions (B,) of the stream, and in which of their epochs."""
         epochs, places = np.divmod(positions, len(self._indices))
         needed = np.unique(epochs).tolist()
         known = self._orders
         self._orders = {epoch: known[epoch] if epoch in known else self._order(epoch) for epoch in needed}
         rows = [self._orders[epoch][place] for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
-        return self._store.gather(np.array(rows, dtype=np.int64), epochs)
+        return np.array(rows, dtype=np.int64), epochs
 
     def _order(self, epoch: int) -> np.ndarray:
-        return _shuffled(self._indices, self._seed, epoch)
+        return shuffled(self._indices, self._seed, epoch)
 
     def batches(self, start_step: int) -> Generator[ImageBatch]:
         """Yield the batches from ``start_step`` on, prepared ahead in one thread that ends when this is closed."""
@@ -144,7 +148,8 @@ class WithoutMasks:
                 yield replace(images, masks=None)
 
 
-def _shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return ``indices`` in the order of an epoch."""
     key = np.array([seed, epoch], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(indices)
 

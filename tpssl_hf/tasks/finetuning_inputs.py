@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from tpssl_hf.data.class_stream import ClassStream
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.streams import EndlessStream
 from tpssl_hf.errors import InputError
@@ -48,6 +49,8 @@ def open_streams(
     accelerator: Accelerator,
     labeled: tuple[ImageCache, np.ndarray],
     unlabeled: tuple[ImageCache, np.ndarray | None] | None,
+    *,
+    classes: np.ndarray | None = None,
 ) -> dict[str, EndlessStream]:
     """Open the labeled and the unlabeled stream of this process.
 
@@ -57,6 +60,7 @@ def open_streams(
         labeled: images, and which of them have labels.
         unlabeled: images, and which of them are learned from without labels (None: all); None for a learner that
             needs none.
+        classes: (N,) int64 of the labeled images, where each class is to come equally often.
 
     Raises:
         InputError: if the batch cannot be divided among the processes, or has no unlabeled images.
@@ -67,7 +71,9 @@ def open_streams(
         args.optim.unlabeled_ratio,
     )
     store, indices = labeled
-    streams = {"labeled": EndlessStream(store, batch_size=batch_size, seed=args.run.seed, indices=indices, **world)}
+    how = {"batch_size": batch_size, "seed": args.run.seed, "indices": indices, **world}
+    labeled_stream = EndlessStream(store, **how) if classes is None else ClassStream(store, labels=classes, **how)
+    streams = {"labeled": labeled_stream}
     if unlabeled is not None:
         if ratio < 1:
             raise InputError(f"unlabeled_ratio is {ratio}; {args.task.method} needs 1 or more.")

@@ -18,6 +18,7 @@ from tpssl_hf.config.shared import (
     TimeConfig,
     left_to_budget,
 )
+from tpssl_hf.errors import InputError
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.classify.fixmatch import PUBLISHED_THRESHOLD
 
@@ -38,6 +39,11 @@ class ClassifyConfig:
     labels: int | str = key(40, "Labels in all, drawn; or `all`; or a .json or .csv file that says which.")
     label_mode: Literal["balanced", "proportional"] = key(
         "balanced", "Draw the same number for each class, or in proportion to the classes."
+    )
+    labeled_sampling: Literal["images", "classes"] = key(
+        "images",
+        "What comes equally often among the labeled images of the steps: each image, or each class, so that rare "
+        "classes count as much as common ones.",
     )
     label_seed: int = key(1, "Label seed: decides which labels are drawn.")
     label_seeds: list[int] | None = key(
@@ -169,7 +175,15 @@ def resolve(args: ClassifyArgs) -> ClassifyArgs:
     That is the size of the images, how the head begins, and with it the learning rate, the cut of gradients and
     FixMatch's threshold: a fitted head is undone by FixMatch's rate, and its probabilities are less sharp than those
     FixMatch was published with.
+
+    Raises:
+        InputError: for a sampling of steps of a learner that makes none.
     """
+    if args.task.labeled_sampling != "images" and CLASSIFY[args.task.method].fit_labels is not None:
+        raise InputError(
+            f"labeled_sampling {args.task.labeled_sampling} is about the images of steps, and {args.task.method} "
+            "makes none; leave it out, or take another --method."
+        )
     random = args.model.init == "random"
     head = args.task.head_init or ("random" if random else "probe")
     rate, threshold = (FITTED_RATE, FITTED_THRESHOLD) if head == "probe" else (RANDOM_RATE, PUBLISHED_THRESHOLD)

@@ -57,14 +57,18 @@ def fit_first_head(
 ) -> None:
     """Fit the head that a run begins with, where ``head_init`` or a learner without steps wants one.
 
-    A single class cannot be fitted to.
+    A single class cannot be fitted to. Where each class comes equally often in the steps, it counts as much here.
     """
     fit_labels, labels = CLASSIFY[args.task.method].fit_labels, data.labeled.labels
     if len(np.unique(labels)) < 2 or (fit_labels is None and args.task.head_init != "probe"):
         return
     features = labeled_features(classifier, data, views, device)
     if fit_labels is None:
-        fit_head(head_of(classifier), features, labels)
+        weights = None
+        if args.task.labeled_sampling == "classes":
+            counts = np.bincount(labels)
+            weights = len(labels) / (np.count_nonzero(counts) * counts[labels])
+        fit_head(head_of(classifier), features, labels, weights)
         return
     others = unlabeled_features(classifier, data, views, device)
     features, known = np.concatenate([features, others]), np.append(labels, np.full(len(others), UNLABELED))
