@@ -45,7 +45,7 @@ ARGS = {
     "convert": ConvertArgs,
     "publish": PublishArgs,
 }
-FUNCTIONS = {"finetune_classifier": "classify", "finetune_segmenter": "segment"}
+FUNCTIONS = {"finetune_classifier": "classify", "finetune_segmenter": "segment", "pick_labels": "pick-labels"}
 
 
 def keys(command: str) -> set[str]:

@@ -21,8 +21,11 @@ def code_of(notebook: Path) -> list[str]:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
-    code = re.sub(r"max_steps=\d+", "max_steps=2", "\n\n".join([SMALL, *code_of(notebook)]))
-    assert "max_steps=2" in code
+    code = "\n\n".join([SMALL, *code_of(notebook)])
+    code, short = re.subn(r"""(max_steps"?[=:] ?)\d+""", r"\g<1>2", code)
+    assert short
+    code = re.sub(r"count=\d+", "count=150", code)  # what random features pick has all classes only if it is much
+    code = re.sub("^SEEDS, ROUNDS = .*", "SEEDS, ROUNDS = [1], 2", code, flags=re.MULTILINE)
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
 

@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tpssl_hf.commands.classify import finetune_classifier
     from tpssl_hf.commands.embed import embed
+    from tpssl_hf.commands.pick_labels import pick_labels
     from tpssl_hf.commands.predict import predict
     from tpssl_hf.commands.pretrain import pretrain
     from tpssl_hf.commands.segment import finetune_segmenter
@@ -29,8 +30,9 @@ _MODULES = {  # function -> module; imported when used, so that `import tpssl_hf
     "predict": "predict",
     "embed": "embed",
     "verdict": "verdict",
+    "pick_labels": "pick_labels",
 }
-__all__ = ["embed", "finetune_classifier", "finetune_segmenter", "predict", "pretrain", "verdict"]
+__all__ = ["embed", "finetune_classifier", "finetune_segmenter", "pick_labels", "predict", "pretrain", "verdict"]
 
 
 def __getattr__(name: str) -> Any:

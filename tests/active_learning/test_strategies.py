@@ -1,8 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import timm
+import torch
+from torch import nn
 
+from tpssl_hf.active_learning.doubt import classifier_head, doubts
 from tpssl_hf.active_learning.strategies import Known, choose_images
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 
 DIRECTIONS = 10.0 * np.eye(8, dtype=np.float32)
 
@@ -109,3 +116,54 @@ def test_a_number_of_images_that_cannot_be_is_refused(count: int) -> None:
     features, _ = blobs([50, 50])
     with pytest.raises(InputError, match="from 1 to 98"):
         choose_images(features, count, strategy="typical", seed=0, known=known([1, 2], [0, 1], 2))
+
+
+def test_doubtful_images_are_chosen_from_each_place_where_there_is_doubt() -> None:
+    features, groups = blobs([100, 100, 100, 100])
+    doubt = np.where(groups < 3, 0.9, 0.1) * np.random.default_rng(0).uniform(0.5, 1, 400)
+    chosen = choose_images(features, 6, strategy="doubtful", seed=0, doubt=doubt.astype(np.float32))
+    assert set(groups[chosen].tolist()) == {0, 1, 2}
+    assert (np.diff(doubt[chosen]) <= 0).all() and doubt[chosen].min() > np.median(doubt)
+
+
+def test_doubt_about_labeled_images_and_their_copies_is_no_reason_to_ask() -> None:
+    features, _ = blobs([40, 40], spread=2.0)
+    features[1:20] = features[0]
+    doubt = np.where(np.arange(80) < 20, 1.0, 0.5).astype(np.float32)
+    chosen = choose_images(features, 10, strategy="doubtful", seed=0, known=known([0], [0], 2), doubt=doubt)
+    assert chosen.min() >= 20 and len(set(chosen.tolist())) == 10
+    everything = choose_images(features, 79, strategy="doubtful", seed=0, known=known([0], [0], 2), doubt=doubt)
+    assert sorted(everything.tolist()) == list(range(1, 80))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_a_classifier_that_is_always_or_never_sure_still_asks(level: float) -> None:
+    features, _ = blobs([30, 30])
+    doubt = np.full(60, level, dtype=np.float32)
+    one, again = (choose_images(features, 7, strategy="doubtful", seed=3, doubt=doubt).tolist() for _ in range(2))
+    assert one == again and len(set(one)) == 7
+    same = choose_images(np.ones((60, 4), dtype=np.float32), 7, strategy="doubtful", seed=0, doubt=doubt)
+    assert len(set(same.tolist())) == 7
+
+
+def test_doubtful_images_cannot_be_chosen_without_doubts() -> None:
+    with pytest.raises(ValueError, match="needs the doubt"):
+        choose_images(np.eye(4), 2, strategy="doubtful", seed=0)
+
+
+def test_doubt_is_the_ratio_of_the_two_greatest_probabilities() -> None:
+    head = nn.Linear(3, 3)
+    nn.init.eye_(head.weight)
+    nn.init.zeros_(head.bias)
+    features = np.log(np.array([[0.5, 0.25, 0.25], [0.4, 0.4, 0.2], [0.1, 0.6, 0.3]], dtype=np.float32))
+    assert doubts(head, features) == pytest.approx([0.5, 1.0, 0.5])
+
+
+def test_weights_with_classes_of_their_own_are_no_classifier_of_these_images(tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=10)
+    for name, facts in (("mine", {"recipe": "ssl_classify"}), ("imagenet", {"recipe": "convert"})):
+        save_timm_folder(network, tmp_path / name, preprocessing=Preprocessing(image_size=32), provenance=facts)
+    head = classifier_head(str(tmp_path / "mine"))
+    assert head is not None and torch.equal(head.weight, network.get_classifier().weight)
+    assert classifier_head(str(tmp_path / "imagenet")) is None
+    assert classifier_head("random") is None

@@ -1,6 +1,7 @@
 """The recipe that chooses which images to label, run in this process on a tiny backbone."""
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+import transformers
 from PIL import Image
+from torch import nn
 
+import tpssl_hf
 from tpssl_hf.commands import pick_labels as command
 from tpssl_hf.config.digits import DIGITS_RUN
 from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.label_splits import choose_labels
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 
 ROOT = Path(__file__).parents[2]
 Pick = Callable[..., int]
@@ -156,13 +163,63 @@ def test_without_a_data_set_the_digits_and_their_adapted_weights_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "starter", dict)
     args = command.read_args([])
     assert (args.task.init, args.data.image_size) == ("random", 32)
+    monkeypatch.setattr(command, "starter", lambda: {"backbone": "test_resnet", "init": "timm"})
+    args = command.read_args([])
+    assert (args.task.init, args.task.backbone, args.data.image_size) == ("timm", "test_resnet", 64)
     (tmp_path / DIGITS_RUN / "model").mkdir(parents=True)
     (tmp_path / DIGITS_RUN / "config.yaml").write_text("image_size: 24\n")
     args = command.read_args([])
     assert (args.task.init, args.data.image_size) == (str(DIGITS_RUN), 24)
     assert command.read_args(["--dataset", "cifar10"]).data.image_size == 224
+    assert command.read_args(["--init", "random"]).data.image_size == 224, "weights that are named have their own size"
+
+
+def classifier(folder: Path, size: int = 32) -> Path:
+    """Leave what a finetuning of ten digits leaves, with random weights."""
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=10)
+    nn.init.normal_(network.get_classifier().weight)
+    how = Preprocessing(image_size=size)
+    facts = {"recipe": "ssl_classify", "init": {"kind": "random", "name": "test_resnet"}}
+    save_timm_folder(network, folder / "model", preprocessing=how, provenance=facts, label_names=list("0123456789"))
+    keys = {"init": "outputs/adapted/model", "backbone": "test_resnet"}
+    (folder / "results.json").write_text(json.dumps({"config": keys}))
+    return folder
+
+
+def labels_file(path: Path, count: int) -> Path:
+    path.write_text("row,label\n" + "".join(f"{row},{row % 10}\n" for row in range(count)))
+    return path
+
+
+def test_a_finished_classifier_asks_for_images_it_doubts_once_there_are_four_labels_a_class(
+    pick: Pick, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"init": classifier(tmp_path / "classifier"), "limit_images": None, "image_size": None}
+    for count, strategy in ((39, "typical"), (40, "doubtful")):
+        labels = labels_file(tmp_path / f"{count}.csv", count)
+        assert pick(labeled=labels, output_dir=tmp_path / strategy, **settings) == 0
+        results = json.loads((tmp_path / strategy / "results.json").read_text())
+        assert results["strategy"] == strategy and not set(results["rows"]) & set(range(count))
+    assert "--init outputs/adapted/model" in capsys.readouterr().out, "the next finetuning begins where this one did"
+
+    pipeline = transformers.pipeline("image-classification", model=str(tmp_path / "classifier" / "model"), top_k=2)
+    images = load_source("digits").dataset["image"]
+    doubt = {}
+    for row in {*range(40, 70), *results["rows"]}:
+        first, second = pipeline(Image.open(io.BytesIO(images[row]["bytes"])).convert("RGB"))
+        doubt[row] = second["score"] / first["score"]
+    assert min(doubt[row] for row in results["rows"]) > np.median(list(doubt.values()))
+
+
+def test_the_function_returns_the_list_of_the_command(pick: Pick, tmp_path: Path, shared_cache: Path) -> None:
+    assert pick() == 0
+    keys = {"dataset": "digits", "backbone": "test_resnet", "image_size": 32, "limit_images": 120, "count": 8}
+    path = tpssl_hf.pick_labels(**keys, cache_dir=shared_cache, output_dir=tmp_path / "function")
+    assert path.read_text() == (tmp_path / "list" / "to_label.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -173,6 +230,7 @@ def test_without_a_data_set_the_digits_and_their_adapted_weights_are_taken(
         ({"labeled": "nothing.csv"}, "labels file nothing.csv cannot be read"),
         ({"init": "nowhere/at/all"}, "init 'nowhere/at/all' is not"),
         ({"strategy": "best"}, "strategy"),
+        ({"strategy": "doubtful"}, "takes the doubts of a classifier: give --init the folder of a finished"),
         ({"dataset": "nowhere"}, "'nowhere' is not an existing folder"),
         ({"streaming": True}, "leave streaming off"),
     ],

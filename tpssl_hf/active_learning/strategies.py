@@ -1,6 +1,6 @@
-"""Which images to label next, from features alone: typical ones of each cluster, or ones that cover the others.
+"""Which images to label next: typical ones of each cluster, ones that cover the others, or ones that are in doubt.
 
-All three work on features of length one and give the same answer for the same seed. Distances are Euclidean, between
+All of them work on features of length one and give the same answer for the same seed. Distances are Euclidean, between
 such features: 0 to 2.
 """
 
@@ -16,6 +16,7 @@ from tpssl_hf.evaluation.clustering import cluster
 
 NEIGHBORS = 20  # Hacohen et al., 2022
 MOST_CLUSTERS, FEWEST_MEMBERS = 500, 5  # likewise, their code
+MOST_DOUBTFUL = 10  # times as many images as are asked for are clustered; ours
 DUPLICATE = 0.1  # of the median distance of two images: nearer ones tell nothing new; ours
 MOST_CANDIDATES = 10_000  # of the coverage, whose memory grows with their square; a random subset of more
 CHUNK = 1024
@@ -40,22 +41,30 @@ NONE_KNOWN = Known(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), 0)
 
 
 def choose_images(
-    features: np.ndarray, count: int, *, strategy: str, seed: int, known: Known = NONE_KNOWN
+    features: np.ndarray,
+    count: int,
+    *,
+    strategy: str,
+    seed: int,
+    known: Known = NONE_KNOWN,
+    doubt: np.ndarray | None = None,
 ) -> np.ndarray:
     """Choose ``count`` images to label that are not labeled yet.
 
     Args:
         features: (N, D) of all images.
         count: how many.
-        strategy: ``typical``, ``coverage`` or ``random``; see :func:`typical`, :func:`coverage`.
+        strategy: ``typical``, ``coverage``, ``doubtful`` or ``random``; see the functions of these names.
         seed: of k-means and draws.
         known: what is labeled already.
+        doubt: (N,) float32 in [0, 1], how doubtful each image is to a classifier; only ``doubtful`` needs it.
 
     Returns:
         (count,) int64 rows of ``features``, the most wanted first.
 
     Raises:
         InputError: for a count below one, or above the number of images without a label.
+        ValueError: for ``doubtful`` without ``doubt``.
     """
     free = len(features) - len(known.indices)
     if not 1 <= count <= free:
@@ -65,6 +74,10 @@ def choose_images(
         chosen: np.ndarray = np.random.default_rng(seed).permutation(unlabeled)[:count]
         return chosen
     unit = (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    if strategy == "doubtful":
+        if doubt is None:
+            raise ValueError("the strategy doubtful needs the doubt of each image.")
+        return doubtful(unit, count, seed, known, doubt)
     return STRATEGIES[strategy](unit, count, seed, known)
 
 
@@ -153,6 +166,45 @@ def coverage(unit: np.ndarray, count: int, seed: int, known: Known) -> np.ndarra
         nearest = np.minimum(nearest, distances)
     rows: np.ndarray = candidates[chosen]
     return rows
+
+
+def doubtful(unit: np.ndarray, count: int, seed: int, known: Known, doubt: np.ndarray) -> np.ndarray:
+    """Choose different ones among the images in doubt (Zhdanov, 2019, arXiv 1901.05954).
+
+    The ten times as many images that are most in doubt fall into as many clusters as are asked for, by k-means in
+    which each counts by its doubt; of each cluster the one nearest to its mean is taken. Near duplicates of labeled
+    images are passed over while there is anything else.
+
+    Args:
+        unit: (N, D) features of length one.
+        count: how many to choose.
+        seed: of k-means.
+        known: what is labeled already.
+        doubt: (N,) in [0, 1].
+
+    Returns:
+        (count,) int64 rows, the most doubtful first.
+    """
+    near, alike = _near_duplicates(unit, seed), np.zeros(len(unit), dtype=bool)
+    for index in known.indices.tolist():
+        alike |= near(index)
+    free = np.setdiff1d(np.arange(len(unit)), known.indices)
+    new = free[~alike[free]]
+    free = new if len(new) >= count else free
+    candidates = free[np.argsort(-doubt[free], kind="stable")][: MOST_DOUBTFUL * count]
+    weights = doubt[candidates].astype(np.float64) + 1e-6  # k-means wants some that is above 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different images than clusters: some stay empty
+        groups = cluster(unit[candidates], count, seed=seed, restarts=3, weights=weights)
+    chosen = []
+    for number in np.unique(groups):
+        own = np.flatnonzero(groups == number)
+        mean = np.average(unit[candidates[own]], axis=0, weights=weights[own])[None].astype(np.float32)
+        chosen.append(int(candidates[own[_distances(mean, unit[candidates[own]])[0].argmin()]]))
+    rest = candidates[~np.isin(candidates, chosen)][: count - len(chosen)]
+    rows = np.array([*chosen, *rest], dtype=np.int64)
+    ordered: np.ndarray = rows[np.argsort(-doubt[rows], kind="stable")]
+    return ordered
 
 
 STRATEGIES: dict[str, Callable[[np.ndarray, int, int, Known], np.ndarray]] = {

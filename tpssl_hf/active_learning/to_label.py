@@ -15,6 +15,8 @@ from tpssl_hf.data.label_splits import Labeled
 from tpssl_hf.data.sources import Source
 from tpssl_hf.plots.contact_sheet import draw_contact_sheet
 
+TO_LABEL = "to_label.csv"
+
 
 def names_of(source: Source, store: ImageCache, indices: np.ndarray) -> list[str]:
     """Return files as paths below the data set's folder, or ``row N`` where the images are no files of their own."""
@@ -41,7 +43,7 @@ def write_lists(
     rows, names = store.rows[indices].tolist(), names_of(source, store, indices)
     labels = [None] * len(chosen) + given
     by_file = not any(name == f"row {row}" for name, row in zip(names, rows, strict=True))
-    with (folder / "to_label.csv").open("w", encoding="utf-8", newline="") as file:
+    with (folder / TO_LABEL).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["number", *(["file"] if by_file else ["row", "digest"]), "label"])
         digests = row_digests(source, [] if by_file else rows)  # so that rows of changed data are not taken for these

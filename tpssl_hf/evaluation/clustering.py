@@ -5,9 +5,15 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
 
-def cluster(features: np.ndarray, clusters: int, *, seed: int, restarts: int = 10) -> np.ndarray:
-    """Assign (N, D) features to ``clusters`` groups by k-means (k-means++, best of ``restarts``); (N,) from 0."""
-    groups: np.ndarray = KMeans(clusters, n_init=restarts, random_state=seed).fit_predict(features)
+def cluster(
+    features: np.ndarray, clusters: int, *, seed: int, restarts: int = 10, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Assign (N, D) features to ``clusters`` groups by k-means (k-means++, best of ``restarts``); (N,) from 0.
+
+    ``weights`` (N,) say how much each counts; all the same when not given.
+    """
+    means = KMeans(clusters, n_init=restarts, random_state=seed)
+    groups: np.ndarray = means.fit_predict(features, sample_weight=weights)
     return groups.astype(np.int64)
 
 
