@@ -47,7 +47,7 @@ from tpssl_hf.training.recorded_start import recorded_keys
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
 RANDOM_SIZE, STARTER_SIZE = 32, 64  # pixels at which the digits are shown to random weights, and to the starter's
-ENOUGH = 4  # labels a class from which on doubts of a classifier are worth more than typical images
+ENOUGH = 4  # labels a class; with fewer, typical images are as good (benchmarks/RESULTS.md)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
