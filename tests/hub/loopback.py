@@ -1,7 +1,7 @@
 """A small Hub on this machine: the HTTP calls the real client makes to push and pull models, and ways to fail.
 
-Only what tpssl_hf needs: models, Spaces, branches, pull requests, LFS in single parts, collections, who one is.
-Nothing is persistent.
+Only what tpssl_hf needs: models, Spaces, data sets, branches, pull requests, LFS in single parts, collections, who one
+is. Nothing is persistent.
 """
 
 import base64
@@ -42,8 +42,8 @@ class Repository:
 class LoopbackHub(ThreadingHTTPServer):
     """The server; ``token`` is the only one that may write, and only below the owners ``me`` and ``team``.
 
-    ``repositories`` holds models by their id, and Spaces as ``spaces/owner/name``; ``role`` is what the token is said
-    to be for.
+    ``repositories`` holds models by their id, Spaces as ``spaces/owner/name`` and data sets as
+    ``datasets/owner/name``; ``role`` is what the token is said to be for.
     """
 
     daemon_threads = True
@@ -125,7 +125,8 @@ class Handler(Transport):
         owner = wanted.get("organization") or "me"
         if not self._may_write(owner):
             return
-        repo = f"{'spaces/' if wanted.get('type') == 'space' else ''}{owner}/{wanted['name']}"
+        place = {"space": "spaces/", "dataset": "datasets/"}.get(wanted.get("type"), "")
+        repo = f"{place}{owner}/{wanted['name']}"
         with self.server.lock:
             there = repo in self.server.repositories
             if not there:
@@ -147,7 +148,7 @@ class Handler(Transport):
         sha = found and self._sha(found, revision or "main")
         if found is not None and sha:
             names = [{"rfilename": name} for name in found.commits[sha]]
-            name = repo.removeprefix("spaces/")
+            name = repo.removeprefix("spaces/").removeprefix("datasets/")
             self._json(200, {"id": name, "modelId": name, "sha": sha, "private": found.private, "siblings": names})
 
     def tree(self, repo: str, revision: str) -> None:
@@ -260,7 +261,7 @@ def _remote_oid(name: str, content: bytes | None) -> str | None:
 
 
 NAME = r"[\w.\-]+/[\w.\-]+"
-API, FILE = rf"(?:models/({NAME})|(spaces/{NAME}))", rf"((?:spaces/)?{NAME})"
+API, FILE = rf"(?:models/({NAME})|((?:spaces|datasets)/{NAME}))", rf"((?:(?:spaces|datasets)/)?{NAME})"
 Handler.routes = [
     ("GET /api/whoami-v2", Handler.whoami),
     ("POST /api/repos/create", Handler.create),

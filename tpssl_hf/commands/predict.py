@@ -2,6 +2,7 @@
 
     tpssl-hf predict outputs/digits_fixmatch path/to/images
     tpssl-hf predict outputs/digits_fixmatch path/to/images --accept 0.95 --export imagefolder,label_studio
+    tpssl-hf predict outputs/digits_fixmatch path/to/images --push_to_hub me/labels
     tpssl-hf predict outputs/digit_scenes path/to/images --overlays
     python recipes/predict.py outputs/digits_fixmatch path/to/images   # the same without installing
 
@@ -21,8 +22,9 @@ from typing import Any, Protocol
 import datasets
 
 from tpssl_hf.config.parser import parse_args, words_as_keys
+from tpssl_hf.hub.predictions import check_predictions_target, publish_predictions
 from tpssl_hf.tasks.predict import run
-from tpssl_hf.tasks.predict.config import PredictArgs
+from tpssl_hf.tasks.predict.config import PredictArgs, PredictConfig
 
 
 class FinishedRun(Protocol):
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Apply the model and say where the answers are; returns the exit code."""
     given = named_words(sys.argv[1:] if arguments is None else arguments)
     config = parse_args(PredictArgs, given, description=__doc__ or "").predict
-    return until_stopped(lambda: run.predict(config))
+    return until_stopped(lambda: predicted(config))
 
 
 def predict(model: Model, dataset: str | PathLike[str], **keys: Any) -> datasets.Dataset:
@@ -60,14 +62,25 @@ def predict(model: Model, dataset: str | PathLike[str], **keys: Any) -> datasets
     Raises:
         InputError: for an unknown key, a model or images that cannot be used, and an ``output_dir`` that holds
             something else.
+        PushError: if the Hub did not take what ``push_to_hub`` asked to publish; the table is there all the same.
     """
-    result = run.predict(parse_args(PredictArgs, keywords(model, dataset, keys)).predict)
+    result = predicted(parse_args(PredictArgs, keywords(model, dataset, keys)).predict)
     table = result.table()
     if "mask" not in table.column_names:
         return table
     masks = [str(result.folder / mask) for mask in table["mask"]]
     columns = table.column_names
     return table.remove_columns("mask").add_column("mask", masks).select_columns(columns)
+
+
+def predicted(config: PredictConfig) -> run.PredictResult:
+    """Apply the model, and publish the table if asked to; a name that cannot be is refused before the first image."""
+    if config.push_to_hub:
+        check_predictions_target(config.push_to_hub)
+    result = run.predict(config)
+    if config.push_to_hub:
+        publish_predictions(result.folder, config.push_to_hub, private=config.hub_private_repo)
+    return result
 
 
 def keywords(model: Model, dataset: str | PathLike[str], keys: Mapping[str, Any]) -> dict[str, Any]:

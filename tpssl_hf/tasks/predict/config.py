@@ -47,6 +47,16 @@ class PredictConfig(EmbedConfig):
         several=True,
         carry_out=True,
     )
+    push_to_hub: str | None = key(
+        None,
+        "Classification: also publish the table, without images, as a data set of the Hub, `owner/name`.",
+        carry_out=True,
+    )
+    hub_private_repo: bool = key(
+        False,
+        "With push_to_hub: make the data set visible to you, or the organization's members, only.",
+        carry_out=True,
+    )
     overlays: bool = key(False, "Segmentation: also write each image with its mask laid over it.")
 
 

@@ -87,6 +87,10 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         )
     if model.kind == "segmenter" and config.accept is not None:
         raise InputError("accept is for classifiers, and this model is a segmenter; leave it out.")
+    if model.kind == "segmenter" and config.push_to_hub:
+        raise InputError(
+            "push_to_hub publishes the labels of a classifier, and this model is a segmenter; leave it out."
+        )
     formats = formats_named(config.export, segmenter=model.kind == "segmenter")
     reader = ImageReader(config)
 
