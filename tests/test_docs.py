@@ -25,6 +25,7 @@ from tpssl_hf.tasks.predict.config import EmbedArgs, PredictArgs
 from tpssl_hf.tasks.pretrain.config import PretrainArgs
 from tpssl_hf.tasks.review.config import ReviewArgs
 from tpssl_hf.tasks.segment.config import SegmentArgs
+from tpssl_hf.training.watch import WatchArgs
 from tpssl_hf.verdicts.config import VerdictArgs
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,7 @@ ARGS = {
     "pretrain": PretrainArgs,
     "classify": ClassifyArgs,
     "segment": SegmentArgs,
+    "watch": WatchArgs,
     "predict": PredictArgs,
     "review": ReviewArgs,
     "embed": EmbedArgs,

@@ -18,6 +18,7 @@ COMMANDS = {  # name -> (module of tpssl_hf.commands, what it does)
     "pretrain": ("pretrain", "adapt a backbone to your own images, without labels"),
     "classify": ("classify", "finetune a classifier with few labels"),
     "segment": ("segment", "finetune a segmenter with few masks"),
+    "watch": ("watch", "look at a run while it runs"),
     "predict": ("predict", "label images, or draw their masks, with a finished model"),
     "review": ("review", "look at predictions in a browser, and correct them"),
     "embed": ("embed", "write the features of images"),
