@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from tpssl_hf.data.image_batch import ImageBatch
-from tpssl_hf.plots.training import draw_curves, draw_views
+from tpssl_hf.plots.training import draw_curves, draw_views, headline
 
 
 def colors(path: Path) -> set[tuple[int, int, int]]:
@@ -64,3 +64,19 @@ def test_curves_show_health_where_it_was_logged(tmp_path: Path) -> None:
     draw_curves(tmp_path / "with.png", entries)
     with Image.open(tmp_path / "without.png") as one, Image.open(tmp_path / "with.png") as other:
         assert other.size[1] == 2 * one.size[1], "three more plots, a second row"
+
+
+def test_the_headline_says_what_how_far_and_whether_it_is_healthy(tmp_path: Path) -> None:
+    entries: list[dict[str, float | None]] = [{"step": step, "loss": 1.0} for step in (10, 1200)]
+    assert headline("moco, resnet18 on photos", []) == "moco, resnet18 on photos"
+    assert headline("moco", [*entries, {"step": 1300, "drift": 0.1}]) == "moco, 1,200 steps"
+    entries[0]["health_collapsed"] = 0.0
+    assert headline("moco", entries) == "moco, 1,200 steps, healthy at step 10"
+    entries[1]["health_collapsed"] = 1.0
+    assert headline("moco", entries) == "moco, 1,200 steps, COLLAPSED at step 1,200"
+    draw_curves(tmp_path / "without.png", entries)
+    draw_curves(tmp_path / "with.png", entries, what="moco")
+    assert (
+        colors(tmp_path / "with.png")
+        and (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+    )

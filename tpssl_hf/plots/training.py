@@ -132,8 +132,23 @@ def _draw_warp(axis: Axes, matrix: Any, size: tuple[int, int], color: str) -> No
     _outline(axis, ((corners[0] + 1) * width / 2).tolist(), ((corners[1] + 1) * height / 2).tolist(), color)
 
 
+def headline(what: str, entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was trained on what, how far, and what the last check of the features found, if there was one."""
+    last = next((entry["step"] for entry in reversed(entries) if entry.get("loss") is not None), None)
+    checks = [entry for entry in entries if entry.get("health_collapsed") is not None]
+    parts = [what, *([f"{last:,} steps"] if last is not None else [])]
+    if checks:
+        found = "COLLAPSED" if checks[-1]["health_collapsed"] else "healthy"
+        parts.append(f"{found} at step {checks[-1]['step']:,}")
+    return ", ".join(parts)
+
+
 def draw_curves(
-    path: Path, entries: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, float]] | None = None
+    path: Path,
+    entries: Sequence[Mapping[str, Any]],
+    levels: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    what: str = "",
 ) -> None:
     """Write one small plot per measure of ``metrics.jsonl`` over the steps; measures by stage share one.
 
@@ -141,6 +156,7 @@ def draw_curves(
         path: PNG file to write.
         entries: the lines of the log.
         levels: name of a measure -> what else has a value of it, drawn as a horizontal line.
+        what: was trained on what, for the headline; none when not given.
     """
     logged = list(dict.fromkeys(name for entry in entries for name in entry))
     panels = {title: {"": name} for name, title in TITLES.items() if name in logged}
@@ -168,5 +184,8 @@ def draw_curves(
             axis.legend(fontsize=6)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
-    figure.tight_layout()
+    head = 0.4 / figure.get_figheight() if what else 0.0  # inches kept free for it
+    figure.tight_layout(rect=(0.0, 0.0, 1.0, 1.0 - head))
+    if what:
+        figure.text(0.5, 1.0 - head / 2, headline(what, entries), ha="center", va="center", fontsize=12)
     figure.savefig(path, dpi=110)

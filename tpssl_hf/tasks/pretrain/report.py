@@ -92,7 +92,8 @@ def draw_run(run: PretrainRun, folder: Path, progress: Progress) -> None:
         levels[name] = {of: sum(right) / len(right) for of, right in known.items() if right}
     elif chosen.crops is not None:
         levels[name] = {START: chosen.crops.mean_rank}
-    draw_curves(folder / "curves.png", entries, levels)
+    what = f"{run.args.task.method}, {run.args.model.backbone} on {run.source.name}"
+    draw_curves(folder / "curves.png", entries, levels, what=what)
 
 
 def choose(
