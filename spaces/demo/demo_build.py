@@ -15,7 +15,6 @@ import numpy as np
 from demo_models import Classifier, load_classifier
 from PIL import Image
 
-from tpssl_hf.convert.starter import starter
 from tpssl_hf.data.folders import digit_images
 from tpssl_hf.data.scenes import load_digit_scenes
 from tpssl_hf.errors import InputError
@@ -41,6 +40,8 @@ def build(folder: Path, steps: int | None = None) -> None:
     """
     if not RECIPES.is_dir():
         raise InputError(f"there are no recipes in {RECIPES}; --build works in a checkout of the repository.")
+    from tpssl_hf.convert.starter import starter  # only here: a published Space builds nothing
+
     adapted, length = folder / "adapted", [] if steps is None else [f"--max_steps={steps}"]
     start = [f"--{name}={value}" for name, value in starter().items()] or ["--init=random"]
     learned = ["--select=last", *length]  # both pictures of a pair are of what was finetuned

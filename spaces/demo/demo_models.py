@@ -18,10 +18,10 @@ import tpssl_hf  # noqa: F401  # tells transformers about the segmenter
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 from tpssl_hf.models.segmentation_inference import predict_masks
-from tpssl_hf.training.run_dir import RESULTS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 BUILD = "uv run --extra demo python spaces/demo/app.py --build"
+RESULTS = "results.json"  # of the run that left a model
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -158,7 +158,10 @@ def test_both_see_one_view_of_each_image() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"teacher": ""}, "distill follows a teacher, and none is given: add --teacher vit_small_patch14_dinov2"),
+        (
+            {"teacher": ""},
+            "distill follows a teacher, and random weights are none: add --teacher vit_small_patch14_dinov2",
+        ),
         ({"temperature": 0.0}, "temperature is 0.0; give one above 0"),
         ({"teacher_temperature": -1.0}, "teacher_temperature is -1.0; give one above 0"),
         ({"relational_weight": -1.0}, "relational_weight is -1.0; give 0 or more"),

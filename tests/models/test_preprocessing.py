@@ -53,6 +53,7 @@ def folder_like(tag: str, folder: Path, network: nn.Module, layout: str = "new")
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:config.json in .* was changed after it had been saved")  # here on purpose
 @pytest.mark.parametrize("tag", TAGS)
 def test_what_is_evaluated_is_what_the_weights_want_and_what_is_saved(
     tag: str, tmp_path: Path, tiny_backbone: nn.Module
@@ -80,6 +81,7 @@ def test_what_is_evaluated_is_what_the_weights_want_and_what_is_saved(
     assert float(difference.mean()) < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:config.json in .* was changed after it had been saved")  # here on purpose
 @pytest.mark.parametrize("layout", ["new", "old"])
 @pytest.mark.parametrize("place", ["folder", "file", "hub"])
 def test_mean_and_std_are_those_beside_the_weights(
