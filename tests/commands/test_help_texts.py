@@ -1,5 +1,7 @@
 """The kept texts of ``--help`` are what the parsers say."""
 
+from pathlib import Path
+
 import pytest
 from help_texts import WITHOUT, made
 
@@ -7,7 +9,13 @@ from tpssl_hf.cli import COMMANDS, HELP, run
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {WITHOUT}))
-def test_a_kept_text_is_what_the_parser_says(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kept_text_is_what_the_parser_says(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of_the_digits = tmp_path / "outputs" / "digits"
+    (run_of_the_digits / "model").mkdir(parents=True)
+    (run_of_the_digits / "config.yaml").write_text("init: some/weights\nimage_size: 48\n")
+    monkeypatch.chdir(tmp_path)
     assert run([command, "--help"]) == 0
     kept = capsys.readouterr().out
     assert kept.startswith(f"usage: tpssl-hf {command} [")

@@ -37,7 +37,7 @@ from tpssl_hf.analysis.runs import convergence, steps, transfer
 from tpssl_hf.commands.one_process import open_device
 from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
-from tpssl_hf.config.parser import as_command_line, config_files, flat, parse_args, read_config_file
+from tpssl_hf.config.parser import as_command_line, asks_for_help, config_files, flat, parse_args, read_config_file
 from tpssl_hf.errors import InputError
 from tpssl_hf.process import values_of
 from tpssl_hf.training.accelerator import describe
@@ -82,7 +82,7 @@ def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> AnalyzeArgs:
         content = read_config_file(path)
         runs += [_first(content[name]) for name in ("run", "adapted") if content.get(name)]
     defaults: dict[str, Any] = {}
-    if not runs and digits_run():
+    if not runs and not asks_for_help(given) and digits_run():
         runs, defaults = [str(DIGITS_RUN)], {"adapted": str(DIGITS_RUN)}
     if runs:
         defaults |= _keys_of_run(Path(runs[0]).expanduser())

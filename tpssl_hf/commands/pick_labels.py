@@ -34,7 +34,7 @@ from tpssl_hf.commands.finished_run import keywords
 from tpssl_hf.commands.one_process import open_device
 from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
-from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
+from tpssl_hf.config.parser import as_command_line, asks_for_help, carry_out_keys, config_files, flat, parse_args
 from tpssl_hf.convert.starter import starter
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.label_splits import read_labels
@@ -89,7 +89,8 @@ def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> PickLabelsArgs:
     given = as_command_line(arguments)
     defaults: dict[str, Any] = {}
     if not config_files(given) and not values_of("--dataset", given):
-        defaults = {"dataset": "digits", **(digits_weights() if not values_of("--init", given) else {})}
+        own = {} if values_of("--init", given) or asks_for_help(given) else digits_weights()
+        defaults = {"dataset": "digits", **own}
     args = parse_args(PickLabelsArgs, given, description=__doc__ or "", defaults=defaults)
     init, backbone = located(args.task.init, args.task.backbone)
     return replace(args, data=with_image_size(args.data, backbone, init))

@@ -30,7 +30,7 @@ from tpssl_hf.analysis.common import open_split
 from tpssl_hf.commands.one_process import open_device
 from tpssl_hf.config.digits import DIGITS_RUN, digits_run
 from tpssl_hf.config.image_size import with_image_size
-from tpssl_hf.config.parser import as_command_line, carry_out_keys, config_files, flat, parse_args
+from tpssl_hf.config.parser import as_command_line, asks_for_help, carry_out_keys, config_files, flat, parse_args
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
@@ -92,7 +92,7 @@ def read_args(arguments: Sequence[str] | Mapping[str, Any]) -> VerdictArgs:
     given = as_command_line(arguments)
     digits = not config_files(given) and not values_of("--dataset", given)
     named = values_of("--adapted", given)
-    former = digits_run(Path(named[-1]) if named else DIGITS_RUN) if digits else {}
+    former = digits_run(Path(named[-1]) if named else DIGITS_RUN) if digits and not asks_for_help(given) else {}
     of_run = {"base": former["init"], "image_size": former["image_size"]} if former else {}
     args = parse_args(VerdictArgs, given, description=__doc__ or "", defaults={**DIGITS, **of_run} if digits else {})
     if digits and not named:

@@ -209,6 +209,11 @@ def words_as_keys(arguments: Sequence[str], keys: Sequence[str], wanted: str) ->
     return [*(f"--{key}={word}" for key, word in zip(keys, words, strict=False)), *arguments[len(words) :]]
 
 
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether a command line only asks for its keys, whose defaults are then those of a machine without any run."""
+    return bool({"--help", "-h"} & set(arguments))
+
+
 def given_keys(arguments: Sequence[str]) -> list[str]:
     """Return the keys that a command line gives, itself or in its ``--config`` files."""
     keys = [a[2:].partition("=")[0] for a in arguments if a.startswith("--") and len(a) > 2]
