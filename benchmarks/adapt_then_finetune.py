@@ -11,20 +11,18 @@ paired. A run that is there is not made again. `python benchmarks/does_it_help.p
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     from tpssl_hf.process import prepare_process
 
     prepare_process()
 
+from cells import EVIDENCE, read_cell, read_pair, write_cell
+
 import tpssl_hf
 from tpssl_hf.data.sources import load_source
-
-EVIDENCE = Path(__file__).parent / "evidence"
 
 
 def main() -> None:
@@ -47,20 +45,29 @@ def main() -> None:
 
 def run_cell(data: str, arguments: argparse.Namespace) -> None:
     """Adapt, then finetune from each start with each number of labels and label seed; write the cell after each."""
-    (name, _, what), (data_name, _, dataset) = arguments.weights.partition("="), data.partition("=")
-    architecture, _, init = what.partition(":")
-    file = EVIDENCE / f"finetuned_{name}_{data_name}.json"
-    folder = Path(arguments.work_dir) / f"{name}_{data_name}"
-    cell: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    cell |= {"weights": name, "data": data_name, "max_steps": arguments.max_steps, "image_size": arguments.image_size}
+    pair = read_pair(arguments.weights, data)
+    file = EVIDENCE / f"finetuned_{pair.weights}_{pair.data}.json"
+    folder = Path(arguments.work_dir) / f"{pair.weights}_{pair.data}"
+    cell = read_cell(file)
+    cell |= {
+        "weights": pair.weights,
+        "data": pair.data,
+        "max_steps": arguments.max_steps,
+        "image_size": arguments.image_size,
+    }
     adaptations, accuracies = cell.setdefault("adaptations", {}), cell.setdefault("accuracies", {})
-    shared = {"backbone": architecture, "dataset": dataset, "precision": "fp32", "image_size": arguments.image_size}
+    shared = {
+        "backbone": pair.architecture,
+        "dataset": pair.dataset,
+        "precision": "fp32",
+        "image_size": arguments.image_size,
+    }
     shared |= {"limit_images": arguments.limit_images, "cache_dir": f"{arguments.work_dir}/cache"}
-    starts = {"0": init}
+    starts = {"0": pair.init}
     for epochs in arguments.epochs.split(","):
         began = time.process_time()
         adapted = tpssl_hf.pretrain(
-            **shared, init=init, epochs=int(epochs), batch_size=128, output_dir=folder / f"adapted_{epochs}"
+            **shared, init=pair.init, epochs=int(epochs), batch_size=128, output_dir=folder / f"adapted_{epochs}"
         )
         starts[epochs] = str(adapted.model_path)
         if epochs not in adaptations:
@@ -71,7 +78,7 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
                 "saved": results["saved"]["candidate"],
             }
             cell |= {"machine": results["machine"], "versions": results["versions"], "method": results["method"]}
-    classes = len(load_source(dataset).class_names or [])
+    classes = len(load_source(pair.dataset).class_names or [])
     for per_class in arguments.labels.split(","):
         for seed in range(1, arguments.seeds + 1):
             for epochs, weights in starts.items():
@@ -95,8 +102,7 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
                 )
                 accuracy = run.results["metrics"]["accuracy"]
                 done[str(seed)] = {"accuracy": accuracy, "cpu_seconds": time.process_time() - began}
-                cell["written"] = time.strftime("%Y-%m-%d")
-                file.write_text(json.dumps(cell, indent=1) + "\n")
+                write_cell(file, cell)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ already is not made again, and an interrupted one goes on.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from cells import EVIDENCE, read_cell, read_pair, write_cell
 from evidence_page import write_page
 from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import LabelSpreading
@@ -44,7 +44,7 @@ from tpssl_hf.tasks.pretrain.crops import Crops
 from tpssl_hf.tasks.pretrain.shown_images import ShownImages
 
 ROOT = Path(__file__).parents[1]
-EVIDENCE, PAGE = ROOT / "benchmarks" / "evidence", ROOT / "docs" / "evidence.md"
+PAGE = ROOT / "docs" / "evidence.md"
 SEEDS = range(1, 6)
 COUNTS, MOST_LABELS = (1, 2, 4, 10, 25), 500  # labels of each class that probes are also given; in all
 CPU = torch.device("cpu")
@@ -79,13 +79,13 @@ def main() -> None:
 
 def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
     """Make what is missing of one cell and write its JSON file."""
-    (name, _, what), (data_name, _, dataset) = weights.partition("="), data.partition("=")
-    architecture, _, init = what.partition(":")
+    pair = read_pair(weights, data)
+    architecture, init, dataset = pair.architecture, pair.init, pair.dataset
     other = f"_{arguments.method}" if arguments.method else ""
-    file = EVIDENCE / f"{name}_{data_name}_{arguments.per_class}{other}.json"
-    folder = Path(arguments.work_dir) / f"{name}_{data_name}{other}"
+    file = EVIDENCE / f"{pair.weights}_{pair.data}_{arguments.per_class}{other}.json"
+    folder = Path(arguments.work_dir) / f"{pair.weights}_{pair.data}{other}"
     teacher = {"teacher": init if arguments.teacher == "init" else arguments.teacher} if arguments.teacher else {}
-    cell: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    cell = read_cell(file)
     shared = {"backbone": architecture, "image_size": arguments.image_size, "precision": "fp32"}
     shared |= {"dataset": dataset, "limit_images": arguments.limit_images, "cache_dir": f"{arguments.work_dir}/cache"}
     steps = {"batch_size": arguments.batch_size, "max_steps": arguments.max_steps}
@@ -93,7 +93,7 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
     if "own_size" not in cell and (own := own_image_size(architecture, init)) != arguments.image_size:
         cell["own_size"] = {"image_size": own, "probe": probe_of_base(architecture, init, own, dataset, arguments)}
         if "probes" in cell:
-            write(file, cell)
+            write_cell(file, cell)
     if "probes" in cell and not arguments.learners:
         return
     began = time.process_time()
@@ -108,8 +108,8 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
     if "probes" not in cell:
         results, seconds = adapted.results, time.process_time() - began
         cell |= {
-            "weights": name,
-            "data": data_name,
+            "weights": pair.weights,
+            "data": pair.data,
             "per_class": arguments.per_class,
             "image_size": arguments.image_size,
         }
@@ -125,7 +125,7 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
         if (last := folder / "adapted" / "model_last").is_dir():
             starts["last"] = str(last)
         cell |= probes(architecture, starts, dataset, arguments)
-        write(file, cell)
+        write_cell(file, cell)
     for learner in filter(None, arguments.learners.split(",")):
         for start, weights_of in (("adapted", str(adapted.model_path)), ("base", init)):
             done = cell["learners"].setdefault(f"{learner} from {start}", {})
@@ -152,7 +152,7 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
                     "cpu_seconds": time.process_time() - started,
                     "steps": arguments.learner_steps,
                 }
-                write(file, cell)
+                write_cell(file, cell)
 
 
 def probes(
@@ -214,7 +214,7 @@ def probe_of_base(architecture: str, init: str, side: int, dataset: str, argumen
     for seed in SEEDS:
         bank = draw(train.labels, arguments.per_class, seed)
         shown = extract_features(network, train, bank, views, CPU)
-        found.append(float((few_label_answers(shown, train.labels[bank], asked) == test.labels).mean()))
+        found.append(few_label_accuracy(shown, asked, train.labels[bank], test.labels, np.arange(len(bank))))
     return found
 
 
@@ -263,13 +263,6 @@ def raw(store: ImageCache, indices: np.ndarray, views: ViewSettings) -> np.ndarr
     shown = eval_view(store.gather(indices, epoch=0), views)
     small: np.ndarray = torch.nn.functional.interpolate(shown, size=16, mode="area").flatten(1).numpy()
     return small
-
-
-def write(file: Path, cell: dict[str, Any]) -> None:
-    """Write a cell."""
-    file.parent.mkdir(exist_ok=True)
-    cell["written"] = time.strftime("%Y-%m-%d")
-    file.write_text(json.dumps(cell, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ is not made again. `python benchmarks/does_it_help.py page` writes the page.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ if __name__ == "__main__":
 
     prepare_process()
 
+from cells import EVIDENCE, read_cell, read_pair, write_cell
+
 import tpssl_hf
 
-EVIDENCE = Path(__file__).parent / "evidence"
 SIZES = {"crop_height": 128, "crop_width": 128, "decoder_width": 64, "batch_size": 4}
 
 
@@ -46,17 +46,16 @@ def main() -> None:
 
 def run_cell(data: str, arguments: argparse.Namespace) -> None:
     """Finetune each learner from each start with each label seed, and write the cell after each."""
-    (name, _, what), (data_name, _, dataset) = arguments.weights.partition("="), data.partition("=")
-    architecture, _, init = what.partition(":")
-    file = EVIDENCE / f"masks_{name}_{data_name}_{arguments.masks}.json"
-    folder = Path(arguments.work_dir) / f"{name}_{data_name}_{arguments.masks}"
-    cell: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    cell |= {"weights": name, "data": data_name, "masks": arguments.masks, "steps": arguments.max_steps}
+    pair = read_pair(arguments.weights, data)
+    file = EVIDENCE / f"masks_{pair.weights}_{pair.data}_{arguments.masks}.json"
+    folder = Path(arguments.work_dir) / f"{pair.weights}_{pair.data}_{arguments.masks}"
+    cell = read_cell(file)
+    cell |= {"weights": pair.weights, "data": pair.data, "masks": arguments.masks, "steps": arguments.max_steps}
     cell.setdefault("learners", {})
-    shared = {"backbone": architecture, "dataset": dataset, "precision": "fp32"}
+    shared = {"backbone": pair.architecture, "dataset": pair.dataset, "precision": "fp32"}
     shared["cache_dir"] = f"{arguments.work_dir}/cache"
     for start in arguments.starts.split(","):
-        weights = init if start == "base" else adapted({**shared, "init": init}, arguments, folder, cell)
+        weights = pair.init if start == "base" else adapted({**shared, "init": pair.init}, arguments, folder, cell)
         for learner in arguments.learners.split(","):
             done = cell["learners"].setdefault(f"{learner} from {start}", {})
             for seed in range(1, arguments.seeds + 1):
@@ -79,8 +78,7 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
                 found = {"mean_iou": results["metrics"]["mean_iou"], "cpu_seconds": time.process_time() - began}
                 done[str(seed)] = found
                 cell |= {"machine": results["machine"], "versions": results["versions"]}
-                cell["written"] = time.strftime("%Y-%m-%d")
-                file.write_text(json.dumps(cell, indent=1) + "\n")
+                write_cell(file, cell)
 
 
 def adapted(shared: dict[str, Any], arguments: argparse.Namespace, folder: Path, cell: dict[str, Any]) -> str:

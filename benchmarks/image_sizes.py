@@ -9,7 +9,6 @@ other images are asked about. No test image is looked at: `--budget` chooses the
 
 import argparse
 import time
-from pathlib import Path
 
 if __name__ == "__main__":
     from tpssl_hf.process import prepare_process
@@ -18,16 +17,14 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from does_it_help import draw, few_label_accuracy, open_split
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
-from tpssl_hf.data.image_cache import load_image_cache
-from tpssl_hf.data.sources import load_source
 from tpssl_hf.evaluation.features import extract_features
-from tpssl_hf.evaluation.probes import few_label_answers
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.timm_export import preprocessing_of
 
-IMAGES, PER_CLASS, DRAWS = 1200, 4, 8
+PER_CLASS, DRAWS = 4, 8
 
 
 def main() -> None:
@@ -37,42 +34,31 @@ def main() -> None:
     parser.add_argument("--init", required=True, help="its weights")
     parser.add_argument("--data", required=True, nargs="+", help="NAME=DATASET")
     parser.add_argument("--sizes", default="64,96,128,160,224", help="sides in pixels, with commas")
-    parser.add_argument("--cache_dir", default="outputs/image_sizes")
+    parser.add_argument("--limit_images", type=int, default=1200)
+    parser.add_argument("--work_dir", default="outputs/image_sizes")
     arguments = parser.parse_args()
     print("| data | pixels | probe, % | CPU seconds for the features |\n|---|---|---|---|")
     for data in arguments.data:
         name, _, dataset = data.partition("=")
         for side in map(int, arguments.sizes.split(",")):
-            accuracies, seconds = probed(arguments.backbone, arguments.init, dataset, side, arguments.cache_dir)
+            accuracies, seconds = probed(dataset, side, arguments)
             mean, spread = 100 * np.mean(accuracies), 100 * np.std(accuracies, ddof=1)
             print(f"| {name} | {side} | {mean:.1f} ± {spread:.1f} | {seconds:.0f} |", flush=True)
 
 
-def probed(backbone: str, init: str, dataset: str, side: int, cache_dir: str) -> tuple[list[float], float]:
+def probed(dataset: str, side: int, arguments: argparse.Namespace) -> tuple[list[float], float]:
     """Return the accuracy of each draw, and the CPU seconds of all features."""
-    network, _ = load_backbone(backbone, init=init, image_size=side)
+    network, _ = load_backbone(arguments.backbone, init=arguments.init, image_size=side)
     views = ViewSettings.of(preprocessing_of(network), 0, horizontal_flip=False)
-    store, _ = load_image_cache(
-        load_source(dataset),
-        image_size=side,
-        cache_scale=2.5,
-        limit_images=IMAGES,
-        cache_dir=Path(cache_dir),
-        cache_budget=2**34,
-        num_workers=2,
-        progress=False,
-    )
+    store = open_split(dataset, "train", arguments, side)
     assert store.labels is not None
     everything, labels, began = np.arange(len(store)), store.labels, time.process_time()
     features = extract_features(network.eval(), store, everything, views, torch.device("cpu"))
     seconds, accuracies = time.process_time() - began, []
     for seed in range(DRAWS):
-        random = np.random.default_rng(seed)
-        classes = np.unique(labels)
-        bank = np.concatenate([random.permutation(np.flatnonzero(labels == c))[:PER_CLASS] for c in classes])
+        bank = draw(labels, PER_CLASS, seed)
         asked = np.setdiff1d(everything, bank)
-        answers = few_label_answers(features[bank], labels[bank], features[asked])
-        accuracies.append(float((answers == labels[asked]).mean()))
+        accuracies.append(few_label_accuracy(features, features[asked], labels, labels[asked], bank))
     return accuracies, seconds
 
 

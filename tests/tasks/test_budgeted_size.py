@@ -8,7 +8,7 @@ import yaml
 from accelerate import Accelerator
 
 from tpssl_hf.tasks import budgeted_size
-from tpssl_hf.tasks.budgeted_size import with_budgeted_size
+from tpssl_hf.tasks.budgeted_size import budgeted_data
 from tpssl_hf.tasks.pretrain.config import parse_pretrain
 
 
@@ -28,9 +28,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def size(folder: Path, images: float = 10_000, **keys: Any) -> int:
     named = {"dataset": "digits", "config": None, "backbone": "resnet18", "output_dir": str(folder), **keys}
     args = parse_pretrain({name: value for name, value in named.items() if value is not None})
-    return with_budgeted_size(
-        args.data, args.model, args.time, args.run.output_dir, Accelerator(cpu=True), images
-    ).image_size
+    return budgeted_data(args, Accelerator(cpu=True), images).image_size
 
 
 @pytest.mark.parametrize(

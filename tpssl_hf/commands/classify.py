@@ -23,7 +23,7 @@ from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
 from tpssl_hf.convert.starter import starter
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.methods.classify import CLASSIFY
-from tpssl_hf.tasks.budgeted_size import with_budgeted_size
+from tpssl_hf.tasks.budgeted_size import budgeted_data
 from tpssl_hf.tasks.classify.budget import apply_time_budget, images_to_learn
 from tpssl_hf.tasks.classify.config import ClassifyArgs, parse_classify
 from tpssl_hf.tasks.classify.folds import train_folds
@@ -63,9 +63,7 @@ def run(args: ClassifyArgs) -> int:
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
     trainings = 2 if args.task.select == "best" else 1  # folds take as long as the run itself, at most
-    wanted = images_to_learn(args, trainings)
-    data = with_budgeted_size(args.data, args.model, args.time, args.run.output_dir, accelerator, wanted)
-    args = replace(args, data=data)
+    args = replace(args, data=budgeted_data(args, accelerator, images_to_learn(args, trainings)))
     side, together = args.data.image_size, args.optim.batch_size * (1 + args.optim.unlabeled_ratio)
     shown = Shown((side, side), together, learns=CLASSIFY[args.task.method].fit_labels is None)
     chosen, accelerator = for_this_machine(args, shown, accelerator)

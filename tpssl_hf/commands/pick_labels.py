@@ -32,7 +32,7 @@ from tpssl_hf.active_learning.to_label import TO_LABEL, names_of, write_contact_
 from tpssl_hf.analysis.common import located, open_split
 from tpssl_hf.commands.finished_run import keywords
 from tpssl_hf.commands.one_process import open_device
-from tpssl_hf.config.digits import DIGITS_RUN, digits_run
+from tpssl_hf.config.digits import DIGITS_RUN, DIGITS_SIZE, digits_run
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.parser import as_command_line, asks_for_help, carry_out_keys, config_files, flat, parse_args
 from tpssl_hf.convert.starter import starter
@@ -46,7 +46,7 @@ from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.recorded_start import recorded_keys
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
-RANDOM_SIZE, STARTER_SIZE = 32, 64  # pixels at which the digits are shown to random weights, and to the starter's
+RANDOM_SIZE = 32  # pixels at which the digits are shown to random weights
 ENOUGH = 4  # labels a class; with fewer, typical images are as good (benchmarks/RESULTS.md)
 
 
@@ -101,7 +101,7 @@ def digits_weights() -> dict[str, Any]:
     if adapted := digits_run():
         return {"init": str(DIGITS_RUN), "image_size": adapted.get("image_size", RANDOM_SIZE)}
     found = starter()
-    return {**found, "image_size": STARTER_SIZE} if found else {"init": "random", "image_size": RANDOM_SIZE}
+    return {**found, "image_size": DIGITS_SIZE} if found else {"init": "random", "image_size": RANDOM_SIZE}
 
 
 def pick(args: PickLabelsArgs, accelerator: Accelerator, run: RunDir) -> str:

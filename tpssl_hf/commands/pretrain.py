@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
 from tpssl_hf.convert.starter import starter
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
-from tpssl_hf.tasks.budgeted_size import with_budgeted_size
+from tpssl_hf.tasks.budgeted_size import budgeted_data
 from tpssl_hf.tasks.machine import Shown, for_this_machine
 from tpssl_hf.tasks.pretrain.budget import IMAGES_TO_ADAPT, apply_time_budget
 from tpssl_hf.tasks.pretrain.config import PretrainArgs, check_own_teacher, parse_pretrain
@@ -61,8 +61,7 @@ def run(args: PretrainArgs) -> int:
     """Adapt, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
-    data = with_budgeted_size(args.data, args.model, args.time, args.run.output_dir, accelerator, IMAGES_TO_ADAPT)
-    args = replace(args, data=data)
+    args = replace(args, data=budgeted_data(args, accelerator, IMAGES_TO_ADAPT))
     check_own_teacher(args)
     side, together = args.data.image_size, args.optim.batch_size // args.optim.gradient_accumulation_steps
     chosen, accelerator = for_this_machine(args, Shown((side, side), together), accelerator)

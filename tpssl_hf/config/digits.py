@@ -6,6 +6,7 @@ from typing import Any
 from tpssl_hf.config.parser import read_config_file
 
 DIGITS_RUN = Path("outputs/digits")  # where `tpssl-hf pretrain` without keys leaves it
+DIGITS_SIZE = 64  # pixels at which weights of photographs are shown the digits
 RUN_CONFIG = "config.yaml"
 
 

@@ -5,8 +5,6 @@ import pickle
 import re
 import struct
 import zipfile
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.sealed import refuse_names_twice
+from tpssl_hf.models.sealed import first_repeated, refuse_names_twice
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 # What a training script keeps beside the weights; its tensors may look like weights.
@@ -123,7 +121,9 @@ def _read_archive(path: Path) -> Any:
         raise InputError(f"weights {path.name} is damaged ({error}); copy or download it again.") from error
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
-        raise InputError(f"weights {path.name} holds {_twice(names)!r} twice, so what it means is unclear; not read.")
+        raise InputError(
+            f"weights {path.name} holds {first_repeated(names)!r} twice, so what it means is unclear; not read."
+        )
     if any("/code/" in name for name in names):
         raise InputError(
             f"weights {path.name} is a TorchScript program; save the `state_dict()` of `torch.jit.load(...)` instead."
@@ -177,10 +177,6 @@ def _read_safetensors(path: Path, stream: BinaryIO) -> dict[str, Tensor]:
     except (ValueError, RecursionError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"weights {path.name} is damaged ({reason}); copy or download it again.") from error
-
-
-def _twice(names: Iterable[str]) -> str:
-    return next(name for name, count in Counter(names).items() if count > 1)
 
 
 def _tensors(tree: dict[Any, Any], file: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,15 @@ def refuse_names_twice(path: Path) -> None:
     json.loads(header, object_pairs_hook=partial(_once, where=path.name))
 
 
+def first_repeated(names: Iterable[str]) -> str:
+    """Return the first of ``names`` that is there more than once."""
+    return next(name for name, count in Counter(names).items() if count > 1)
+
+
 def _once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        name = first_repeated(name for name, _ in pairs)
         raise InputError(f"{where} holds {name!r} twice, so what it means is unclear; not read.")
     return content
 

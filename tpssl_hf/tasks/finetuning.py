@@ -71,6 +71,11 @@ class FinetuningRun(ABC, Generic[ArgsType]):
     learning_rate: Callable[[int], float]
 
     @property
+    def subject(self) -> str:
+        """What is trained on what, for people."""
+        return f"{self.args.task.method}, {self.args.model.backbone} on {self.dataset_name}"
+
+    @property
     def images_per_step(self) -> int:
         """Labeled and unlabeled images of one step of all processes."""
         ratio = self.args.optim.unlabeled_ratio if "unlabeled" in self.transforms else 0

@@ -8,9 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
-from tpssl_hf.config.parser import key
+from tpssl_hf.config.parser import key, read_config_file
 from tpssl_hf.errors import InputError
 from tpssl_hf.training.run_dir import CONFIG, LOCK, METRICS, RESULTS, read_metrics
 
@@ -59,8 +57,8 @@ def look(folder: Path, *, now: float | None = None) -> str:
         InputError: for a folder that is none of a run, and a log that is damaged.
     """
     try:
-        config = dict(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        config = read_config_file(folder / CONFIG)
+    except (InputError, UnicodeDecodeError) as error:
         raise InputError(
             f"{folder} holds no {CONFIG} of a run; give the output_dir of pretrain, classify or segment, of several "
             "label seeds the folder of one."
@@ -135,13 +133,12 @@ def measures(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def health(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return what the last check of the features found; empty where none was made."""
-    collapsed = latest(entries, "health_collapsed")
-    if collapsed is None:
+    check = next((entry for entry in reversed(entries) if entry.get("health_collapsed") is not None), None)
+    if check is None:
         return ""
-    verdict = "COLLAPSED: different images look nearly the same" if collapsed else "healthy"
-    step = next(entry["step"] for entry in reversed(entries) if entry.get("health_collapsed") is not None)
+    verdict = "COLLAPSED: different images look nearly the same" if check["health_collapsed"] else "healthy"
     parts = [f"{title} {number(latest(entries, name))}" for name, title in HEALTH.items() if name in _all(entries)]
-    return f"{verdict} at step {step:,}  {'  '.join(parts)}"
+    return f"{verdict} at step {check['step']:,}  {'  '.join(parts)}"
 
 
 def latest(entries: Sequence[Mapping[str, Any]], name: str) -> Any:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tpssl_hf.config.digits import DIGITS_RUN, digits_run
+from tpssl_hf.config.digits import DIGITS_RUN, DIGITS_SIZE, digits_run
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.own_backbone import gives_pretrained, with_own_backbone
-from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
+from tpssl_hf.config.parser import Methods, as_command_line, asks_for_help, config_files, key, parse_args
 from tpssl_hf.config.shared import (
     LEFT_TO_BUDGET,
     DataConfig,
@@ -27,7 +27,6 @@ DIGITS, PRETRAINED_DIGITS = DEFAULTS / "digits.yaml", DEFAULTS / "digits_pretrai
 DEFAULT_METHOD = "fixmatch"
 RANDOM_RATE, FITTED_RATE = 0.03 / 64, 0.002 / 16  # learning rate per labeled image of a step
 FITTED_THRESHOLD, FITTED_NORM = 0.8, 5.0
-DIGITS_SIZE = "64"  # pixels at which weights of photographs are shown the embedded digits
 METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in CLASSIFY.items()}, DEFAULT_METHOD)
 
 
@@ -155,10 +154,10 @@ def parse_classify(
     given = [argument.partition("=")[0] for argument in line]
     if not config_files(line) and "--dataset" not in given:
         found: Mapping[str, str] = {}
-        if not {"--init", "--backbone", "--help", "-h"} & set(given):
+        if not {"--init", "--backbone"} & set(given) and not asks_for_help(line):
             former = {name: str(value) for name, value in digits_run().items() if name in ("backbone", "image_size")}
             found = {**former, "init": str(DIGITS_RUN / "model")} if former else starter()
-            found = {"image_size": DIGITS_SIZE, **found} if found else {}
+            found = {"image_size": str(DIGITS_SIZE), **found} if found else {}
         start = [part for name, value in found.items() if f"--{name}" not in given for part in (f"--{name}", value)]
         pretrained = found or gives_pretrained(line)
         line = ["--config", str(PRETRAINED_DIGITS if pretrained else DIGITS), *start, *line]

@@ -66,8 +66,9 @@ def fit_first_head(
     if fit_labels is None:
         weights = None
         if args.task.labeled_sampling == "classes":
-            counts = np.bincount(labels)
-            weights = len(labels) / (np.count_nonzero(counts) * counts[labels])
+            from sklearn.utils.class_weight import compute_sample_weight
+
+            weights = compute_sample_weight("balanced", labels)
         fit_head(head_of(classifier), features, labels, weights)
         return
     others = unlabeled_features(classifier, data, views, device)

@@ -33,8 +33,7 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
     data, args, deployment = run.data, run.args, deploy(run, run_dir.path)
     entries = read_metrics(run_dir.path / "metrics.jsonl")
     if entries:  # a learner without steps has none
-        what = f"{args.task.method}, {args.model.backbone} on {run.dataset_name}"
-        draw_curves(run_dir.path / "curves.png", entries, what=what)
+        draw_curves(run_dir.path / "curves.png", entries, what=run.subject)
     draw_pseudo_labels(run_dir.path / "pseudo_labels.png", entries, data.labeled.class_names)
     network, made = deployment.network, deployment.saved["candidate"] == FINETUNED
     metrics, answers = score(run, network)

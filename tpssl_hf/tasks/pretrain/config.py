@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.own_backbone import gives_pretrained, with_own_backbone
-from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, method_named, parse_args
+from tpssl_hf.config.parser import Methods, as_command_line, asks_for_help, config_files, key, method_named, parse_args
 from tpssl_hf.config.shared import DataConfig, ModelConfig, OptimConfig, PushConfig, RunConfig, TimeConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.pretrain import PRETRAIN
@@ -99,7 +99,8 @@ def parse_pretrain(
     given = with_own_backbone(as_command_line(arguments))
     if not config_files(given) and not any(argument.partition("=")[0] == "--dataset" for argument in given):
         method, names = method_named(given, DEFAULT_METHOD), {argument.partition("=")[0] for argument in given}
-        found = {} if {"--init", "--backbone", "--help", "-h"} & names or method != DEFAULT_METHOD else starter()
+        own = bool({"--init", "--backbone"} & names) or asks_for_help(given) or method != DEFAULT_METHOD
+        found = {} if own else starter()
         pretrained = method == DEFAULT_METHOD and gives_pretrained(given)
         digits = STARTED if found or pretrained else DEFAULTS / f"{method}.yaml"
         start = [part for name, value in found.items() for part in (f"--{name}", value)]
@@ -127,9 +128,7 @@ def resolve(args: PretrainArgs) -> PretrainArgs:
     if getattr(args.method, "teacher", None) == "" and not random:
         args = replace(args, method=replace(args.method, **own_teacher(args.model)))
     optim = replace(optim, optimizer=optimizer, base_learning_rate=rate)
-    args = replace(args, task=replace(args.task, l2_weight=weight), data=data, optim=optim)
-    check_own_teacher(args)
-    return args
+    return replace(args, task=replace(args.task, l2_weight=weight), data=data, optim=optim)
 
 
 def own_teacher(model: ModelConfig) -> dict[str, str | None]:
@@ -142,11 +141,13 @@ def own_teacher(model: ModelConfig) -> dict[str, str | None]:
 def check_own_teacher(args: PretrainArgs) -> None:
     """Refuse weights that would follow themselves at the same size of the images, where nothing is to be learned.
 
+    Asked when the size is settled, which with a budget is after :func:`resolve`.
+
     Raises:
         InputError: if they would.
     """
     size, model = args.data.image_size, args.model
-    if size and getattr(args.method, "teacher", None) == own_teacher(model)["teacher"]:
+    if getattr(args.method, "teacher", None) == own_teacher(model)["teacher"]:
         seen = args.method.teacher_image_size or own_image_size(model.backbone, model.init)
         if seen <= size:
             raise InputError(

@@ -26,8 +26,7 @@ def save_results(run: SegmentRun, run_dir: RunDir, seconds: float) -> str:
     """Score the last network once, write images, model/ and results.json; returns the summary for people."""
     data, args, network = run.data, run.args, run.method.deployed
     assert isinstance(network, TpsslForSemanticSegmentation)
-    what = f"{args.task.method}, {args.model.backbone} on {run.dataset_name}"
-    draw_curves(run_dir.path / "curves.png", read_metrics(run_dir.path / "metrics.jsonl"), what=what)
+    draw_curves(run_dir.path / "curves.png", read_metrics(run_dir.path / "metrics.jsonl"), what=run.subject)
     if data.test:
         draw_test_images(run, run_dir.path / "predictions.png")
     results = run_facts(
