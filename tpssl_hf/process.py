@@ -26,8 +26,9 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
     """Choose threads and wait policy for this machine, set them for OpenMP, and say in one line what was chosen.
 
     Spinning OpenMP threads lose most of the machine as soon as anything else runs on it, so they are told to sleep.
-    oneDNN's bfloat16 weight gradient on AVX-512 collapses with two threads while one bfloat16 thread beats two float32
-    threads; so on one or two such cores one thread is used, and otherwise one per core. ``--cpu_threads N`` decides
+    oneDNN's bfloat16 weight gradient on AVX-512 can collapse with two threads where anything else runs, while one
+    bfloat16 thread beats two float32 threads; so on one or two such cores one thread is used until a run has timed
+    two (:mod:`tpssl_hf.training.machine_choice`), and otherwise one per core. ``--cpu_threads N`` decides
     instead where given; ``OMP_NUM_THREADS`` and ``OMP_WAIT_POLICY`` in the environment are respected, except for the
     ``OMP_NUM_THREADS=1`` that ``accelerate launch`` puts there on its own.
 
@@ -51,7 +52,7 @@ def prepare_process(arguments: Sequence[str] | None = None) -> str:
     elif inherited.isdecimal() and int(inherited) > 0 and not from_launcher:  # OpenMP itself overlooks others
         threads, why = int(inherited), "from OMP_NUM_THREADS"
     elif cpu_has_bf16() and share <= 2:
-        threads, why = 1, "bfloat16 weight gradients collapse with more"
+        threads, why = 1, "bfloat16 weight gradients can collapse with more"
         _more_threads = share if share > 1 else None
     else:
         threads, why = share, "one per core of this process's share"

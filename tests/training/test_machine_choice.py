@@ -19,9 +19,14 @@ def test_the_default_is_bfloat16_only_where_it_is_multiplied() -> None:
     assert sensible(bf16=True, threads=4, more_threads=None)[0] == Setting("bf16", "channels_last", 4)
 
 
-def test_more_threads_are_tried_in_float32_only() -> None:
-    more = [setting for setting in sensible(bf16=True, threads=1, more_threads=2) if setting.threads == 2]
-    assert [setting.precision for setting in more] == ["fp32", "fp32"]
+def test_more_threads_are_tried_after_the_default_number() -> None:
+    settings = sensible(bf16=True, threads=1, more_threads=2)
+    assert [(setting.precision, setting.threads) for setting in settings[::2]] == [
+        ("bf16", 1),
+        ("fp32", 1),
+        ("bf16", 2),
+        ("fp32", 2),
+    ]
 
 
 @pytest.mark.parametrize(("other", "chosen"), [(0.95, BF16), (0.89, FP32), (2.0, BF16)])

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from tpssl_hf.errors import InputError
 
@@ -54,25 +56,41 @@ def fair_random(network: Network) -> Network:
     return network
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """Σ over the processes; each of them adds its own loss, so the gradient is summed as well."""
+class _SyncedNormalization(torch.autograd.Function):
+    """BatchNorm of (B, C, ...) by statistics of all processes, in torch's own kernels; see :class:`SyncedBatchNorm`.
+
+    The gradient of the input is the one that this process' share of the sums would give, and what the sums of all
+    processes change in it: an affine function of the normalized input.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        unused = torch.zeros_like(weight)  # running statistics, which make the kernel answer in float32
+        own = torch.stack(torch.batch_norm_update_stats(values, unused, unused.clone(), 0.0))
+        shares = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(shares, own)
+        means, variances = torch.stack(shares).unbind(dim=1)
+        mean, variance = means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+        ctx.save_for_backward(values, weight, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return functional.batch_norm(values, mean, variance, weight, bias, eps=eps), mean, variance
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        values, weight, mean, variance = ctx.saved_tensors
+        inverse = torch.rsqrt(variance + ctx.eps)
+        of_values, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, values, weight, None, None, mean, inverse, True, ctx.eps, [True, True, True]
+        )
+        own = torch.stack((of_weight, of_bias))
+        total = own.clone()
         dist.all_reduce(total)
-        return total
-
-
-def _sum_over_processes(values: Tensor) -> Tensor:
-    total: Tensor = _SumOverProcesses.apply(values)
-    return total
+        count = values.numel() // values.shape[1]
+        slope, offset = (own - total / dist.get_world_size()) / count * (weight * inverse)
+        of_values += functional.batch_norm(values, mean, variance, slope, offset, eps=ctx.eps)
+        return of_values, of_weight, of_bias, None
 
 
 class SyncedBatchNorm(BatchNorm):
@@ -89,26 +107,20 @@ class SyncedBatchNorm(BatchNorm):
         """Normalize (B, C, ...) per channel, by batch statistics in training and running ones in evaluation."""
         if not self.training:
             return super().forward(input)
-        dimensions = [d for d in range(input.dim()) if d != 1]
-        values = input.float()
-        processes = dist.get_world_size()
-        count = values.numel() // values.shape[1] * processes
-        mean = _sum_over_processes(values.mean(dim=dimensions)) / processes
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        centered = values - mean.view(shape)
-        variance = _sum_over_processes(centered.square().mean(dim=dimensions)) / processes
+        weight, bias = self.weight, self.bias
+        if weight is None:
+            weight, bias = input.new_ones(input.shape[1]).float(), input.new_zeros(input.shape[1]).float()
+        output, mean, variance = _SyncedNormalization.apply(input, weight, bias, self.eps)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(1)
-                # without a momentum, torch's BatchNorm keeps the mean over all batches
-                momentum = 1.0 / float(self.num_batches_tracked or 1) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean.detach(), momentum)
-                self.running_var.lerp_(variance.detach() * (count / max(1, count - 1)), momentum)
-        normalized = centered * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
-        return normalized.to(input.dtype)
+            count = input.numel() // input.shape[1] * dist.get_world_size()
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            # without a momentum, torch's BatchNorm keeps the mean over all batches
+            momentum = 1.0 / float(self.num_batches_tracked or 1) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (count / max(1, count - 1)), momentum)
+        normalized: Tensor = output
+        return normalized
 
 
 def synchronize_batchnorm(module: Network, device: torch.device) -> Network:

@@ -78,9 +78,8 @@ def sensible(*, bf16: bool, threads: int, more_threads: int | None) -> list[Sett
     precisions: list[Literal["fp32", "bf16"]] = ["bf16", "fp32"] if bf16 else ["fp32"]
     formats: list[Literal["channels_last", "contiguous"]] = ["channels_last", "contiguous"]
     numbers = [threads] if more_threads is None else [threads, more_threads]
-    # not bfloat16: its weight gradients collapse with two threads, which is why more are left to try
-    pairs = [(p, count) for count in numbers for p in precisions if p == "fp32" or count == threads]
-    return [Setting(p, layout, count) for p, count in pairs for layout in formats]
+    # where a core's neighbor is busy, bfloat16's weight gradients wait for it at each turn: timed, they are passed over
+    return [Setting(p, layout, count) for count in numbers for p in precisions for layout in formats]
 
 
 def fastest(times: Times) -> Setting:
