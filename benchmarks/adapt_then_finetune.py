@@ -1,13 +1,13 @@
 r"""What does adapting add once a network is finetuned well? FixMatch from adapted weights and from the base.
 
     python benchmarks/adapt_then_finetune.py --weights lite0=tf_efficientnet_lite0:path/to/weights \
-        --data eurosat=path/to/eurosat --epochs 20 --labels 1,4,25
+        --data eurosat=path/to/eurosat --adaptations moco:20,distill:2 --labels 1,4,25
 
 The claim of arXiv 2205.03001 is about this difference, and that it grows as labels shrink. A cell is a pair of weights
-and data: adapted without labels by `tpssl_hf.pretrain` with its defaults but for the number of epochs, then finetuned
-by FixMatch with few labels a class, from the base and from each adaptation, with the same labels and the same seeds.
-The last averaged network is asked about the test split, once. Labels are drawn by label seed, by which differences are
-paired. A run that is there is not made again. `python benchmarks/does_it_help.py page` writes the page.
+and data: adapted without labels by `tpssl_hf.pretrain` with each method for so many epochs, then finetuned by FixMatch
+with few labels a class, from the base and from each adaptation, with the same labels and the same seeds. The last
+averaged network is asked about the test split, once. Labels are drawn by label seed, by which differences are paired.
+A run that is there is not made again. `python benchmarks/does_it_help.py page` writes the page.
 """
 
 import argparse
@@ -24,13 +24,16 @@ from cells import EVIDENCE, read_cell, read_pair, write_cell
 import tpssl_hf
 from tpssl_hf.data.sources import load_source
 
+BASE = "base"  # among the starts of FixMatch
+BATCH_SIZES = {"distill": 64}  # of adaptation; 128 of others
+
 
 def main() -> None:
     """Make what is missing of each cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help="NAME=ARCHITECTURE:INIT")
     parser.add_argument("--data", required=True, nargs="+", help="NAME=DATASET")
-    parser.add_argument("--epochs", default="20", help="of adaptation, with commas")
+    parser.add_argument("--adaptations", default="moco:20", help="METHOD:EPOCHS, with commas")
     parser.add_argument("--labels", default="1,4,25", help="of each class, with commas")
     parser.add_argument("--seeds", type=int, default=5, help="label seeds")
     parser.add_argument("--max_steps", type=int, default=300, help="of each finetuning")
@@ -63,26 +66,33 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
         "image_size": arguments.image_size,
     }
     shared |= {"limit_images": arguments.limit_images, "cache_dir": f"{arguments.work_dir}/cache"}
-    starts = {"0": pair.init}
-    for epochs in arguments.epochs.split(","):
+    starts = {BASE: pair.init}
+    for adaptation in arguments.adaptations.split(","):
+        method, epochs = adaptation.split(":")
         began = time.process_time()
         adapted = tpssl_hf.pretrain(
-            **shared, init=pair.init, epochs=int(epochs), batch_size=128, output_dir=folder / f"adapted_{epochs}"
+            **shared,
+            init=pair.init,
+            method=method,
+            epochs=int(epochs),
+            batch_size=BATCH_SIZES.get(method, 128),
+            output_dir=folder / f"adapted_{method}_{epochs}",
         )
-        starts[epochs] = str(adapted.model_path)
-        if epochs not in adaptations:
+        starts[adaptation] = str(adapted.model_path)
+        if adaptation not in adaptations:
             results = adapted.results
-            adaptations[epochs] = {
+            adaptations[adaptation] = {
                 "steps": results["steps"],
+                "batch_size": results["config"]["batch_size"],
                 "cpu_minutes": (time.process_time() - began) / 60,
                 "saved": results["saved"]["candidate"],
             }
-            cell |= {"machine": results["machine"], "versions": results["versions"], "method": results["method"]}
+            cell |= {"machine": results["machine"], "versions": results["versions"]}
     classes = len(load_source(pair.dataset).class_names or [])
     for per_class in arguments.labels.split(","):
         for seed in range(1, arguments.seeds + 1):
-            for epochs, weights in starts.items():
-                done = accuracies.setdefault(per_class, {}).setdefault(epochs, {})
+            for start, weights in starts.items():
+                done = accuracies.setdefault(per_class, {}).setdefault(start, {})
                 if str(seed) in done:
                     continue
                 began = time.process_time()
@@ -98,7 +108,7 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
                     max_steps=arguments.max_steps,
                     limit_test_images=arguments.limit_test_images,
                     log_every=50,
-                    output_dir=folder / f"fixmatch_{per_class}_{epochs}_{seed}",
+                    output_dir=folder / f"fixmatch_{per_class}_{start.replace(':', '_')}_{seed}",
                 )
                 accuracy = run.results["metrics"]["accuracy"]
                 done[str(seed)] = {"accuracy": accuracy, "cpu_seconds": time.process_time() - began}

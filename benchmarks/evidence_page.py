@@ -118,28 +118,28 @@ def claim_table(cells: Sequence[Mapping[str, Any]], page: Path) -> list[str]:
         "",
         f"![FixMatch from adapted weights minus FixMatch from the base, by labels of each class]({CLAIM.as_posix()})",
         "",
-        "| weights | data | labels a class | epochs of adaptation | its CPU minutes | from base | from adapted | "
+        "| weights | data | labels a class | adapted by | epochs | its CPU minutes | from base | from adapted | "
         "difference | steps of FixMatch | label seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
-        for count, epochs, base, adapted in claimed(cell):
-            minutes = cell["adaptations"][epochs]["cpu_minutes"]
+        for count, adaptation, base, adapted in claimed(cell):
+            minutes, (method, epochs) = cell["adaptations"][adaptation]["cpu_minutes"], adaptation.split(":")
             values = [mean_of(base), mean_of(adapted), paired(base, adapted), str(cell["max_steps"]), str(len(base))]
-            what = f"{cell['weights']} | {cell['data']} | {count} | {epochs} | {minutes:.0f}"
+            what = f"{cell['weights']} | {cell['data']} | {count} | {method} | {epochs} | {minutes:.0f}"
             lines.append(f"| {what} | {' | '.join(values)} |")
     return lines
 
 
 def claimed(cell: Mapping[str, Any]) -> list[tuple[str, str, list[float], list[float]]]:
-    """Return labels a class, epochs, and the accuracies from base and adapted of the label seeds that both have."""
+    """Return labels a class, adaptation, and the accuracies from base and adapted of label seeds that both have."""
     found = []
     for count, starts in sorted(cell["accuracies"].items(), key=lambda item: int(item[0])):
-        for epochs in sorted(set(starts) - {"0"}, key=int):
-            seeds = sorted(set(starts["0"]) & set(starts[epochs]), key=int)
-            pair = [[starts[start][seed]["accuracy"] for seed in seeds] for start in ("0", epochs)]
+        for adaptation in sorted(set(starts) - {"base"}):
+            seeds = sorted(set(starts["base"]) & set(starts[adaptation]), key=int)
+            pair = [[starts[start][seed]["accuracy"] for seed in seeds] for start in ("base", adaptation)]
             if seeds:
-                found.append((count, epochs, *pair))
+                found.append((count, adaptation, *pair))
     return found
 
 
@@ -147,19 +147,19 @@ def draw_claim(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the differences by labels of each class, with their intervals."""
     figure = Figure(figsize=(5.5, 3.4))
     axis = figure.subplots()
-    lines = sorted({(cell["data"], epochs) for cell in cells for _, epochs, _, _ in claimed(cell)})
+    lines = sorted({(cell["data"], adaptation) for cell in cells for _, adaptation, _, _ in claimed(cell)})
     for cell in cells:
-        for epochs in cell["adaptations"]:
-            rows = [(int(count), b, a) for count, known, b, a in claimed(cell) if known == epochs and len(b) > 1]
+        for adaptation in cell["adaptations"]:
+            rows = [(int(count), b, a) for count, known, b, a in claimed(cell) if known == adaptation and len(b) > 1]
             spans = [difference(before, after) for _, before, after in rows]
-            place = 1.0 + 0.06 * lines.index((cell["data"], epochs)) if rows else 1.0
+            place = 1.0 + 0.06 * lines.index((cell["data"], adaptation)) if rows else 1.0
             axis.errorbar(
                 [place * count for count, _, _ in rows],
                 [mean for mean, _ in spans],
                 [half for _, half in spans],
                 fmt="o-",
                 capsize=3,
-                label=f"{cell['data']}, {epochs} epochs",
+                label=f"{cell['data']}, {adaptation.replace(':', ', ')} epochs",
             )
     counts = sorted({int(count) for cell in cells for count in cell["accuracies"]})
     axis.axhline(0.0, color="#999999", linewidth=0.8)

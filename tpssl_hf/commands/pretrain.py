@@ -26,6 +26,7 @@ from tpssl_hf.tasks.budgeted_size import budgeted_data
 from tpssl_hf.tasks.machine import Shown, for_this_machine
 from tpssl_hf.tasks.pretrain.budget import IMAGES_TO_ADAPT, apply_time_budget
 from tpssl_hf.tasks.pretrain.config import PretrainArgs, check_own_teacher, parse_pretrain
+from tpssl_hf.tasks.pretrain.method_choice import named_method
 from tpssl_hf.tasks.pretrain.prepare import cautions, prepare, teacher_note
 from tpssl_hf.tasks.pretrain.report import save_results
 from tpssl_hf.tasks.pretrain.run import train
@@ -61,7 +62,7 @@ def run(args: PretrainArgs) -> int:
     """Adapt, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
-    args = replace(args, data=budgeted_data(args, accelerator, IMAGES_TO_ADAPT))
+    args = named_method(replace(args, data=budgeted_data(args, accelerator, IMAGES_TO_ADAPT)), accelerator)
     check_own_teacher(args)
     side, together = args.data.image_size, args.optim.batch_size // args.optim.gradient_accumulation_steps
     chosen, accelerator = for_this_machine(args, Shown((side, side), together), accelerator)

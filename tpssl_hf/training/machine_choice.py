@@ -78,7 +78,7 @@ def sensible(*, bf16: bool, threads: int, more_threads: int | None) -> list[Sett
     precisions: list[Literal["fp32", "bf16"]] = ["bf16", "fp32"] if bf16 else ["fp32"]
     formats: list[Literal["channels_last", "contiguous"]] = ["channels_last", "contiguous"]
     numbers = [threads] if more_threads is None else [threads, more_threads]
-    # where a core's neighbor is busy, bfloat16's weight gradients wait for it at each turn: timed, they are passed over
+    # bfloat16's weight gradients may collapse with several threads; then they are timed, and passed over
     return [Setting(p, layout, count) for count in numbers for p in precisions for layout in formats]
 
 

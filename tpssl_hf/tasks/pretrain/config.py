@@ -14,19 +14,17 @@ from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.models.own_size import own_image_size
 
 DEFAULTS = Path(__file__).parent / "defaults"  # METHOD.yaml: settings of the embedded digits
-DEFAULT_METHOD = "moco"
+AUTO, USUAL_METHOD, OF_SMALL_IMAGES = "auto", "moco", "distill"
 STARTED = DEFAULTS / "moco_from_imagenet.yaml"
 L2_WEIGHT = 1e-2  # METHODS: the paper's λ
 OPTIMIZER, RATE = "optimizer", "base_learning_rate"  # what depends on where a run starts
 PRETRAINED_SHARE = 0.1  # of a method's own rate with SGD for pretrained weights, the paper's rule
 ADAMW_RATE = 4e-4  # for 256 images; docs/evidence.md
-METHODS = Methods(
-    {
-        name: (spec.config, {key: value for key, value in spec.defaults.items() if key not in (OPTIMIZER, RATE)})
-        for name, spec in PRETRAIN.items()
-    },
-    DEFAULT_METHOD,
-)
+KEYS = {
+    name: (spec.config, {key: value for key, value in spec.defaults.items() if key not in (OPTIMIZER, RATE)})
+    for name, spec in PRETRAIN.items()
+}
+METHODS = Methods({AUTO: KEYS[USUAL_METHOD], **KEYS}, AUTO)
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,10 @@ class PretrainConfig:
     """Target pretraining."""
 
     method: str = key(
-        DEFAULT_METHOD,
-        f"How to adapt: {', '.join(PRETRAIN)} (pixpro and densecl learn feature maps, distill follows a teacher).",
+        AUTO,
+        f"How to adapt: {AUTO}, {', '.join(PRETRAIN)} (pixpro and densecl learn feature maps, distill follows a "
+        f"teacher). {AUTO}: {USUAL_METHOD}, or {OF_SMALL_IMAGES} with the weights as their own teacher where they are "
+        "shown smaller images than they were trained at and labels say that they see them better enlarged.",
     )
     l2_weight: float | None = key(
         None, "L2-SP weight λ, the penalty toward Φ_pre (Eq. 3); 1e-2 when not given, 0 from random weights."
@@ -98,11 +98,12 @@ def parse_pretrain(
     """
     given = with_own_backbone(as_command_line(arguments))
     if not config_files(given) and not any(argument.partition("=")[0] == "--dataset" for argument in given):
-        method, names = method_named(given, DEFAULT_METHOD), {argument.partition("=")[0] for argument in given}
-        own = bool({"--init", "--backbone"} & names) or asks_for_help(given) or method != DEFAULT_METHOD
+        method, names = method_named(given, AUTO), {argument.partition("=")[0] for argument in given}
+        usual = method in (AUTO, USUAL_METHOD)
+        own = bool({"--init", "--backbone"} & names) or asks_for_help(given) or not usual
         found = {} if own else starter()
-        pretrained = method == DEFAULT_METHOD and gives_pretrained(given)
-        digits = STARTED if found or pretrained else DEFAULTS / f"{method}.yaml"
+        pretrained = usual and gives_pretrained(given)
+        digits = STARTED if found or pretrained else DEFAULTS / f"{USUAL_METHOD if usual else method}.yaml"
         start = [part for name, value in found.items() for part in (f"--{name}", value)]
         given = ["--config", str(digits), *start, *given] if digits.exists() else given
     return resolve(parse_args(PretrainArgs, given, description=description, methods=METHODS))
@@ -111,11 +112,14 @@ def parse_pretrain(
 def resolve(args: PretrainArgs) -> PretrainArgs:
     """Return ``args`` with everything put in that depends on other keys.
 
-    That is the λ of Eq. 3, the size of the images, the optimizer and its learning rate. From pretrained weights AdamW
-    makes the same way in fewer steps than what methods were published with for random ones, and undoes less. With SGD
-    a tenth of the published rate does; LARS is left its own, because it moves a tensor by a part of its length.
+    That is the λ of Eq. 3, the size of the images, the optimizer and its learning rate. From pretrained
+    weights AdamW makes the same way in fewer steps than what methods were published with for random ones, and undoes
+    less. With SGD a tenth of the published rate does; LARS is left its own, because it moves a tensor by a part of its
+    length.
     """
-    random, own, optim = args.model.init == "random", PRETRAIN[args.task.method].defaults, args.optim
+    data = with_image_size(args.data, args.model.backbone, args.model.init, args.time)
+    random, optim = args.model.init == "random", args.optim
+    own = PRETRAIN[USUAL_METHOD if args.task.method == AUTO else args.task.method].defaults
     weight, rate = args.task.l2_weight, optim.base_learning_rate
     optimizer = optim.optimizer or (own[OPTIMIZER] if random else "adamw")
     if rate is None and optimizer == "adamw":
@@ -124,7 +128,6 @@ def resolve(args: PretrainArgs) -> PretrainArgs:
         rate = own[RATE] if random or optimizer == "lars" else float(f"{PRETRAINED_SHARE * own[RATE]:.6g}")
     if weight is None:  # METHODS: a penalty toward random weights means nothing
         weight = 0.0 if args.model.init == "random" else L2_WEIGHT
-    data = with_image_size(args.data, args.model.backbone, args.model.init, args.time)
     if getattr(args.method, "teacher", None) == "" and not random:
         args = replace(args, method=replace(args.method, **own_teacher(args.model)))
     optim = replace(optim, optimizer=optimizer, base_learning_rate=rate)
