@@ -12,7 +12,7 @@ from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.evaluation.features import batches_of
-from tpssl_hf.models.batchnorm import BatchNorm, batchnorm_layers
+from tpssl_hf.models.batchnorm import BatchNorm, batch_statistics, batchnorm_layers
 
 REESTIMATION_IMAGES = 1024
 
@@ -48,8 +48,12 @@ def with_reestimated_batchnorm(
     sums: dict[BatchNorm, list[Tensor]] = {}
 
     def measure(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].float()
-        variance, mean = torch.var_mean(values, dim=[d for d in range(values.dim()) if d != 1], correction=0)
+        values = inputs[0]
+        if values.device.type == "cpu":
+            mean, variance = batch_statistics(values)
+        else:
+            dimensions = [d for d in range(values.dim()) if d != 1]
+            variance, mean = torch.var_mean(values.float(), dim=dimensions, correction=0)
         count = values.numel() // values.shape[1]
         found = [mean, variance * (count / max(1, count - 1))]
         sums[layer] = [old + new for old, new in zip(sums[layer], found, strict=True)] if layer in sums else found
