@@ -1,15 +1,18 @@
 """oneDNN's bfloat16 weight gradient of a convolution, with one thread and with several: a report anyone can run.
 
-    python benchmarks/onednn_wgrad.py
+    python benchmarks/onednn_wgrad.py            # on an idle machine
+    python benchmarks/onednn_wgrad.py --busy     # beside a program that keeps a core busy
 
 It needs torch alone, and a CPU with AVX-512 bfloat16. For each convolution of a ResNet-18 at 64 pixels that is slower
 so, it prints the milliseconds of the weight gradient with one thread, with all threads, and of the input gradient with
-both, which shows that only the weight gradient collapses. Times alternate between the thread counts, and the least of
-several is shown. ``ONEDNN_VERBOSE=2`` names the implementation.
+both, which shows that only the weight gradient collapses, and only where a thread has to wait. Times alternate between
+the thread counts, and the least of several is shown. ``ONEDNN_VERBOSE=2`` names the implementation.
 """
 
 import argparse
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -26,7 +29,18 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--busy", action="store_true", help="keep a core busy meanwhile")
     arguments = parser.parse_args()
+    neighbor = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if arguments.busy else None
+    try:
+        print_table(arguments)
+    finally:
+        if neighbor is not None:
+            neighbor.kill()
+
+
+def print_table(arguments: argparse.Namespace) -> None:
+    """Time each convolution and print its row."""
     capable = torch.cpu._is_avx512_bf16_supported()
     print(f"torch {torch.__version__}, oneDNN {torch.backends.mkldnn.is_available()}, AVX-512 bfloat16 {capable}")
     print(f"milliseconds of one call, batch {arguments.batch_size}, contiguous; 1 and {arguments.threads} threads")
