@@ -4,8 +4,8 @@ r"""Does adapting help? Frozen probes and finetuned learners before and after, b
         --data eurosat=path/to/eurosat --learners supervised,fixmatch
     python benchmarks/does_it_help.py page          # docs/evidence.md from the JSON files in benchmarks/evidence/
 
-A cell is a pair of weights and data: adapted by `tpssl_hf.pretrain` with its defaults, 100 steps of 128 images, then
-scored on the test split, once: a probe on frozen features of base, base with re-estimated BatchNorm statistics
+A cell is a pair of weights and data: adapted by `tpssl_hf.pretrain` with a method's defaults, 100 steps of 128 images,
+then scored on the test split, once: a probe on frozen features of base, base with re-estimated BatchNorm statistics
 (bn_only), adapted (model/) and the last checkpoint; label spreading on base and adapted; logistic regression on raw
 pixels; a probe on the base at the size its weights were trained at, which costs nothing but time; and each learner
 finetuned from base and from adapted. Labels are drawn from training images, five label seeds,
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--learners", default="", help="finetuned from base and adapted, with commas")
     parser.add_argument("--learner_seeds", type=int, default=5, help="label seeds of each learner")
     parser.add_argument("--learner_steps", type=int, default=600)
-    parser.add_argument("--method", default=None, help="of target pretraining; its default when not given")
+    parser.add_argument("--method", default="moco", help="of target pretraining")
     parser.add_argument("--teacher", default=None, help="of --method distill; `init`: the weights themselves")
     parser.add_argument("--work_dir", default="outputs/does_it_help")
     arguments = parser.parse_args()
@@ -81,7 +81,7 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
     """Make what is missing of one cell and write its JSON file."""
     pair = read_pair(weights, data)
     architecture, init, dataset = pair.architecture, pair.init, pair.dataset
-    other = f"_{arguments.method}" if arguments.method else ""
+    other = "" if arguments.method == "moco" else f"_{arguments.method}"
     file = EVIDENCE / f"{pair.weights}_{pair.data}_{arguments.per_class}{other}.json"
     folder = Path(arguments.work_dir) / f"{pair.weights}_{pair.data}{other}"
     teacher = {"teacher": init if arguments.teacher == "init" else arguments.teacher} if arguments.teacher else {}

@@ -17,7 +17,7 @@ from tpssl_hf.models.teacher import Teacher
 from tpssl_hf.models.timm_export import preprocessing_of
 from tpssl_hf.tasks.pretrain import method_choice
 from tpssl_hf.tasks.pretrain.config import PretrainArgs, parse_pretrain
-from tpssl_hf.tasks.pretrain.method_choice import better_enlarged, named_method
+from tpssl_hf.tasks.pretrain.method_choice import named_method, sees_enlarged
 from tpssl_hf.tasks.pretrain.shown_images import ShownImages
 
 OWN_SIZE = 160  # of test_resnet's weights, as timm states it
@@ -119,10 +119,10 @@ def test_labels_say_who_sees_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shown = preprocessing_of(network)
     images = ShownImages(store, ViewSettings.of(shown, 0, horizontal_flip=False), torch.device("cpu"))
     seeing = Teacher(network, source, shown)
-    better, sentence = better_enlarged(Means(network.pretrained_cfg), seeing, images)
+    better, sentence = sees_enlarged(Means(network.pretrained_cfg), seeing, images)
     assert better and sentence.startswith("shown 16 px in place of 16, the weights as they are answer +")
     blind = Teacher(Means(network.pretrained_cfg), source, shown)
-    assert not better_enlarged(network, blind, images)[0]
+    assert not sees_enlarged(network, blind, images)[0]
     monkeypatch.setattr(store, "labels", None)
-    better, sentence = better_enlarged(Means(network.pretrained_cfg), seeing, images)
+    better, sentence = sees_enlarged(Means(network.pretrained_cfg), seeing, images)
     assert not better and "no labels" in sentence

@@ -35,7 +35,7 @@ class PretrainConfig:
         AUTO,
         f"How to adapt: {AUTO}, {', '.join(PRETRAIN)} (pixpro and densecl learn feature maps, distill follows a "
         f"teacher). {AUTO}: {USUAL_METHOD}, or {OF_SMALL_IMAGES} with the weights as their own teacher where they are "
-        "shown smaller images than they were trained at and labels say that they see them better enlarged.",
+        "shown smaller images than they were trained at, unless labels say that they see them worse enlarged.",
     )
     l2_weight: float | None = key(
         None, "L2-SP weight λ, the penalty toward Φ_pre (Eq. 3); 1e-2 when not given, 0 from random weights."

@@ -30,8 +30,9 @@ def named_method(args: PretrainArgs, accelerator: Accelerator) -> PretrainArgs:
     """Name the method where it is ``auto``; a run that has begun keeps its own.
 
     Weights that see images smaller than those they were trained at often have most to learn from what they say
-    themselves of the same images enlarged (docs/evidence.md), but not always: where labels of training images say that
-    they see enlarged images better, they become their own teacher. Else, and without labels, the usual method it is.
+    themselves of the same images enlarged (docs/evidence.md), but not always: where labels of training images do not
+    say that they see enlarged images worse, beyond doubt, they become their own teacher, because that takes fewer
+    steps than the usual method. Else, and without labels, it is that.
 
     Args:
         args: of the run, with the size of its images.
@@ -49,9 +50,9 @@ def named_method(args: PretrainArgs, accelerator: Accelerator) -> PretrainArgs:
     if begun.exists():
         former = read_config_file(begun).get("method")
         return own if former == OF_SMALL_IMAGES else of_usual_method(args)
-    sees_better, sentence = ask_labels(args, accelerator)
-    accelerator.print(f"method {OF_SMALL_IMAGES if sees_better else USUAL_METHOD}: {sentence}; {OVERRULES}")
-    return own if sees_better else of_usual_method(args)
+    teaches, sentence = ask_labels(args, accelerator)
+    accelerator.print(f"method {OF_SMALL_IMAGES if teaches else USUAL_METHOD}: {sentence}; {OVERRULES}")
+    return own if teaches else of_usual_method(args)
 
 
 def of_usual_method(args: PretrainArgs) -> PretrainArgs:
@@ -77,7 +78,7 @@ def self_taught(args: PretrainArgs) -> PretrainArgs | None:
 
 
 def ask_labels(args: PretrainArgs, accelerator: Accelerator) -> tuple[bool, str]:
-    """Return whether the weights answer more of some training images rightly at their own size, and how to say it."""
+    """Return what :func:`sees_enlarged` does of the weights and the run's images, in every process."""
     data, model = args.data, args.model
     crop_scale = PRETRAIN[OF_SMALL_IMAGES].crop_scale
     store = open_image_cache(open_source(data), data, accelerator, None, crop_scale=crop_scale)
@@ -87,19 +88,22 @@ def ask_labels(args: PretrainArgs, accelerator: Accelerator) -> tuple[bool, str]
         shown = preprocessing_of(network)
         teacher = load_teacher(str(own_teacher(model)["teacher"]), model.backbone, 0, shown)
         views = ViewSettings.of(shown, args.run.seed, horizontal_flip=False)
-        found = [better_enlarged(network, teacher, ShownImages(store, views, accelerator.device))]
+        found = [sees_enlarged(network, teacher, ShownImages(store, views, accelerator.device))]
     decided: tuple[bool, str] = broadcast_object_list(found or [None])[0]
     return decided
 
 
-def better_enlarged(network: nn.Module, teacher: Teacher, images: ShownImages) -> tuple[bool, str]:
-    """Return whether labels of stored images say that the teacher sees them better than the network, and how much."""
+def sees_enlarged(network: nn.Module, teacher: Teacher, images: ShownImages) -> tuple[bool, str]:
+    """Return whether labels of stored images let the teacher see them as well as the network or better, and how much.
+
+    It does unless the interval of the difference lies below 0.
+    """
     labels = images.store.labels
     split = None if labels is None else choosing_and_judging(labels, IMAGES)[0]
     if split is None:
         return False, "no labels, or too few of some class, to say whether the weights can teach themselves"
     gain = query_difference(*(images.answers(one.eval(), split) for one in (network, Enlarging(teacher))))
-    return gain["mean"] > 0, (
+    return gain["high"] > 0, (
         f"shown {teacher.image_size} px in place of {images.views.image_size}, the weights as they are answer "
         f"{in_points(gain)} more of {len(split.queries)} training images rightly"
     )
