@@ -53,10 +53,17 @@ def test_weights_shown_small_images_teach_themselves(
             "init": "timm",
             "image_size": 32,
             "method": "distill",
+            "batch_size": 256,
             "output_dir": str(tmp_path),
         }
     )
     assert "method distill: because; --method decides otherwise" in capsys.readouterr().out
+
+
+def test_a_budget_begins_with_the_batch_size_of_the_method(asked: list[PretrainArgs], tmp_path: Path) -> None:
+    assert named(tmp_path, budget="9m").optim.batch_size == 64
+    assert named(tmp_path, budget="9m", batch_size=32).optim.batch_size == 32
+    assert named(tmp_path).optim.batch_size == 256, "which may have been asked for"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def of_usual_method(args: PretrainArgs) -> PretrainArgs:
 def self_taught(args: PretrainArgs) -> PretrainArgs | None:
     """Return the arguments of weights that are their own teacher; None where they cannot be, or keys speak for others.
 
-    What the keys of optimization have from the usual method they get from this one.
+    What the keys of optimization have from the usual method they get from this one; the batch size only where a budget
+    chooses it, because it may have been asked for.
     """
     model, data = args.model, args.data
     if model.init == "random" or data.streaming or args.method != PRETRAIN[USUAL_METHOD].config():
@@ -73,7 +74,8 @@ def self_taught(args: PretrainArgs) -> PretrainArgs | None:
         return None
     keys = replace(PRETRAIN[OF_SMALL_IMAGES].config(), **own_teacher(model))
     usual, new = (asdict(replace(OptimConfig(), **KEYS[name][1])) for name in (USUAL_METHOD, OF_SMALL_IMAGES))
-    optim = replace(args.optim, **{name: new[name] for name in usual if getattr(args.optim, name) == usual[name]})
+    own = [name for name in usual if name != "batch_size" or args.time.budget]
+    optim = replace(args.optim, **{name: new[name] for name in own if getattr(args.optim, name) == usual[name]})
     return replace(args, task=replace(args.task, method=OF_SMALL_IMAGES), optim=optim, method=keys)
 
 
