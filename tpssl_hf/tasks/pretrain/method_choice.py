@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -84,14 +85,14 @@ def ask_labels(args: PretrainArgs, accelerator: Accelerator) -> tuple[bool, str]
     data, model = args.data, args.model
     crop_scale = PRETRAIN[OF_SMALL_IMAGES].crop_scale
     store = open_image_cache(open_source(data), data, accelerator, None, crop_scale=crop_scale)
-    found: list[tuple[bool, str]] = []
+    found: list[Any] = [None]
     if accelerator.is_main_process:
         network, _ = load_backbone(model.backbone, init=model.init, image_size=data.image_size)
         shown = preprocessing_of(network)
         teacher = load_teacher(str(own_teacher(model)["teacher"]), model.backbone, 0, shown)
         views = ViewSettings.of(shown, args.run.seed, horizontal_flip=False)
         found = [sees_enlarged(network, teacher, ShownImages(store, views, accelerator.device))]
-    decided: tuple[bool, str] = broadcast_object_list(found or [None])[0]
+    decided: tuple[bool, str] = broadcast_object_list(found)[0]
     return decided
 
 
