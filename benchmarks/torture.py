@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from forked_runs import Forks
-from tortures import damage, disk, images, kills, races
+from tortures import damage, disk, images, kills, numbers, races
 
 TORTURES = {
     "kills": kills.named,
@@ -29,6 +29,8 @@ TORTURES = {
     "images": images.zoo,
     "races": races.race,
     "disk": disk.fill,
+    "numbers": numbers.put_in,
+    "refusals": disk.refuse,
 }
 
 

@@ -26,13 +26,15 @@ WAIT = 120.0  # seconds after which a run is taken to hang
 class Fault:
     """What happens to a run: at call number ``call`` of ``point``, counting calls whose first argument has ``match``.
 
-    ``kill`` is SIGKILL; ``tear`` lets half of the data through first; ``full`` is a disk without room; ``wait`` makes
-    the file ``paused`` beside the log and goes on once there is a file ``go``.
+    ``kill`` is SIGKILL; ``tear`` lets half of the data through first; ``wait`` makes the file ``paused`` beside the
+    log and goes on once there is a file ``go``; ``nan`` makes what the call returns no numbers; anything else is the
+    name of the error that the system gives, ``ENOSPC`` say. The point ``disk`` is every call that writes where
+    ``match`` is part of the path, see :class:`failing_disk.FailingDisk`.
     """
 
     point: str
     call: int
-    do: Literal["kill", "tear", "wait", "full"] = "kill"
+    do: Literal["kill", "tear", "wait", "nan", "ENOSPC", "EIO", "EROFS", "EACCES"] = "kill"
     match: str = ""
 
 

@@ -9,6 +9,7 @@ import functools
 import gc
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Literal
 
+from failing_disk import FailingDisk
 from forked_runs import CLASSIFY, RECIPE, SEGMENT, Fault, wait_for
 
 # What torch, the recipes and the tests import only when they need it; before the fork it costs once.
@@ -39,6 +41,7 @@ def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]
     from accelerate import Accelerator
 
     from tpssl_hf.data import image_cache_writer
+    from tpssl_hf.evaluation import features
     from tpssl_hf.files import atomic
     from tpssl_hf.methods.pretrain.anchor import _SquaredDistance
     from tpssl_hf.methods.pretrain.byol import BYOL
@@ -61,6 +64,7 @@ def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]
         "backward": (_SquaredDistance, "backward", "before"),  # called by autograd
         "any_backward": (Accelerator, "backward", "before"),  # and then from within
         "checked": (NonFiniteGuard, "check", "before"),
+        "shown": (features, "eval_view", "after"),
         "optimizer": (LARS, "step", "before"),  # and then once the first tensors have moved
         "after_step": (NonFiniteGuard, "after_step", "before"),
         "stepped": (NonFiniteGuard, "after_step", "after"),
@@ -81,32 +85,44 @@ def points(recipe: Any) -> dict[str, tuple[Any, str, Literal["before", "after"]]
 
 
 def inject(fault: Fault, recipe: Any, log: Path) -> None:
+    if fault.point == "disk":
+        FailingDisk(fault.match, fault.call, fault.do, log.with_suffix(".calls")).attach()
+        return
     owner, name, when = points(recipe)[fault.point]
     original = getattr(owner, name)
-    calls = 0
+    calls, spoilt = 0, False
 
     def hit(*args: Any) -> None:
-        nonlocal calls
+        nonlocal calls, spoilt
         matches = fault.match in (name_of_open_file(args[0]) if isinstance(args[0], int) else str(args[0]))
         calls += matches
         if calls != fault.call or not matches:
+            return
+        if fault.do == "nan":
+            os.write(1, b"no numbers from here\n")
+            spoilt = True
             return
         if fault.do == "wait":
             log.with_suffix(".paused").touch()
             wait_for(log.with_suffix(".go"))
             return
-        if fault.do == "full":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if fault.do.startswith("E"):
+            number = getattr(errno, fault.do)
+            raise OSError(number, os.strerror(number))
         if fault.do == "tear":
             tear(fault.point, *args)
         die(fault.point, *args)
 
     def patched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal spoilt
         if when == "before":
             hit(*args)
         result = original(*args, **kwargs)
         if when == "after":
             hit(*args)
+        if spoilt:
+            spoilt = False
+            return result * math.nan
         return result
 
     setattr(owner, name, staticmethod(patched) if fault.point == "backward" else patched)

@@ -1,4 +1,6 @@
+import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +97,30 @@ def test_an_input_error_is_one_sentence_and_exit_code_2(capsys: pytest.CaptureFi
         runtime.run_cli(refuse)
     assert left.value.code == 2
     assert capsys.readouterr().err == "\nerror: no such folder; give one that exists.\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (
+            errno.ENOSPC,
+            "the disk refused to write /a/b (No space left on device). What had been saved .*: make room, or",
+        ),
+        (errno.EIO, "the disk refused /a/b (Input/output error). What had been saved .*: see to it that files can be"),
+        (errno.EROFS, "the disk refused /a/b (Read-only file system).*: see to it that files can be read and written"),
+        (errno.EACCES, "the disk refused /a/b (Permission denied).*: see to it that files can be read and written"),
+        (errno.EPERM, "the disk refused /a/b (Operation not permitted)"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_sentence(number: int, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> int:
+        raise OSError(number, os.strerror(number), "/a/b")
+
+    with pytest.raises(SystemExit) as left:
+        runtime.run_cli(refuse)
+    said = capsys.readouterr().err
+    pattern = sentence.replace("(", r"\(").replace(")", r"\)")
+    assert left.value.code == 2 and re.match(f"\nerror: {pattern}", said) and said.count("\n") == 2
 
 
 def test_our_own_warnings_are_one_sentence_and_those_of_others_say_where_they_come_from() -> None:

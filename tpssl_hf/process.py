@@ -15,7 +15,8 @@ from typing import Any
 
 from tpssl_hf.errors import InputError
 
-DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_REFUSES = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _threads: str | None = None
 _more_threads: int | None = None
 CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of all cores in so many
@@ -129,9 +130,11 @@ def cpu_has_bf16() -> bool:
 
 def _disk_sentence(error: OSError) -> str:
     where = f" {error.filename}" if error.filename else ""
+    what = f"the disk refused{' to write' if error.errno in NO_ROOM else ''}{where}"
+    mend = "make room" if error.errno in NO_ROOM else "see to it that files can be read and written there"
     return (
-        f"the disk refused to write{where} ({error.strerror}). What had been saved before is intact: make room, or "
-        "choose another output_dir or cache_dir, then run the same command again."
+        f"{what} ({error.strerror}). What had been saved before is intact: {mend}, or choose another output_dir or "
+        "cache_dir, then run the same command again."
     )
 
 

@@ -82,6 +82,40 @@ def test_nothing_half_written_stays(asked: dict[str, Any], tmp_path: Path) -> No
     assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
 
 
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def spoil(file: Path) -> None:
+    values = np.load(file)
+    values[3, 1] = np.nan
+    np.save(file, values)
+
+
+def fewer(file: Path) -> None:
+    np.save(file, np.load(file)[:5])
+
+
+@pytest.mark.parametrize("damage", [truncate, spoil, fewer])
+def test_damaged_features_are_computed_again(damage: Any, asked: dict[str, Any], tmp_path: Path) -> None:
+    first = features_of(**asked)
+    (file,) = tmp_path.iterdir()
+    damage(file)
+    again = features_of(**asked)
+    assert not again.cached and np.array_equal(again.values, first.values) and features_of(**asked).cached
+
+
+def test_features_that_are_not_finite_are_refused_and_not_kept(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "extract_features", lambda *_: np.array([[0.0, 1.0], [np.inf, 1.0], [0.0, np.nan]]))
+    with pytest.raises(
+        InputError, match="test_resnet with init random makes numbers that are not finite of 2 of 3 images"
+    ):
+        features_of(**asked)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_that_are_not_there_are_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"is not random, timm"):
         features_of(**asked | {"init": "./nowhere"})

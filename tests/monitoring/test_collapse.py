@@ -98,9 +98,18 @@ def test_a_collapse_is_told_once_and_again_after_it_recovered() -> None:
     assert [report.collapsed for report in monitor.reports] == [True, True, False, True]
 
 
-@pytest.mark.parametrize("features", [SPREAD[:2], SPREAD * np.float32("inf")])
-def test_a_start_that_cannot_be_watched_is_refused(features: np.ndarray) -> None:
-    with pytest.raises(InputError, match="--health_every 0"):
+@pytest.mark.parametrize(
+    ("features", "sentence"),
+    [
+        (SPREAD[:2], "needs 3 images or more, there are 2; .* --health_every 0"),
+        (
+            SPREAD * np.float32("inf"),
+            f"started from makes numbers that are not finite of {len(SPREAD)} of {len(SPREAD)} ",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be_watched_is_refused(features: np.ndarray, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
         HealthMonitor().begin(features)
 
 

@@ -14,11 +14,13 @@ def reciprocal_ranks(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         other: (N, D) features of another crop, in the same order.
 
     Returns:
-        (N,) float64 in (0, 1]; similarity is the cosine, and of equal ones an image's own counts as the last.
+        (N,) float64 in (0, 1]; similarity is the cosine, and of equal ones an image's own counts as the last, as it
+        does where features are not finite.
     """
-    unit = [f / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12) for f in (one, other)]
-    similarities = unit[0] @ unit[1].T
-    ranks = (similarities >= np.diagonal(similarities)[:, None]).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        unit = [f / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12) for f in (one, other)]
+        similarities = unit[0] @ unit[1].T
+    ranks = len(similarities) - (similarities < np.diagonal(similarities)[:, None]).sum(axis=1)
     reciprocals: np.ndarray = 1.0 / ranks
     return reciprocals
 

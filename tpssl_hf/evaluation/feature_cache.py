@@ -16,7 +16,7 @@ from torch import nn
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.evaluation.batchnorm import sample_for_statistics, with_reestimated_batchnorm
-from tpssl_hf.evaluation.features import extract_features
+from tpssl_hf.evaluation.features import extract_features, finite
 from tpssl_hf.files.atomic import replacing_file
 from tpssl_hf.models.backbone import WeightsSource, load_backbone, weights_digest
 from tpssl_hf.models.timm_export import preprocessing_of
@@ -87,7 +87,7 @@ def features_of(
         cache_dir: where features are kept; ``tpssl_hf/features`` below ``HF_HOME`` if None.
 
     Raises:
-        InputError: for weights that cannot be had.
+        InputError: for weights that cannot be had, or whose features are not finite.
     """
     network, views, origin = open_backbone(backbone, init=init, image_size=image_size, device=device, seed=seed)
     measured_on = None if statistics is None else statistics.fingerprint
@@ -96,13 +96,22 @@ def features_of(
     name = hashlib.sha256(json.dumps(key).encode() + indices.tobytes()).hexdigest()[:32]
     folder = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "features"
     path = folder / f"{name}.npy"
-    if path.exists():
-        return Features(np.load(path), origin, cached=True)
+    if (stored := _stored(path, len(indices))) is not None:
+        return Features(stored, origin, cached=True)
     if statistics is not None:
         network = with_reestimated_batchnorm(network, sample_for_statistics(statistics), views, device)
-    values = extract_features(network, store, indices, views, device)
+    values = finite(extract_features(network, store, indices, views, device), f"{backbone} with init {init}")
     folder.mkdir(parents=True, exist_ok=True)
     # others may compute the same features at the same time
     with replacing_file(path, folder / f"{name}.{os.getpid()}.partial") as partial, partial.open("wb") as file:
         np.save(file, values)
     return Features(values, origin, cached=False)
+
+
+def _stored(path: Path, count: int) -> np.ndarray | None:
+    """Return the features in a file; None where there is none, or one that is damaged and will be written anew."""
+    try:
+        values: np.ndarray = np.load(path, allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return values if values.ndim == 2 and len(values) == count and np.isfinite(values).all() else None

@@ -19,8 +19,10 @@ def effective_rank(features: np.ndarray) -> float:
     """Exponential of the entropy of the normalized singular values of the centered features (N, D).
 
     Roy & Vetterli (2007), on centered features: a large common mean would otherwise count as the one direction there
-    is. It is k when k singular values are equal and the others 0; 0 for constant features.
+    is. It is k when k singular values are equal and the others 0; 0 for constant features and infinite ones.
     """
+    if not np.isfinite(features).all():
+        return 0.0
     values = np.linalg.svd(_centered(features), compute_uv=False)
     if values[0] <= 1e-12 * max(1.0, float(np.abs(features).max())):
         return 0.0

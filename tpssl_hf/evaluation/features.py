@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.errors import InputError
 from tpssl_hf.models.evaluation_mode import evaluation_mode
 
 
@@ -77,3 +78,21 @@ def features_of_views(
             for collected, name in zip(features, ("view1", "view2"), strict=True):
                 collected.append(backbone(views[name]).float().cpu().numpy())
     return np.concatenate(features[0]), np.concatenate(features[1])
+
+
+def finite(features: np.ndarray, whose: str) -> np.ndarray:
+    """Return features (N, D) if all of them are finite.
+
+    Args:
+        features: of images.
+        whose: the network they are of, for people.
+
+    Raises:
+        InputError: saying of how many images they are not.
+    """
+    if strange := int((~np.isfinite(features)).any(axis=1).sum()):
+        raise InputError(
+            f"{whose} makes numbers that are not finite of {strange:,} of {len(features):,} images; "
+            "give other weights."
+        )
+    return features

@@ -167,8 +167,13 @@ def few_labels_right(
     return right
 
 
+def answerable(*features: np.ndarray) -> bool:
+    """Whether probes can be asked: of features that are not finite, no answer is known, and none counts as right."""
+    return all(bool(np.isfinite(matrix).all()) for matrix in features)
+
+
 def probe(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) -> dict[str, list[int]]:
-    """Return for each probe which questions it gets right: 1, else 0.
+    """Return for each probe which questions it gets right: 1, else 0; all 0 for features that are not finite.
 
     They are ``few_label_accuracy`` (logistic regression with up to four labels of each class, for each of five draws
     all queries), ``knn_accuracy`` and ``linear_probe_accuracy`` (with all labels).
@@ -178,6 +183,9 @@ def probe(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) ->
         split: which images.
     """
     arguments = features_of(split.bank), split.bank_labels, features_of(split.queries)
+    if not answerable(arguments[0], arguments[2]):
+        wrong = [0] * len(split.queries)
+        return {"few_label_accuracy": DRAWS * wrong, "knn_accuracy": wrong, "linear_probe_accuracy": list(wrong)}
     answers = {"knn_accuracy": knn_answers(*arguments), "linear_probe_accuracy": linear_probe_answers(*arguments)}
     right = {name: (given == split.query_labels).astype(int).tolist() for name, given in answers.items()}
     return {"few_label_accuracy": few_labels_right(*arguments, split.query_labels), **right}

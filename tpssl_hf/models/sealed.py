@@ -150,12 +150,16 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """
     if strange := [name for name, tensor in tensors.items() if tensor.is_complex()]:
         raise InputError(f"{where} holds complex numbers ({', '.join(strange[:4])}), as no network here does.")
-    bad = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
-    if bad:
+    if bad := names_of_not_finite(tensors):
         raise InputError(
             f"{where} holds values that are not finite in {len(bad)} tensors ({', '.join(bad[:4])}"
             f"{', …' if len(bad) > 4 else ''}): its training went wrong, or it is damaged; take other weights."
         )
+
+
+def names_of_not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors that hold infinities or NaN."""
+    return [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
 
 
 def _seal_in(metadata: Mapping[str, str]) -> str | None:

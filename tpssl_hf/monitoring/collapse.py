@@ -24,6 +24,7 @@ from tpssl_hf.evaluation.feature_metrics import (
     neighbors,
     uniformity,
 )
+from tpssl_hf.evaluation.features import finite
 
 SAMPLE = 1024  # images of the fixed sample: a check then takes a second, and the measures settle to two digits
 
@@ -34,6 +35,7 @@ PROJECTION_STD_LEAST = 0.25
 STD_SHARE_LEAST, RANK_SHARE_LEAST = 0.1, 0.05
 # And at any start: a line has rank 1; float32 tells unit vectors this close apart no more.
 RANK_LEAST, STD_LEAST = 2.0, 1e-5
+STARTED_FROM = "the network that the run started from"
 
 
 class CollapseWarning(UserWarning):
@@ -95,12 +97,12 @@ class HealthMonitor:
         Raises:
             InputError: if there are fewer than three images, or their features are not finite.
         """
-        if len(features) < 3 or not np.isfinite(features).all():
+        if len(features) < 3:
             raise InputError(
-                f"the health of a run needs finite features of at least 3 images, those of "
-                f"{len(features)}; check --init, or switch it off with --health_every 0."
+                f"the health of a run needs 3 images or more, there are {len(features)}; give more, or switch it off "
+                "with --health_every 0."
             )
-        found = torch.from_numpy(neighbors(features, self.k))
+        found = torch.from_numpy(neighbors(finite(features, STARTED_FROM), self.k))
         self._start = {"std": embedding_std(features), "rank": effective_rank(features)}
         start = torch.from_numpy(features.astype(np.float32))
         self._tensors = {"start_features": start, "start_neighbors": found, "previous_neighbors": found.clone()}

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.files.atomic import REPLACED, swap_folder, sync_folder, write_new_file
+from tpssl_hf.process import NO_ROOM
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.json"
@@ -245,13 +246,14 @@ def _read_manifest(path: Path, step: int) -> dict[str, dict[str, Any]]:
 
 def _explain_failure(folder: Path, step: int, needed: int, error: Exception) -> str:
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
-    reason = getattr(error, "strerror", None) or error
+    reason, full = getattr(error, "strerror", None) or error, getattr(error, "errno", None) in NO_ROOM
     others = ", ".join(path.name.removeprefix(REPLACED) for _, path in _candidates(folder))
     return (
         f"The checkpoint of step {step} could not be saved in {folder}: {reason} (it needs about {needed} bytes, "
         f"{shutil.disk_usage(existing).free} bytes are free there). "
         + (f"What was there is intact ({others}). " if others else "There is no older checkpoint. ")
-        + "Make room or choose another output folder, then run the same command again."
+        + ("Make room" if full else "See to it that files can be written there")
+        + " or choose another output folder, then run the same command again."
     )
 
 

@@ -23,6 +23,7 @@ from tpssl_hf.training.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
+from tpssl_hf.training.nonfinite_guard import refuse_spoilt
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
 
@@ -80,12 +81,17 @@ class CheckpointManager:
     def save(
         self, step: int, extra: Mapping[str, Any], groups: Mapping[str, Mapping[str, torch.Tensor]] | None = None
     ) -> None:
-        """Write a checkpoint after ``step`` completed steps, with JSON values ``extra`` and more tensor ``groups``."""
+        """Write a checkpoint after ``step`` completed steps, with JSON values ``extra`` and more tensor ``groups``.
+
+        Raises:
+            InputError: if weights, buffers or optimizer are not finite, or the disk refuses; older ones are intact.
+        """
         if self.run is None:
             return
         tensors, optimizer_state = pack_optimizer(self.optimizer)
         state = {**extra, "facts": self.facts, "optimizer": optimizer_state, "log_position": self.run.position()}
         own = {"method": self.method.state_dict(), "optimizer": tensors}
+        refuse_spoilt(own, step)
         save_checkpoint(self.folder, step, {**own, **(groups or {})}, state, keep=self.keep)
 
     def restore(self) -> Checkpoint | None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tpssl_hf.data.streams import EndlessStream, ImageStream, StreamingImages, WithoutMasks
 from tpssl_hf.methods.base import Batch, Losses, Method, Views
 from tpssl_hf.models.recomputing import backward_pass
-from tpssl_hf.training.nonfinite_guard import NonFiniteGuard
+from tpssl_hf.training.nonfinite_guard import NonFiniteGuard, refuse_rate
 
 Stream = ImageStream | EndlessStream | WithoutMasks | StreamingImages
 
@@ -85,13 +85,14 @@ def training_steps(
         start_step: completed steps of an earlier start.
 
     Raises:
-        InputError: after three non-finite steps in a row.
+        InputError: after three non-finite steps in a row, or before a step whose learning rate is not finite.
     """
     inner: Method = accelerator.unwrap_model(method)
     guard, meter = NonFiniteGuard(inner, accelerator), Meter(accelerator, settings, start_step)
     method.train()
     for step in range(start_step, settings.max_steps):
         progress, rate = step / settings.max_steps, learning_rate(step)
+        refuse_rate(rate, step + 1)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_multiplier", 1.0)
         torch.manual_seed(_step_seed(settings.seed, step, accelerator.process_index))

@@ -1,7 +1,8 @@
 """Steps whose loss, gradient or BatchNorm statistics are not finite leave no trace, without asking the device."""
 
+import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -11,8 +12,13 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Method
 from tpssl_hf.models.batchnorm import batchnorm_layers
 from tpssl_hf.models.buffers import buffers_change
+from tpssl_hf.models.sealed import names_of_not_finite
 
 BAD_STEPS_IN_A_ROW = 3
+GO_BACK = (
+    "The checkpoints hold only what was finite: run the same command again to go on from the newest; if that ends "
+    "here again, lower the learning rate or use --precision fp32, in a new --output_dir."
+)
 
 
 class NonFiniteStepsError(InputError):
@@ -87,13 +93,49 @@ class NonFiniteGuard:
         """Warn of skipped steps and raise after three in a row; reads from the device."""
         streak = int(self.streak)
         if streak >= BAD_STEPS_IN_A_ROW:
+            what = f"loss or gradient was not finite in {streak} steps in a row up to step {step}"
+            what += f" (learning rate {rate:.3g})"
+            if spoilt := names_of_not_finite(self.method.state_dict()):
+                raise NonFiniteStepsError(f"{what}; {_spoilt(spoilt)} {GO_BACK}")
             raise NonFiniteStepsError(
-                f"loss or gradient was not finite in {streak} steps in a row up to step {step} (learning rate "
-                f"{rate:.3g}); the weights are still those from before. Lower the learning rate or use --precision "
-                "fp32, in a new --output_dir."
+                f"{what}; the weights are still those from before. Lower the learning rate or use --precision fp32, "
+                "in a new --output_dir."
             )
         if streak:
             warnings.warn(f"step {step}: loss or gradient not finite, step skipped", RuntimeWarning, stacklevel=2)
+
+
+def refuse_rate(rate: float, step: int) -> None:
+    """Refuse to make step number ``step`` with a learning rate that would leave no finite weight.
+
+    Raises:
+        NonFiniteStepsError: if it is not finite.
+    """
+    if not math.isfinite(rate):
+        raise NonFiniteStepsError(
+            f"the learning rate of step {step} is {rate}, so it was not made; the weights are still those from "
+            "before. Give a finite learning rate, in a new --output_dir."
+        )
+
+
+def refuse_spoilt(groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+    """Refuse to keep a state that is not finite: whoever went on from it could never make a good step again.
+
+    Bad steps leave no trace in a state; a step that overflows, or memory that fails, is what comes here.
+
+    Args:
+        groups: tensors by group and name.
+        step: completed steps.
+
+    Raises:
+        NonFiniteStepsError: naming the tensors.
+    """
+    if spoilt := [f"{group} {name}" for group, named in groups.items() for name in names_of_not_finite(named)]:
+        raise NonFiniteStepsError(f"step {step} is not saved: {_spoilt(spoilt)} {GO_BACK}")
+
+
+def _spoilt(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''} are not finite."
 
 
 def _by_kind(modules: Iterable[nn.Module]) -> list[list[Tensor]]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tpssl_hf.evaluation.probes import DRAWS, ProbeSplit, few_of_each_class
+from tpssl_hf.evaluation.probes import DRAWS, ProbeSplit, few_of_each_class, probe
 from tpssl_hf.tasks.pretrain.selection import (
     BN_ONLY,
     LAST,
@@ -92,3 +92,17 @@ def test_the_interval_counts_queries_not_answers() -> None:
     whole = query_difference(before * (1 + DRAWS), after * (1 + DRAWS))
     assert whole["mean"] == pytest.approx(0.1) and whole["queries"] == 100
     assert whole["high"] - whole["low"] == pytest.approx(2 * 1.96 * np.std(np.array(after) - before, ddof=1) / 10)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_candidate_whose_features_are_not_finite_gets_nothing_right(number: float) -> None:
+    labels = np.arange(40) % 2
+    features = np.eye(40, 8)
+    split = ProbeSplit(np.arange(20), np.arange(20, 40), labels[:20], labels[20:])
+    features[39, 0] = number
+    assert answers_of(lambda indices: features[indices], split) == [0] * 20 * (1 + DRAWS)
+    assert probe(lambda indices: features[indices], split) == {
+        "few_label_accuracy": [0] * 20 * DRAWS,
+        "knn_accuracy": [0] * 20,
+        "linear_probe_accuracy": [0] * 20,
+    }

@@ -8,11 +8,12 @@ from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.data.scan import UNLABELED
-from tpssl_hf.evaluation.features import extract_features
+from tpssl_hf.evaluation.features import extract_features, finite
 from tpssl_hf.evaluation.fitted_head import fit_head
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.classify.label_spreading import MOST_IMAGES
 from tpssl_hf.models.timm_network import timm_network
+from tpssl_hf.monitoring.collapse import STARTED_FROM
 from tpssl_hf.tasks.classify.config import ClassifyArgs
 from tpssl_hf.tasks.classify.data import FinetuningData
 
@@ -34,8 +35,11 @@ def without_head(classifier: nn.Module, device: torch.device) -> nn.Module:
 def labeled_features(
     classifier: nn.Module, data: FinetuningData, views: ViewSettings, device: torch.device
 ) -> np.ndarray:
-    """Features (N, D) of the labeled images, undistorted."""
-    return extract_features(without_head(classifier, device), data.store, data.labeled.indices, views, device)
+    """Features (N, D) of the labeled images, undistorted; refused with an ``InputError`` if they are not finite."""
+    return finite(
+        extract_features(without_head(classifier, device), data.store, data.labeled.indices, views, device),
+        STARTED_FROM,
+    )
 
 
 def unlabeled_features(
@@ -49,7 +53,9 @@ def unlabeled_features(
     drawn = np.sort(np.random.default_rng(views.seed).permutation(others)[:room])
     if len(drawn) == 0:
         return np.zeros((0, head_of(classifier).in_features), dtype=np.float32)
-    return extract_features(without_head(classifier, device), data.unlabeled, drawn, views, device)
+    return finite(
+        extract_features(without_head(classifier, device), data.unlabeled, drawn, views, device), STARTED_FROM
+    )
 
 
 def fit_first_head(

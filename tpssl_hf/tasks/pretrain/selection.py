@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from tpssl_hf.evaluation.agreement import paired_difference
-from tpssl_hf.evaluation.probes import DRAWS, ProbeSplit, few_labels_right, knn_answers, probe_split
+from tpssl_hf.evaluation.probes import DRAWS, ProbeSplit, answerable, few_labels_right, knn_answers, probe_split
 from tpssl_hf.tasks.pretrain.crops import Crops
 
 START, BN_ONLY, LAST = "start", "bn_only", "last"
@@ -45,8 +45,13 @@ def choosing_and_judging(labels: np.ndarray, images: int = 4000) -> tuple[ProbeS
 
 
 def answers_of(features_of: Callable[[np.ndarray], np.ndarray], split: ProbeSplit) -> Right:
-    """Return the right answers of a backbone: those of kNN with all labels, then of probes with few of them."""
+    """Return the right answers of a backbone: those of kNN with all labels, then of probes with few of them.
+
+    A backbone whose features are not finite has none.
+    """
     bank, queries = features_of(split.bank), features_of(split.queries)
+    if not answerable(bank, queries):
+        return [0] * (1 + DRAWS) * len(split.queries)
     right = knn_answers(bank, split.bank_labels, queries) == split.query_labels
     few = few_labels_right(bank, split.bank_labels, queries, split.query_labels)
     return [*right.astype(int).tolist(), *few]
