@@ -184,7 +184,7 @@ def _folder(location: str) -> Path:
             raise InputError(
                 f"The model {location} is no folder here and the Hub did not deliver it ({type(error).__name__}); "
                 f"try again later, or make one with `{BUILD}`."
-            ) from error
+            ) from None  # the client's own words may repeat a token
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"The model {location} is not there yet; `{BUILD}` makes it.")
     return folder

@@ -201,6 +201,9 @@ class Handler(Transport):
             value = entry["value"]
             if entry["key"] == "header":
                 summary = value["summary"]
+                if value.get("parentCommit", sha) != sha and "create_pr" not in self.query:
+                    self._json(412, {"error": "A commit has happened since. Please refresh and try again."})
+                    return
             elif entry["key"] == "deletedFile":
                 del files[value["path"]]
             else:

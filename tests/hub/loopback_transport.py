@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +17,13 @@ class Fault:
     """What happens instead of the answer to requests whose ``METHOD path`` matches, so many times."""
 
     pattern: str
-    what: str  # a status | hang | cut | hold | hold after
+    what: str  # a status | hang | cut | reset | shorter | other | slow | hold | hold after | act
     times: int = 1000
     reached: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     headers: dict[str, str] = field(default_factory=dict)
+    act: Callable[[], object] = bool  # is done before the usual answer
 
 
 class Transport(BaseHTTPRequestHandler):
@@ -42,6 +45,15 @@ class Transport(BaseHTTPRequestHandler):
         self.cut = fault is not None and fault.what == "cut"
         if self.cut and self.command != "GET":
             return
+        self.replaced = {"shorter": 7, "other": 6}.get(fault.what, 0) if fault is not None else 0
+        if fault is not None and fault.what == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()  # which then is no end of a stream, but a broken connection
+            return
+        if fault is not None and fault.what == "slow":
+            self.server.closing.wait(0.2)
+        if fault is not None and fault.what == "act":
+            fault.act()
         if fault is not None and fault.what in ("hang", "hold"):
             fault.reached.set()
             fault.go_on.wait(30)
@@ -88,6 +100,8 @@ class Transport(BaseHTTPRequestHandler):
         self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json", **headers})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        if self.replaced:  # as of a network that answers in the Hub's place
+            content = b"<html>" + content[self.replaced :]
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content)), "Connection": "close"}.items():
             self.send_header(name, value)

@@ -149,7 +149,8 @@ def _push(api: HfApi, delivery: Delivery, choices: PublishConfig, known: list[st
     say(f"pushing {len(files)} files, {size / 1e6:.1f} MB, to {repo}")
 
     def commit() -> str:
-        present = api.list_repo_files(repo, repo_type=kind, revision=branch)
+        before = api.repo_info(repo, repo_type=kind, revision=branch).sha
+        present = api.list_repo_files(repo, repo_type=kind, revision=before)
         stale = sorted(name for name in present if delivery.replaced(name) and name not in files)
         done = api.create_commit(
             repo,
@@ -161,6 +162,7 @@ def _push(api: HfApi, delivery: Delivery, choices: PublishConfig, known: list[st
             repo_type=kind,
             revision=branch,
             create_pr=choices.create_pr,
+            parent_commit=before,  # who pushed meanwhile may have left what has to go: it is looked at again
         )
         return str(done.pr_url or done.commit_url)
 

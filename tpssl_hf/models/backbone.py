@@ -13,6 +13,7 @@ from torch import nn
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.files.json_file import read_json
+from tpssl_hf.models.hub_download import NotDeliveredError, hub_snapshot, why_not_delivered
 from tpssl_hf.models.sealed import CONFIG_FILE as CONFIG_FILE
 from tpssl_hf.models.sealed import WEIGHTS_FILE as WEIGHTS_FILE
 from tpssl_hf.models.sealed import check_seals, read_sealed_weights
@@ -165,10 +166,9 @@ def _from_timm(tagged: str, architecture: str, image_size: int | None) -> tuple[
     try:
         model: nn.Module = timm.create_model(tagged, pretrained=True, num_classes=0, **size)
     except (OSError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
-            f"timm's weights {tagged!r} could not be loaded, offline or unknown tag ({reason})."
-        ) from error
+            f"timm's weights {tagged!r} could not be loaded, offline or unknown tag ({why_not_delivered(error)})."
+        ) from None  # the client's own words may repeat a token
     facts = timm_network(model).pretrained_cfg
     tagged = f"{name}.{facts.get('tag') or 'default'}"
     return model, WeightsSource("timm", tagged, license=facts.get("license"), image_size=facts["input_size"][-1])
@@ -211,16 +211,12 @@ def hub_folder(repository: str) -> Path:
     Raises:
         InputError: if the Hub does not deliver them.
     """
-    from huggingface_hub import snapshot_download
-
-    repo_id, _, revision = repository.partition("@")
     try:
-        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
-    except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return hub_snapshot(repository, (WEIGHTS_FILE, CONFIG_FILE))
+    except NotDeliveredError as error:
         raise InputError(
-            f"init {repository!r}: no such folder here, and the Hub did not deliver it ({reason})."
-        ) from error
+            f"init {repository!r}: no such folder here, and the Hub did not deliver it ({error})."
+        ) from None
 
 
 def _from_hub(repository: str, architecture: str, image_size: int | None) -> tuple[nn.Module, WeightsSource]:

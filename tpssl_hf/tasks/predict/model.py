@@ -25,6 +25,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.calibration import Calibration
 from tpssl_hf.files.json_file import read_json
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
+from tpssl_hf.models.hub_download import NotDeliveredError, hub_snapshot
 from tpssl_hf.models.sealed import check_seals, read_sealed_weights
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
@@ -205,18 +206,14 @@ def _with_weights(folder: Path) -> Path:
 
 
 def _from_hub(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = model.partition("@")
+    repository = model.partition("@")[0]
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise InputError(f"model {model!r} is no folder here and no Hub id; give a folder that exists, or owner/name.")
-    wanted = list(MODEL_FILES)
     try:
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
-    except Exception as error:  # the client lets through what its HTTP library raises, whichever that is
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(f"model {model!r} is no folder here, and the Hub did not deliver it ({reason}).") from error
-    return _with_weights(Path(folder))
+        folder = hub_snapshot(model, MODEL_FILES)
+    except NotDeliveredError as error:
+        raise InputError(f"model {model!r} is no folder here, and the Hub did not deliver it ({error}).") from None
+    return _with_weights(folder)
 
 
 def _timm_model(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...]]:
