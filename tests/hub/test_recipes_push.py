@@ -146,7 +146,8 @@ OPEN.add("main", {}, "there already")
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"hub_model_id": None}, {}, "add `--hub_model_id owner/name`"),
     ({"hub_model_id": "x"}, {}, "hub_model_id 'x' names no owner"),
-    ({"hub_model_id": f"https://me:{TOKEN}@huggingface.co/me/x"}, {}, "is not a Hub id"),
+    ({"hub_model_id": f"https://me:{TOKEN}@huggingface.co/me/x"}, {}, "holds what looks like an access token"),
+    ({"hub_model_id": "https://me:secret@huggingface.co/me/x"}, {}, "is not a Hub id"),
     ({"hub_revision": "a b"}, {}, "hub_revision 'a b' is no branch's name"),
     ({}, {"offline": True, "token": None}, "HF_HUB_OFFLINE"),
     ({}, {"token": None}, "does not know you; log in with `hf auth login`"),

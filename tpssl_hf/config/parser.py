@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ArgsType = TypeVar("ArgsType")
 METHOD = "method"
+ACCESS_TOKEN = re.compile(r"(?:hf|api_org)_[A-Za-z0-9]{30,}")  # as the Hub makes them
 
 
 def key(default: Any, help_text: str, *, several: bool = False, carry_out: bool = False) -> Any:
@@ -86,9 +87,11 @@ def parse_args(
         defaults: values that replace the defaults of dataclasses and method.
 
     Raises:
-        InputError: for an unknown key (naming the nearest known one), a wrong type, or a file that cannot be read.
+        InputError: for an unknown key (naming the nearest known one), a wrong type, a file that cannot be read, or an
+            access token.
     """
     given = as_command_line(arguments)
+    _refuse_tokens(given)
     groups, replaced, method_type = list(_groups(args_type).values()), dict(defaults or {}), None
     if methods is not None:
         name = method_named(given, methods.default)
@@ -244,6 +247,17 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"--config {path} must hold `key: value` lines, one per key.")
     return content
+
+
+def _refuse_tokens(arguments: Sequence[str]) -> None:
+    """Refuse an access token: keys are written down, told to trackers and published."""
+    files = [path for path in config_files(arguments) if path.is_file()]
+    texts = [*arguments, *(path.read_text(encoding="utf-8", errors="replace") for path in files)]
+    if any(ACCESS_TOKEN.search(text) for text in texts):
+        raise InputError(
+            "one of the keys holds what looks like an access token, and a run writes its keys down; take it out, and "
+            "log in with `hf auth login`, or set HF_TOKEN."
+        )
 
 
 def _refuse_unknown(given: Sequence[str], known: Sequence[str]) -> None:
