@@ -30,6 +30,32 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Ten
     return (weights.detach() * F.cross_entropy(logits.float(), labels, reduction="none")).mean()
 
 
+def labeled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of labeled images; of several labels an image the mean binary one of all that is known.
+
+    Args:
+        logits: (B, K) float32.
+        labels: (B,) int64 class numbers; or (B, K) int64, 1 for a label, 0 for none, -1 for unknown.
+    """
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels)
+    known = (labels >= 0).float()
+    losses = F.binary_cross_entropy_with_logits(logits, labels.clamp_min(0).float(), reduction="none")
+    return (known * losses).sum() / known.sum().clamp_min(1.0)
+
+
+def masked_binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Σ_bk w_bk·BCE(logits_bk, label_bk) / (B·K): the mean over all images and labels, not over the accepted ones.
+
+    Args:
+        logits: (B, K).
+        labels: (B, K) bool.
+        weights: (B, K) in [0, 1].
+    """
+    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+    return (weights.detach() * losses).mean()
+
+
 def masked_divergence(targets: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
     """Σ_b w_b·KL(target_b ‖ softmax(logits_b)) / B; no gradient reaches ``targets``.
 

@@ -130,6 +130,8 @@ class LearnerSpec:
         defaults: values of shared configuration keys that the learner's source prescribes.
         fit_labels: of a learner that makes no step: (frozen features (N, D), labels (N,) with −1 for unknown, config)
             -> the labels (N,) and weights (N,) that the classifier is fitted to before the first step.
+        several_labels: whether it also learns from several labels an image: ``labels`` (B, K) int64, 1 for a label, 0
+            for none, -1 for unknown.
     """
 
     config: type
@@ -137,3 +139,4 @@ class LearnerSpec:
     views: Callable[[Any, Any], Views]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fit_labels: Callable[[np.ndarray, np.ndarray, Any], tuple[np.ndarray, np.ndarray]] | None = None
+    several_labels: bool = False

@@ -2,16 +2,21 @@
 
 Deviations: the original's code distorts strongly by CTAugment, here it is RandAugment, which its paper reports as
 equal; and the evaluated average has a smaller momentum in the first updates, for runs much shorter than 2^20 steps.
+
+With several labels an image, each label of an image has a pseudo-label of its own: the image has the label where its
+weak view says so with τ or more, has it not where that is 1 − τ or less, and counts for nothing between. These are the
+positive and negative pseudo-labels of UPS (Rizve et al., 2021, arXiv 2101.06329) with τ_n = 1 − τ_p and without its
+second condition, on uncertainty. The strong view learns them by binary cross-entropy, the mean over all images and
+labels, as Eq. 4 of FixMatch is over all images.
 """
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
-from tpssl_hf.losses.semi_supervised import masked_cross_entropy
+from tpssl_hf.losses.semi_supervised import labeled_cross_entropy, masked_binary_cross_entropy, masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify.passes import Passes
 from tpssl_hf.methods.classify.streams import weak_and_strong
@@ -51,10 +56,12 @@ class FixMatch(Method):
         """
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         passes = Passes(self.student, batch)
+        if labeled["labels"].ndim == 2:
+            return self._learn_several(passes, labeled["labels"])
         confidence, labels = passes.weak.softmax(dim=1).max(dim=1)
         weights = (confidence >= self.threshold).float()
         logits, strong = passes.learn(weights)
-        loss_labeled = F.cross_entropy(logits, labeled["labels"])
+        loss_labeled = labeled_cross_entropy(logits, labeled["labels"])
         loss_unlabeled = masked_cross_entropy(strong, labels, weights)
         self.pseudo_labels = PseudoLabels(unlabeled["index"], labels, confidence, weights)
         return {
@@ -62,6 +69,22 @@ class FixMatch(Method):
             "loss_labeled": loss_labeled.detach(),
             "loss_unlabeled": loss_unlabeled.detach(),
             "accepted": weights.mean(),
+        }
+
+    def _learn_several(self, passes: Passes, labels: Tensor) -> Losses:
+        """Return the losses of labels (B, K), as above."""
+        probabilities = passes.weak.sigmoid()
+        having = probabilities >= self.threshold
+        weights = (having | (probabilities <= 1 - self.threshold)).float()
+        logits, strong = passes.learn(weights.amax(dim=1))
+        loss_labeled = labeled_cross_entropy(logits, labels)
+        loss_unlabeled = masked_binary_cross_entropy(strong, having, weights)
+        return {
+            "loss": loss_labeled + self.config.unlabeled_weight * loss_unlabeled,
+            "loss_labeled": loss_labeled.detach(),
+            "loss_unlabeled": loss_unlabeled.detach(),
+            "accepted": weights.mean(),
+            "accepted_having": having.float().mean(),
         }
 
     def after_step(self, progress: float) -> None:
@@ -79,4 +102,4 @@ def views(settings: ViewSettings, config: FixMatchConfig) -> Views:
     return weak_and_strong(settings)
 
 
-SPEC = LearnerSpec(config=FixMatchConfig, build=FixMatch, views=views)
+SPEC = LearnerSpec(config=FixMatchConfig, build=FixMatch, views=views, several_labels=True)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
+from tpssl_hf.losses.semi_supervised import labeled_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.classify.streams import labeled_weak
 from tpssl_hf.models.ema import EMATeacher
@@ -49,11 +49,11 @@ class LinearProbe(Method):
         return self
 
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Return ``loss`` for ``batch["labeled"]``: ``weak`` (B, 3, H, W) and ``labels`` (B,)."""
+        """Return ``loss`` for ``batch["labeled"]``: ``weak`` (B, 3, H, W) and ``labels`` (B,) or (B, K)."""
         network = timm_network(self.student)
         with torch.no_grad():
             features = network.forward_head(network.forward_features(batch["labeled"]["weak"]), pre_logits=True)
-        loss = F.cross_entropy(network.get_classifier()(features).float(), batch["labeled"]["labels"])
+        loss = labeled_cross_entropy(network.get_classifier()(features).float(), batch["labeled"]["labels"])
         return {"loss": loss, "loss_labeled": loss.detach()}
 
     def after_step(self, progress: float) -> None:
@@ -71,4 +71,6 @@ def views(settings: ViewSettings, config: LinearProbeConfig) -> Views:
     return labeled_weak(settings)
 
 
-SPEC = LearnerSpec(config=LinearProbeConfig, build=LinearProbe, views=views, defaults={"unlabeled_ratio": 0})
+SPEC = LearnerSpec(
+    config=LinearProbeConfig, build=LinearProbe, views=views, defaults={"unlabeled_ratio": 0}, several_labels=True
+)

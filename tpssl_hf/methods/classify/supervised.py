@@ -6,11 +6,11 @@ that only the use of unlabeled images differs.
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.parser import key
+from tpssl_hf.losses.semi_supervised import labeled_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
 from tpssl_hf.methods.classify.streams import labeled_weak
 from tpssl_hf.models.ema import EMATeacher
@@ -32,8 +32,8 @@ class Supervised(Method):
         self.teacher = EMATeacher(classifier, config.ema_momentum)
 
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Return ``loss`` for ``batch["labeled"]``: ``weak`` (B, 3, H, W) and ``labels`` (B,)."""
-        loss = F.cross_entropy(self.student(batch["labeled"]["weak"]).float(), batch["labeled"]["labels"])
+        """Return ``loss`` for ``batch["labeled"]``: ``weak`` (B, 3, H, W) and ``labels`` (B,) or (B, K)."""
+        loss = labeled_cross_entropy(self.student(batch["labeled"]["weak"]).float(), batch["labeled"]["labels"])
         return {"loss": loss, "loss_labeled": loss.detach()}
 
     def after_step(self, progress: float) -> None:
@@ -51,4 +51,6 @@ def views(settings: ViewSettings, config: SupervisedConfig) -> Views:
     return labeled_weak(settings)
 
 
-SPEC = LearnerSpec(config=SupervisedConfig, build=Supervised, views=views, defaults={"unlabeled_ratio": 0})
+SPEC = LearnerSpec(
+    config=SupervisedConfig, build=Supervised, views=views, defaults={"unlabeled_ratio": 0}, several_labels=True
+)
