@@ -44,7 +44,7 @@ from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.config.shared import ModelConfig, RunConfig
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
-from tpssl_hf.data.label_splits import Labeled
+from tpssl_hf.data.labeled import Labeled
 from tpssl_hf.data.streams import EndlessStream
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.classify import CLASSIFY

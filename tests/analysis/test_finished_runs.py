@@ -113,6 +113,10 @@ def test_folders_that_hold_no_scored_run_are_refused_by_name(tmp_path: Path) -> 
     (tmp_path / "unfinished" / "results.json").write_text('{"recipe": "ssl_classify", "metrics": {}}')
     with pytest.raises(InputError, match="has no score"):
         runs_below(tmp_path)
+    for several in ({"metrics": {"mean_average_precision": 0.5}}, {"mean_average_precision": {"values": [0.5]}}):
+        (tmp_path / "unfinished" / "results.json").write_text(json.dumps({"recipe": "ssl_classify", **several}))
+        with pytest.raises(InputError, match="is a run of several labels an image and has no accuracy to compare"):
+            runs_below(tmp_path)
 
 
 def test_steps_are_read_from_the_snapshots_that_runs_started_from(tmp_path: Path) -> None:

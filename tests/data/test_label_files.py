@@ -13,8 +13,9 @@ from PIL import Image
 
 from tpssl_hf.data.image_cache import ImageCache, load_image_cache
 from tpssl_hf.data.image_names import row_digests
-from tpssl_hf.data.label_splits import Labeled, choose_labels, hold_out_share, read_labels, write_labels
+from tpssl_hf.data.label_splits import choose_labels, read_labels, write_labels
 from tpssl_hf.data.label_values import LabelWarning, is_unlabeled, number_column
+from tpssl_hf.data.labeled import Labeled, hold_out_share
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
 

@@ -8,13 +8,8 @@ import pytest
 from PIL import Image
 
 from tpssl_hf.data.image_cache import ImageCache, load_image_cache
-from tpssl_hf.data.label_splits import (
-    choose_labels,
-    draw_labels,
-    hold_out,
-    refuse_test_images,
-    write_labels,
-)
+from tpssl_hf.data.label_splits import choose_labels, draw_labels, refuse_test_images, write_labels
+from tpssl_hf.data.labeled import hold_out
 from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.errors import InputError
 

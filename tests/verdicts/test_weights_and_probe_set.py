@@ -7,9 +7,11 @@ import datasets
 import numpy as np
 import pytest
 import timm
+from PIL import Image
 
 from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.sources import load_source
+from tpssl_hf.errors import InputError
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 from tpssl_hf.verdicts.config import VerdictConfig
 from tpssl_hf.verdicts.probe_set import choose_probe_set
@@ -88,6 +90,24 @@ def test_a_class_that_no_draw_shows_is_not_asked_about(tmp_path: Path, monkeypat
     for trial in asked.trials:
         assert set(trial.query_labels) <= set(trial.bank_labels)
     assert "not among them, as no label is left to learn from: 9" in asked.chosen
+
+
+def test_several_labels_an_image_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    feature = datasets.List(datasets.ClassLabel(names=["cat", "dog"]))
+    columns = {"image": [Image.new("RGB", (8, 8), (20 * n,) * 3) for n in range(4)], "tags": [[0], [1], [], [0, 1]]}
+    features = datasets.Features(image=datasets.Image(), tags=feature)
+    (tmp_path / "tagged").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "tagged" / "train.parquet")
+    source = load_source(str(tmp_path / "tagged"))
+    options: dict[str, Any] = {"cache_budget": 1 << 30, "num_workers": 1, "progress": False}
+    store, _ = load_image_cache(source, image_size=8, cache_dir=tmp_path / "cache", **options)
+    with pytest.raises(InputError, match="'tagged' gives several labels an image, which `tpssl-hf classify`"):
+        choose_probe_set(VerdictConfig(), store, source, seed=0)
+    (tmp_path / "labels.csv").write_text("row,cat,dog\n0,1,0\n1,0,1\n")
+    with pytest.raises(InputError, match="labels.csv gives several labels an image, .* give one label an image here"):
+        choose_probe_set(VerdictConfig(labels=str(tmp_path / "labels.csv")), store, source, seed=0)
+    assert choose_probe_set(VerdictConfig(labels="none"), store, source, seed=0).chosen == "no labels"
 
 
 def test_words_for_no_label_are_counted_in_the_labels_of_a_verdict(tmp_path: Path) -> None:

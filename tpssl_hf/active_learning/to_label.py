@@ -11,7 +11,7 @@ from tpssl_hf.active_learning.config import PickLabelsConfig
 from tpssl_hf.active_learning.strategies import NONE_KNOWN
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.image_names import row_digests, rows_by_file
-from tpssl_hf.data.label_splits import Labeled
+from tpssl_hf.data.labeled import Labeled
 from tpssl_hf.data.sources import Source
 from tpssl_hf.plots.contact_sheet import draw_contact_sheet
 

@@ -75,6 +75,10 @@ def _read(folder: Path) -> FinishedRun:
         ) from error
     if recipe != RECIPE:
         raise InputError(f"{folder} is a run of {recipe}; --runs takes runs of {RECIPE}.")
+    if "mean_average_precision" in {**results, **results.get("metrics", {})}:
+        raise InputError(
+            f"{folder} is a run of several labels an image and has no accuracy to compare; leave it out of --runs."
+        )
     if "accuracy" in results:  # over several label seeds
         values = list(results["accuracy"].get("values", []))
     else:

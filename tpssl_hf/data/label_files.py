@@ -13,6 +13,7 @@ from typing import Any
 from tpssl_hf.data.folder_layout import UNREAD_SUFFIXES
 from tpssl_hf.data.image_names import ImageNames, row_digests
 from tpssl_hf.data.label_values import few, is_unlabeled, plain
+from tpssl_hf.data.multilabel import NAMES, given_in_json, label_columns, several_entries
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
 
@@ -37,6 +38,7 @@ class LabelFile:
         fingerprint: of the data set it was written for, or None.
         dataset: the name of that, or None.
         notes: what is to be known about how it was read.
+        several: whether an entry's label is what :mod:`tpssl_hf.data.multilabel` makes of several labels an image.
     """
 
     entries: list[tuple[str, Mapping[str, Any]]]
@@ -44,6 +46,7 @@ class LabelFile:
     fingerprint: str | None
     dataset: str | None
     notes: tuple[str, ...]
+    several: bool = False
 
     def unlabeled_words(self, names: Sequence[str] | None) -> tuple[str, ...]:
         """Say which words, beside empty cells, were taken for no label."""
@@ -62,7 +65,13 @@ def read_label_file(path: Path) -> LabelFile:
     text, notes = read_text(path)
     if path.suffix.lower() == ".json":
         return _read_json(text, path, notes)
-    return LabelFile(list(_csv_entries(text, path)), None, None, None, notes)
+    text, mark, shown = _csv_header(text, path)
+    lines = _csv_entries(text, mark, [name.casefold() for name in shown], path)
+    if LABEL in (name.casefold() for name in shown):
+        return LabelFile(list(lines), None, None, None, notes)
+    entries = several_entries(lines, shown, LABEL)
+    names = None if NAMES in (name.casefold() for name in shown) else tuple(shown[n] for n in label_columns(shown))
+    return LabelFile(entries, names, None, None, notes, several=True)
 
 
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
@@ -102,11 +111,23 @@ def _read_json(text: str, path: Path, notes: tuple[str, ...]) -> LabelFile:
         (f"{path}, entry {number}", entry if isinstance(entry, Mapping) else {})
         for number, entry in enumerate(entries, start=1)
     ]
-    return LabelFile(numbered, listed or None, content.get("fingerprint"), content.get("dataset"), notes)
+    if several := any(isinstance(entry.get(LABEL), list) for _, entry in numbered):
+        numbered = [(where, {**entry, LABEL: _several(entry.get(LABEL), listed, where)}) for where, entry in numbered]
+    found = content.get("fingerprint"), content.get("dataset")
+    return LabelFile(numbered, listed or None, *found, notes, several=several)
 
 
-def _csv_entries(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the lines of a table, whatever separates its cells, as column to cell."""
+def _several(value: Any, names: Sequence[str], where: str) -> Any:
+    """Return what an entry of a JSON file says of several labels."""
+    if isinstance(value, list):
+        return given_in_json(value, names, where)
+    if is_unlabeled(value):
+        return None
+    raise InputError(f"{where} gives the label {str(value)[:80]!r} where others give lists; give each image a list.")
+
+
+def _csv_header(text: str, path: Path) -> tuple[str, str, list[str]]:
+    """Return a table from its header on, whatever separates its cells, and the columns as they are written."""
     text = text.lstrip("\ufeff\r\n")
     first, _, rest = text.partition("\n")
     if first.strip().lower().startswith("sep="):  # a hint that spreadsheets write, and hide
@@ -116,36 +137,51 @@ def _csv_entries(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]
     headers = [next(csv.reader(io.StringIO(text, newline=""), delimiter=mark)) for mark in SEPARATORS]
     columns = [[plain(cell).casefold() for cell in header] for header in headers]
     best = max(range(len(SEPARATORS)), key=lambda n: (_is_header(columns[n]), len(columns[n])))
-    _refuse_header(columns[best], [plain(cell) for cell in headers[best]], path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=SEPARATORS[best], skipinitialspace=True)
+    shown = [plain(cell) for cell in headers[best]]
+    _refuse_header(columns[best], shown, path)
+    return text, SEPARATORS[best], shown
+
+
+def _csv_entries(text: str, mark: str, columns: list[str], path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the lines of a table below its header as column to cell."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True)
     try:
         next(reader)
         for cells in reader:
             where = f"{path}, line {reader.line_num}"
-            if any(cell.strip() for cell in cells[len(columns[best]) :]) or any("\n" in cell for cell in cells):
+            if any(cell.strip() for cell in cells[len(columns) :]) or any("\n" in cell for cell in cells):
                 raise InputError(
-                    f"{where} has {len(cells)} cells in {len(columns[best])} columns, or a quote that does not end; "
+                    f"{where} has {len(cells)} cells in {len(columns)} columns, or a quote that does not end; "
                     "put names with commas or quotes between double quotes."
                 )
             if any(cell.strip() for cell in cells):
-                yield where, dict(zip(columns[best], cells, strict=False))
+                yield where, dict(zip(columns, cells, strict=False))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num} cannot be read as a table ({error}).") from error
 
 
 def _is_header(columns: Sequence[str]) -> bool:
-    return LABEL in columns and (FILE in columns or ROW in columns)
+    return _has_labels(columns) and (FILE in columns or ROW in columns)
+
+
+def _has_labels(columns: Sequence[str]) -> bool:
+    named = FILE in columns or ROW in columns  # else two columns of anything are a label each
+    return LABEL in columns or NAMES in columns or (named and len(label_columns(columns)) > 1)
 
 
 def _refuse_header(columns: Sequence[str], shown: Sequence[str], path: Path) -> None:
     found = f"the header is {few(shown)!r}"[:300]
-    if LABEL not in columns:
-        raise InputError(f"labels file {path} has no column `label` ({found}); it needs `label`, and `file` or `row`.")
+    if not _has_labels(columns):
+        raise InputError(
+            f"labels file {path} has no column `label` ({found}); it needs `label`, and `file` or `row` (for several "
+            "labels an image: `labels` with `;` between the names, or a column for each label)."
+        )
     if not _is_header(columns):
         raise InputError(
             f"labels file {path} has neither `file` nor `row` ({found}); it needs one of them, and `label`."
         )
-    if twice := [name for name in (FILE, ROW, DIGEST, LABEL) if columns.count(name) > 1]:
+    several = [] if LABEL in columns else [NAMES, *(columns[number] for number in label_columns(columns))]
+    if twice := [name for name in (FILE, ROW, DIGEST, LABEL, *several) if columns.count(name) > 1]:
         raise InputError(f"labels file {path} has the column `{twice[0]}` twice ({found}); leave one.")
 
 

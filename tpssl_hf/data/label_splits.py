@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,57 +13,46 @@ import numpy as np
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.data.label_files import read_label_file, rows_meant
 from tpssl_hf.data.label_values import as_number, few, number_texts, plain, warn_of_similar
-from tpssl_hf.data.scan import UNLABELED, count_labels
-from tpssl_hf.data.sources import Source, columns_of
+from tpssl_hf.data.labeled import Labeled
+from tpssl_hf.data.multilabel import matrix_of, refuse_several
+from tpssl_hf.data.multilabel_splits import draw_images, is_known, refuse_untold
+from tpssl_hf.data.scan import UNLABELED
+from tpssl_hf.data.sources import Source, columns_of, lists_of_labels, names_of_lists
 from tpssl_hf.errors import InputError
 
 LabelMode = Literal["balanced", "proportional"]
 
 
-@dataclass(frozen=True)
-class Labeled:
-    """The labeled images of a run.
-
-    Attributes:
-        indices: (N,) int64, their numbers in the store, ascending.
-        labels: (N,) int64, class numbers from 0.
-        class_names: names in the order of the class numbers.
-        chosen: how they were chosen, in a few words.
-        notes: what is to be known about them, a sentence each.
-    """
-
-    indices: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    chosen: str
-    notes: tuple[str, ...] = ()
-
-    def counts(self, images: int) -> str:
-        """Say how many of ``images`` have which label, for people."""
-        counted = [f"{name} {count:,}" for name, count in count_labels(self.labels, self.class_names).items()]
-        return f"{few(counted)}, unlabeled {images - len(self.indices):,}"
-
-
 def choose_labels(
-    wanted: str, store: ImageCache, source: Source, *, mode: LabelMode = "balanced", seed: int = 1
+    wanted: str,
+    store: ImageCache,
+    source: Source,
+    *,
+    mode: LabelMode = "balanced",
+    seed: int = 1,
+    several: bool = False,
 ) -> Labeled:
     """Choose the labeled images of ``store``.
 
     Args:
         wanted: how many in all, drawn with ``seed``; or ``all``: every image whose label is not null; or the path of
             a ``.json`` file that :func:`write_labels` wrote or a ``.csv`` file with columns ``file`` or ``row``, and
-            ``label`` (class name or number).
+            ``label`` (class name or number), or with several labels an image (:mod:`tpssl_hf.data.multilabel`).
         store: the training images.
         source: what they were read from.
-        mode: of drawing: the same number of each class, or in proportion to the classes.
+        mode: of drawing: the same number of each class, or in proportion to the classes; of several labels an image
+            see :func:`tpssl_hf.data.multilabel_splits.draw_images` instead.
         seed: of drawing.
+        several: whether an image may have several labels.
 
     Raises:
         InputError: if the number does not suit the classes, a file does not suit the images, or some class has no
             label.
     """
     if Path(wanted).suffix.lower() in (".json", ".csv"):
-        return _check_classes(read_labels(Path(wanted), store, source))
+        return _check_classes(read_labels(Path(wanted), store, source, several=several))
+    if source.label_lists is not None:
+        return _check_classes(_labels_of_lists(wanted, store, source, seed), source.notes)
     if store.labels is None:
         raise InputError(
             f"{source.name!r} has no label column: name it with --label_column (`folder` for the names of sub-folders "
@@ -84,6 +73,28 @@ def choose_labels(
     else:
         raise InputError(f"labels {wanted!r} is not a number above 0, `all`, or a .json or .csv file.")
     return _check_classes(Labeled(indices, store.labels[indices], names, chosen), source.notes)
+
+
+def _labels_of_lists(wanted: str, store: ImageCache, source: Source, seed: int) -> Labeled:
+    """Choose labeled images of a data set whose label column holds lists."""
+    labels, names = lists_of_labels(source, store.rows)
+    if wanted == "all":
+        indices, chosen = np.flatnonzero(is_known(labels)), "every label of the data set"
+    elif wanted.isdecimal() and int(wanted) > 0:
+        indices, chosen = draw_images(labels, int(wanted), seed), f"{wanted} labeled images, seed {seed}"
+    else:
+        raise InputError(f"labels {wanted!r} is not a number above 0, `all`, or a .json or .csv file.")
+    return Labeled(indices, labels[indices], names, chosen)
+
+
+def gives_several(wanted: str, source: Source) -> bool:
+    """Return whether ``wanted``, as in :func:`choose_labels`, gives images several labels.
+
+    Raises:
+        InputError: for a file that cannot be read.
+    """
+    path = Path(wanted)
+    return read_label_file(path).several if path.suffix.lower() in (".json", ".csv") else bool(source.label_lists)
 
 
 def draw_labels(labels: np.ndarray, count: int, classes: int, *, mode: LabelMode, seed: int) -> np.ndarray:
@@ -136,46 +147,6 @@ def draw_labels(labels: np.ndarray, count: int, classes: int, *, mode: LabelMode
     return np.sort(np.concatenate(drawn))
 
 
-def hold_out(labeled: Labeled, count: int, *, seed: int) -> tuple[Labeled, Labeled]:
-    """Split labeled images into those to train on and ``count`` to validate on, by class as evenly as possible.
-
-    Raises:
-        InputError: if a class would be left without a label to train on.
-    """
-    random = np.random.default_rng(seed)
-    counts = np.bincount(labeled.labels, minlength=len(labeled.class_names))
-    order = random.permutation(len(labeled.indices))
-    rank = np.empty(len(order), dtype=np.int64)  # the how-manieth of its class each image is, counted from the end
-    for number in range(len(counts)):
-        own = order[labeled.labels[order] == number]
-        rank[own] = np.arange(len(own))
-    held = np.sort(np.lexsort((labeled.labels, rank))[:count])
-    if not 0 < count < len(order) or (np.bincount(labeled.labels[held], minlength=len(counts)) >= counts).any():
-        raise InputError(
-            f"validation_labels {count} of {len(order)} labels would leave a class without any to train on; "
-            "give fewer, or more --labels."
-        )
-    kept = np.setdiff1d(np.arange(len(order)), held)
-    return part_of(labeled, kept), part_of(labeled, held)
-
-
-def hold_out_share(labeled: Labeled, *, least: int, parts: int, seed: int) -> tuple[Labeled, Labeled] | None:
-    """Split off one of ``parts`` parts of each class, to validate on; None if a class has not ``least`` labels."""
-    counts = np.bincount(labeled.labels, minlength=len(labeled.class_names))
-    if counts.min() < least:
-        return None
-    random, held = np.random.default_rng(seed), []
-    for number, count in enumerate(counts.tolist()):
-        held.append(random.permutation(np.flatnonzero(labeled.labels == number))[: round(count / parts)])
-    rows = np.sort(np.concatenate(held))
-    return part_of(labeled, np.setdiff1d(np.arange(len(labeled.labels)), rows)), part_of(labeled, rows)
-
-
-def part_of(labeled: Labeled, rows: np.ndarray) -> Labeled:
-    """Return the labels in ``rows`` (M,) alone."""
-    return replace(labeled, indices=labeled.indices[rows], labels=labeled.labels[rows])
-
-
 def write_labels(path: Path, labeled: Labeled, store: ImageCache, source: Source) -> None:
     """Write ``labels.json``: rows of the data set and class names, which :func:`choose_labels` reads again."""
     rows = store.rows[labeled.indices].tolist()
@@ -184,22 +155,35 @@ def write_labels(path: Path, labeled: Labeled, store: ImageCache, source: Source
         "fingerprint": source.fingerprint,
         "chosen": labeled.chosen,
         "class_names": list(labeled.class_names),
-        "labels": [{"row": row, "label": label} for row, label in zip(rows, labeled.labels.tolist(), strict=True)],
+        "labels": [{"row": row, "label": label} for row, label in zip(rows, _written_out(labeled), strict=True)],
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_labels(path: Path, store: ImageCache, source: Source) -> Labeled:
-    """Read a ``.json`` or ``.csv`` file of labels, see :mod:`tpssl_hf.data.label_files`."""
+def _written_out(labeled: Labeled) -> list[Any]:
+    """Return class numbers, or of several labels an image a list of 1, 0 and None each."""
+    if not labeled.several:
+        return list(labeled.labels.tolist())
+    return [[None if flag == UNLABELED else flag for flag in flags] for flags in labeled.labels.tolist()]
+
+
+def read_labels(path: Path, store: ImageCache, source: Source, *, several: bool = False) -> Labeled:
+    """Read a ``.json`` or ``.csv`` file of labels, see :mod:`tpssl_hf.data.label_files`.
+
+    Raises:
+        InputError: for one that does not fit the images, and of several labels an image unless these are ``several``.
+    """
     content = read_label_file(path)
+    if content.several and not several:
+        raise refuse_several(f"labels file {path}")
     found, notes = rows_meant(content, path, source)
     where_of = {row: index for index, row in enumerate(store.rows.tolist())}
-    given: dict[int, tuple[str | int, str]] = {}
+    given: dict[int, tuple[Any, str]] = {}
     for row, where, value in found:
         index = where_of.get(row)
         if index is None:  # left out by the scan, or by limit_images
             continue
-        label = _written(value, where, as_number=content.class_names is not None)
+        label = value if content.several else _written(value, where, as_number=content.class_names is not None)
         before, place = given.setdefault(index, (label, where))
         if before != label:
             raise InputError(
@@ -210,8 +194,14 @@ def read_labels(path: Path, store: ImageCache, source: Source) -> Labeled:
             f"labels file {path} labels none of the {len(store):,} images of {source.name!r}"
             f"{_said((*content.notes, *notes, *content.unlabeled_words(source.class_names)))}."
         )
-    names = content.class_names or source.class_names
-    labeled = _numbered({index: label for index, (label, _) in given.items()}, names, path)
+    labels = {index: label for index, (label, _) in given.items()}
+    if content.several:
+        names = content.class_names or names_of_lists(source)
+        indices = np.array(sorted(labels), dtype=np.int64)
+        found_labels, names = matrix_of([labels[index] for index in indices.tolist()], names, f"labels file {path}")
+        labeled = Labeled(indices, found_labels, names, f"labels of {path.name}")
+    else:
+        labeled = _numbered(labels, content.class_names or source.class_names, path)
     notes = (*content.notes, *notes, *content.unlabeled_words(labeled.class_names))
     return replace(labeled, notes=notes)
 
@@ -254,6 +244,9 @@ def _said(notes: Sequence[str]) -> str:
 
 def _check_classes(labeled: Labeled, notes: Sequence[str] = ()) -> Labeled:
     """Refuse labels that leave a class without any."""
+    if labeled.several:
+        refuse_untold(labeled.labels, labeled.class_names, labeled.chosen)
+        return labeled
     counts = np.bincount(labeled.labels, minlength=len(labeled.class_names))
     if len(counts) < 2:
         raise InputError(

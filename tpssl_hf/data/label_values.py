@@ -87,9 +87,8 @@ def _class_of(value: Any, column: str) -> str | int:
         return int(value)
     if isinstance(value, list | tuple):
         raise InputError(
-            f"Label column {column!r} holds lists ({str(value)[:80]}), so several labels an image, and a classifier "
-            "here gives an image one: name a --label_column with one label, or make a column of true and false for "
-            "each label and train a classifier for each."
+            f"Label column {column!r} holds lists ({str(value)[:80]}), so several labels an image, which `tpssl-hf "
+            "classify` takes and nothing else does: name a --label_column with one label an image."
         )
     what = "which is no whole number from 0" if isinstance(value, int | float | Decimal) else type(value).__name__
     raise InputError(
@@ -124,7 +123,15 @@ def as_number(text: str) -> float | None:
 
 
 def warn_of_similar(names: Sequence[str]) -> None:
-    """Warn of classes whose names differ in nothing but upper and lower case or spaces."""
+    """Warn of classes whose names differ in nothing but upper and lower case or spaces, and of lists of others."""
+    lists = [name for name in names if any(plain(part) in names for part in re.split(r"[;|]", name) if part != name)]
+    if lists:
+        warnings.warn(
+            f"{few([repr(name) for name in lists], 5)} is a class of its own beside what it is made of: name the "
+            "column `labels` if these are several labels an image",
+            LabelWarning,
+            stacklevel=2,
+        )
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(" ".join(name.split()).casefold(), []).append(name)

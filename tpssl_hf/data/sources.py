@@ -7,11 +7,13 @@ from typing import Any
 
 import datasets
 import huggingface_hub.constants
+import numpy as np
 
 from tpssl_hf.data.folder_layout import MissingSplit
 from tpssl_hf.data.folders import FOLDER_LABELS, Loaded, load_digits, load_folder
 from tpssl_hf.data.label_values import few, number_column
 from tpssl_hf.data.masks import Masks
+from tpssl_hf.data.multilabel import number_lists
 from tpssl_hf.data.registry import DATASETS, EMBEDDED, DatasetSpec
 from tpssl_hf.data.scenes import load_digit_scenes
 from tpssl_hf.errors import InputError
@@ -19,6 +21,7 @@ from tpssl_hf.errors import InputError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 EMBEDDED_LOADERS = {"digits": load_digits, "digit_scenes": load_digit_scenes}
 IMAGE_NAMES = ("image", "img")
+LISTS = (datasets.List, datasets.LargeList)
 ENCODED_TYPES = ("string", "large_string", "binary", "large_binary")  # paths, or the bytes of image files
 
 
@@ -30,6 +33,7 @@ class Source:
         dataset: ``datasets.Dataset`` or ``IterableDataset`` whose image column is ``Image(decode=False)``.
         image_column: column that holds the images.
         label_column: column that holds the class numbers, or None.
+        label_lists: column that holds a list of labels for each image, or None; looked for if it was asked for.
         class_names: names in the order of the class numbers, or None where they are unknown.
         name: short name for reports and cards: registry name, Hub id or the folder's own name, never a full path.
         fingerprint: changes when the files change; two sources of equal fingerprint hold equal images.
@@ -55,6 +59,7 @@ class Source:
     masks: Masks | None = None
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    label_lists: str | None = None
 
 
 def load_source(
@@ -65,6 +70,7 @@ def load_source(
     image_column: str | None = None,
     label_column: str | None = None,
     streaming: bool = False,
+    several_labels: bool = False,
 ) -> Source:
     """Find the images of ``dataset`` without decoding any.
 
@@ -79,6 +85,8 @@ def load_source(
         label_column: column with the class numbers; the only ``ClassLabel`` column if None; ``folder`` for the names
             of the sub-folders of a folder of images. Labels are optional.
         streaming: read while training instead of downloading and converting everything first.
+        several_labels: whether ``label_column`` may hold lists; the only column of lists of ``ClassLabel`` does it if
+            None and no column holds a ``ClassLabel``.
 
     Raises:
         InputError: if there is no such data set, split, configuration or column.
@@ -92,6 +100,8 @@ def load_source(
     if spec is not None and spec.task == "classification":
         label_column = label_column or spec.label_column
     label_column = _find_label_column(loaded.features, label_column)
+    label_lists = _find_label_lists(loaded.features, label_column) if several_labels else None
+    label_column = None if label_lists else label_column
     is_path = isinstance(loaded.features[image_column], datasets.Value)  # to files beside the table, perhaps
     class_names = _class_names(loaded.features, label_column, spec)
     if label_column is not None and class_names is None and not streaming:
@@ -108,6 +118,7 @@ def load_source(
         folder=folder,
         left_out=() if is_path else opened.left_out,
         notes=opened.notes,
+        label_lists=label_lists,
     )
 
 
@@ -185,6 +196,39 @@ def _find_label_column(features: Any, asked: str | None) -> str | None:
         raise InputError(f"Label column {asked!r} does not exist: the columns are {columns_of(features)}.")
     labels = [name for name in features if isinstance(features[name], datasets.ClassLabel)]
     return labels[0] if len(labels) == 1 else None
+
+
+def _find_label_lists(features: Any, label_column: str | None) -> str | None:
+    """Return ``label_column`` if it holds lists; where it is None, the only column of lists of ``ClassLabel``."""
+    if label_column is not None:
+        return label_column if isinstance(features[label_column], LISTS) else None
+    found = class_lists(features)
+    single = any(isinstance(feature, datasets.ClassLabel) for feature in features.values())
+    return found[0] if len(found) == 1 and not single else None
+
+
+def class_lists(features: Any) -> list[str]:
+    """Return the columns that hold a list of ``ClassLabel`` for each image."""
+    lists = {name: feature.feature for name, feature in features.items() if isinstance(feature, LISTS)}
+    return [name for name, item in lists.items() if isinstance(item, datasets.ClassLabel)]
+
+
+def lists_of_labels(source: Source, rows: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the labels (N, K) of some rows of a source with ``label_lists``, and the names of the K.
+
+    Raises:
+        InputError: as :func:`tpssl_hf.data.multilabel.number_lists` does.
+    """
+    assert source.label_lists is not None
+    column = source.dataset.select_columns([source.label_lists]).with_format("arrow")
+    labels, names = number_lists(column[:].column(0).to_pylist(), names_of_lists(source), source.label_lists)
+    return labels[rows], names
+
+
+def names_of_lists(source: Source) -> tuple[str, ...] | None:
+    """Return the names of the labels in ``label_lists``; None where there is no such column or it names none."""
+    item = source.dataset.features[source.label_lists].feature if source.label_lists else None
+    return tuple(item.names) if isinstance(item, datasets.ClassLabel) else None
 
 
 def _class_names(features: Any, label_column: str | None, spec: DatasetSpec | None) -> tuple[str, ...] | None:

@@ -24,6 +24,7 @@ KINDS = {
 }
 SCORES = {  # name in results.json -> (metric on the Hub, words)
     "accuracy": ("accuracy", "accuracy"),
+    "mean_average_precision": ("mean_average_precision", "mean average precision (mAP)"),
     "mean_iou": ("mean_iou", "mean IoU"),
     "pixel_accuracy": ("accuracy", "pixel accuracy"),
     "mean_class_accuracy": ("accuracy", "mean accuracy over classes"),
@@ -53,7 +54,8 @@ def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], mor
     """
     results, found = evidence.results, evidence.results["metrics"]
     facts = {field.name: getattr(evidence, field.name) for field in fields(evidence)}
-    facts["spread"] = next(filter(None, map((evidence.spread or {}).get, ("accuracy", "mean_iou"))), None)
+    measures = ("accuracy", "mean_average_precision", "mean_iou")
+    facts["spread"] = next(filter(None, map((evidence.spread or {}).get, measures)), None)
     card = ModelCard.from_template(
         metadata(evidence, repo),
         template_str=TEMPLATES.joinpath("card.md").read_text(encoding="utf-8"),

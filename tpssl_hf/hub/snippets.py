@@ -8,6 +8,7 @@ from jinja2 import StrictUndefined, Template
 if TYPE_CHECKING:  # it brings torch with it, which a card does not need
     from tpssl_hf.hub.onnx import Exported
 
+THRESHOLDS = "thresholds"  # in results.json of a classifier of several labels an image
 TEMPLATES = files("tpssl_hf.hub").joinpath("templates")
 USAGE = {"target_pretrain": "backbone", "ssl_classify": "classifier", "ssl_segment": "segmenter"}
 
@@ -20,7 +21,8 @@ def snippets(results: dict[str, Any], repo: str) -> str:
         repo: Hub id of the model.
     """
     name = results["backbone"].partition(".")[0]
-    text = _rendered(USAGE[results["recipe"]], repo=repo, backbone=name)
+    several = THRESHOLDS in results
+    text = _rendered(USAGE[results["recipe"]], repo=repo, backbone=name, several=several)
     found = results.get("published_path")
     if found is not None and any(path["agree_if_read_as_trained"] for path in found["paths"]):
         limits = found.get("wide_range")

@@ -16,6 +16,9 @@ from tpssl_hf.files.atomic import replacing_folder, sync_files
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 from tpssl_hf.models.sealed import seal_folder
 
+SEVERAL_LABELS = "multi_label_classification"  # the problem type of transformers
+THRESHOLDS = "thresholds"  # of each label, in the provenance of a classifier of several
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -63,6 +66,7 @@ def save_timm_folder(
     provenance: dict[str, Any],
     license: str | None = None,
     label_names: list[str] | None = None,
+    problem_type: str | None = None,
     more_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write ``model.safetensors`` and ``config.json`` so that plain timm and plain transformers load the same network.
@@ -78,6 +82,7 @@ def save_timm_folder(
         provenance: JSON facts: base weights, their license, data set, method, paper.
         license: license of these weights, as the Hub spells it.
         label_names: class names of a classifier, in order.
+        problem_type: that of transformers, whose pipeline takes a sigmoid of each logit for ``SEVERAL_LABELS``.
         more_files: content of other files by name.
     """
     model = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
@@ -99,14 +104,8 @@ def save_timm_folder(
         )
         config_path = temporary / CONFIG_FILE
         config = json.loads(config_path.read_text(encoding="utf-8"))
-        config.get("model_args", {}).pop("num_classes", None)
-        inherited = config["pretrained_cfg"]
-        for stale in ("license", "origin_url", "paper_name", "paper_ids", "notes", "hf_hub_id", "url", "file"):
-            inherited.pop(stale, None)
-        inherited["tag"] = "tpssl"
-        if license:
-            inherited["license"] = license
-        config["tpssl_hf"] = provenance
+        config |= {"problem_type": problem_type} if problem_type else {}
+        _tell_origin(config, provenance, license)
         config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, content in (more_files or {}).items():
             (temporary / name).write_bytes(content)
@@ -114,3 +113,15 @@ def save_timm_folder(
         (temporary / WEIGHTS_FILE).chmod(config_path.stat().st_mode)  # safetensors makes it readable by its owner only
         sync_files(temporary)
     return folder
+
+
+def _tell_origin(config: dict[str, Any], provenance: dict[str, Any], license: str | None) -> None:
+    """Replace what timm says of the weights it ships by what is known of these."""
+    config.get("model_args", {}).pop("num_classes", None)
+    inherited = config["pretrained_cfg"]
+    for stale in ("license", "origin_url", "paper_name", "paper_ids", "notes", "hf_hub_id", "url", "file"):
+        inherited.pop(stale, None)
+    inherited["tag"] = "tpssl"
+    if license:
+        inherited["license"] = license
+    config["tpssl_hf"] = provenance

@@ -17,6 +17,7 @@ from tpssl_hf.training.checkpoint_manager import locked_run_dir
 from tpssl_hf.training.provenance import run_facts
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
+PRECISION = "mean_average_precision"
 ArgsType = TypeVar("ArgsType", ClassifyArgs, SegmentArgs)
 # What the runs of all label seeds have in common, as far as their results have it
 SHARED = ("recipe", "method", "task", "dataset", "test", "class_names", "backbone", "init", "scored", "protocol")
@@ -31,7 +32,8 @@ def run_each_label_seed(
         args: of the run.
         accelerator: freed of the network after each run.
         run_once: arguments of one label seed -> exit code; another than 0 ends the rest.
-        metric: what is averaged over the label seeds, a name in the ``metrics`` of ``results.json``.
+        metric: what is averaged over the label seeds, a name in the ``metrics`` of ``results.json``; the mAP takes its
+            place where images have several labels.
     """
     seeds = args.task.label_seeds
     if not seeds:
@@ -60,6 +62,7 @@ def save_label_seed_summary(
     """Write results.json over several label seeds; returns the summary for people."""
     files = [run_dir.path / f"label_seed_{seed}" / RESULTS for seed in seeds]
     parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    metric = PRECISION if all(part["metrics"].get(PRECISION) is not None for part in parts) else metric
     values = [part["metrics"][metric] for part in parts if metric in part["metrics"]]
     spread = mean_and_spread(values)
     facts = {name: parts[0][name] for name in SHARED if name in parts[0]}
@@ -71,7 +74,7 @@ def save_label_seed_summary(
         return f"\n{len(seeds)} label seeds, no test images, so no score: {run_dir.path}"
     plus = f" ± {100 * spread['standard_deviation']:.1f}" if len(values) > 1 else ""
     each = ", ".join(f"{100 * value:.1f}" for value in values)
-    title = {"accuracy": "Accuracy", "mean_iou": "Mean IoU"}[metric]
+    title = {"accuracy": "Accuracy", "mean_iou": "Mean IoU", PRECISION: "mAP"}[metric]
     means = ", ".join(f"{name.replace('_', ' ')} {100 * found['mean']:.1f} %" for name, found in beside.items())
     return (
         f"\n{title} over {len(seeds)} label seeds: {100 * spread['mean']:.1f}{plus} % ({each})\n"
@@ -81,9 +84,9 @@ def save_label_seed_summary(
 
 
 def spread_of_candidates(parts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return mean and spread of the test accuracy of each candidate; empty unless all runs have compared them."""
+    """Return mean and spread of the test score of each candidate; empty unless all runs have compared them."""
     every = [
-        {part["saved"]["candidate"]: part["metrics"]["accuracy"], **part["beside"]}
+        {part["saved"]["candidate"]: part["metrics"].get("accuracy", part["metrics"].get(PRECISION)), **part["beside"]}
         for part in parts
         if part.get("beside")
     ]

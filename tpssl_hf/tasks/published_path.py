@@ -89,6 +89,8 @@ def check_classifier(
     names: list[str],
     device: torch.device,
     of: str,
+    *,
+    several: bool = False,
 ) -> dict[str, Any]:
     """Compare what transformers' pipeline and timm make of images with ``probabilities`` (N, K) of the evaluation.
 
@@ -100,16 +102,17 @@ def check_classifier(
         names: of the K classes.
         device: where to compute.
         of: which images these are, for people.
+        several: whether an image may have several of the K labels, so that each has a probability of its own.
 
     Returns:
         What ``results.json`` says under ``published_path``; its ``warning`` is None where all is well.
     """
     with _quietly():
         asked = _Asked(store, indices, list(probabilities))
-        difference = partial(_class_difference, names)
+        difference: Difference = _label_difference if several else partial(_class_difference, names)
         found = [
-            asked.compare("transformers' pipeline", partial(_pipeline_classes, folder, device), difference),
-            asked.compare("timm", partial(_timm_classes, folder, device), difference),
+            asked.compare("transformers' pipeline", partial(_pipeline_classes, folder, device, several), difference),
+            asked.compare("timm", partial(_timm_classes, folder, device, several), difference),
         ]
     return _summed_up(found, len(indices), of, MEDIAN_ALLOWED, store)
 
@@ -199,6 +202,12 @@ def _class_difference(names: list[str], own: np.ndarray, found: np.ndarray) -> t
     return float(first == other), moved, how
 
 
+def _label_difference(own: np.ndarray, found: np.ndarray) -> tuple[float, float, str | None]:
+    """Return whether all probabilities of labels agree, their greatest difference, and what is notable."""
+    moved = float(np.abs(own - found).max())
+    return float(moved <= NOTABLE), moved, f"a label {moved:.2f} off" if moved > NOTABLE else None
+
+
 def _pixel_difference(own: np.ndarray, found: np.ndarray) -> tuple[float, float, str | None]:
     """Return the share of pixels that get the same class and of those that do not, and what is notable."""
     moved = float((own != found).mean())
@@ -219,21 +228,21 @@ def _summed_up(found: list[Agreement], images: int, of: str, allowed: float, sto
     }
 
 
-def _pipeline_classes(folder: Path, device: torch.device) -> Ask:
+def _pipeline_classes(folder: Path, device: torch.device, several: bool) -> Ask:
     from transformers import pipeline
 
     asked = pipeline("image-classification", model=str(folder), device=device)
-    names = asked.model.config.id2label
+    names, function = asked.model.config.id2label, "sigmoid" if several else "softmax"
 
     def ask(feed: Any, own: np.ndarray) -> np.ndarray:
-        answers = asked(feed, top_k=len(own), function_to_apply="softmax")
+        answers = asked(feed, top_k=len(own), function_to_apply=function)
         scores = {answer["label"]: answer["score"] for answer in answers}
         return np.array([scores[names[number]] for number in range(len(own))])
 
     return ask
 
 
-def _timm_classes(folder: Path, device: torch.device) -> Ask:
+def _timm_classes(folder: Path, device: torch.device, several: bool) -> Ask:
     import timm
 
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
@@ -242,7 +251,8 @@ def _timm_classes(folder: Path, device: torch.device) -> Ask:
     @torch.inference_mode()
     def ask(feed: Any, own: np.ndarray) -> np.ndarray:
         image = ImageOps.exif_transpose(Image.open(feed) if isinstance(feed, str) else feed).convert("RGB")
-        probabilities: np.ndarray = network(transform(image)[None].to(device)).softmax(dim=1)[0].cpu().numpy()
+        logits = network(transform(image)[None].to(device))
+        probabilities: np.ndarray = (logits.sigmoid() if several else logits.softmax(dim=1))[0].cpu().numpy()
         return probabilities
 
     return ask

@@ -14,8 +14,8 @@ from tpssl_hf.data.sources import Source, load_source
 from tpssl_hf.training.run_dir import RunDir
 
 
-def open_source(data: DataConfig) -> Source:
-    """Find the images that the keys name.
+def open_source(data: DataConfig, *, several_labels: bool = False) -> Source:
+    """Find the images that the keys name, with several labels each if ``several_labels``.
 
     Raises:
         InputError: as :func:`tpssl_hf.data.sources.load_source` does.
@@ -27,6 +27,7 @@ def open_source(data: DataConfig) -> Source:
         image_column=data.image_column,
         label_column=data.label_column,
         streaming=data.streaming,
+        several_labels=several_labels,
     )
 
 

@@ -18,6 +18,8 @@ SHOWN = {  # name in the log -> what people are told
     "accepted": "accepted share",
     "test_accuracy": "test accuracy",
     "validation_accuracy": "held-out accuracy",
+    "test_mean_average_precision": "test mAP",
+    "validation_mean_average_precision": "held-out mAP",
     "choosing_accuracy": "choosing accuracy",
     "drift": "drift",
     "learning_rate": "learning rate",

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from tpssl_hf.data.image_cache import ImageCache
-from tpssl_hf.data.label_splits import Labeled, choose_labels, draw_labels
+from tpssl_hf.data.label_splits import choose_labels, draw_labels
 from tpssl_hf.data.label_values import few
+from tpssl_hf.data.labeled import Labeled
+from tpssl_hf.data.multilabel import refuse_several
 from tpssl_hf.data.scan import UNLABELED
-from tpssl_hf.data.sources import Source
+from tpssl_hf.data.sources import Source, class_lists
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.probes import ProbeSplit
 from tpssl_hf.verdicts.config import VerdictConfig
@@ -74,6 +76,8 @@ def _known_labels(
     """Labels of all images, -1 for none; class names, none without labels; budget, None for all there are; notes."""
     known, wanted = np.full(len(store), UNLABELED, dtype=np.int64), str(config.labels)
     is_file = Path(wanted).suffix.lower() in (".json", ".csv")
+    if wanted != "none" and not is_file and store.labels is None and class_lists(source.dataset.features):
+        raise refuse_several(f"the data set {source.name!r}")
     if wanted == "none" or (not is_file and (store.labels is None or (store.labels == UNLABELED).all())):
         return known, (), None, ()
     labeled: Labeled = choose_labels(wanted, store, source, mode=config.label_mode, seed=1 + SEEDS_APART * seed)

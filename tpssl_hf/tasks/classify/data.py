@@ -16,17 +16,14 @@ from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.folder_layout import MissingSplit
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
-from tpssl_hf.data.label_splits import (
-    Labeled,
-    choose_labels,
-    hold_out,
-    hold_out_share,
-    refuse_test_images,
-    write_labels,
-)
+from tpssl_hf.data.label_splits import choose_labels, gives_several, refuse_test_images, write_labels
+from tpssl_hf.data.label_values import few
+from tpssl_hf.data.labeled import Labeled, hold_out, hold_out_share
+from tpssl_hf.data.multilabel_splits import is_known
 from tpssl_hf.data.scan import UNLABELED
-from tpssl_hf.data.sources import Source, load_source
+from tpssl_hf.data.sources import Source, lists_of_labels, load_source
 from tpssl_hf.errors import InputError
+from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.tasks.classify.config import ClassifyArgs, ClassifyConfig
 from tpssl_hf.training.open_data import open_image_cache, open_source
 from tpssl_hf.training.run_dir import RunDir
@@ -42,7 +39,7 @@ class Split:
     Attributes:
         store: the images.
         indices: (N,) int64, which of them.
-        labels: (N,) int64, class numbers.
+        labels: (N,) int64, class numbers; or (N, K) int64 of several labels an image.
         name: of the split they are.
     """
 
@@ -86,11 +83,15 @@ def open_data(args: ClassifyArgs, accelerator: Accelerator, run: RunDir | None) 
     choice, data = args.task, args.data
     if data.streaming:
         raise InputError("labels are chosen by number, which streamed images have not; leave streaming off.")
-    source = open_source(data)
+    source = open_source(data, several_labels=True)
+    if (reason := refused_for_several(args)) and gives_several(str(choice.labels), source):
+        raise InputError(reason)
     crop_scale = CROP_SCALE if choice.crop == "rrc" else None
     store = open_image_cache(source, data, accelerator, run, crop_scale=crop_scale)
-    labeled = choose_labels(str(choice.labels), store, source, mode=choice.label_mode, seed=choice.label_seed)
-    test = _open_test(choice, data, labeled.class_names, store.wide_range, accelerator, run)
+    labeled = choose_labels(
+        str(choice.labels), store, source, mode=choice.label_mode, seed=choice.label_seed, several=True
+    )
+    test = _open_test(choice, data, labeled, store.wide_range, accelerator, run)
     if test:
         refuse_test_images(store, labeled.indices, test.store)
     unlabeled, truth = store, _known_truth(store, source, labeled)
@@ -106,6 +107,27 @@ def open_data(args: ClassifyArgs, accelerator: Accelerator, run: RunDir | None) 
     labeled, held = _hold_out(choice, labeled, test, source, notes)
     validation = Split(store, held.indices, held.labels) if held else None
     return FinetuningData(source, store, labeled, validation, unlabeled, truth, test, tuple(notes))
+
+
+def refused_for_several(args: ClassifyArgs) -> str | None:
+    """Say which key does not go with several labels an image; None if all do."""
+    able = [name for name, spec in CLASSIFY.items() if spec.several_labels]
+    if args.task.method not in able:
+        return (
+            f"the images have several labels each, which the learners {', '.join(able)} take and {args.task.method} "
+            "does not; give one of them as --method, or one label an image."
+        )
+    if args.task.labeled_sampling != "images":
+        return (
+            "labeled_sampling classes takes images of each class in turn, and here an image has several labels; leave "
+            "it out."
+        )
+    if (threshold := getattr(args.method, "threshold", 1.0)) <= 0.5:
+        return (
+            f"threshold {threshold:g} would give a label and deny it at once where images have several; give one "
+            "above 0.5."
+        )
+    return None
 
 
 def _hold_out(
@@ -158,7 +180,7 @@ def _known_truth(store: ImageCache, source: Source, labeled: Labeled) -> Tensor 
 def _open_test(
     choice: ClassifyConfig,
     data: DataConfig,
-    names: tuple[str, ...],
+    labeled: Labeled,
     wide_range: Range | None,
     accelerator: Accelerator,
     run: RunDir | None,
@@ -180,17 +202,20 @@ def _open_test(
         ) from error
     limited = replace(data, limit_images=choice.limit_test_images)
     store = open_image_cache(source, limited, accelerator, run, part="test", wide_range=wide_range)
+    if labeled.several:
+        return Split(store, np.arange(len(store)), _several_of_test(store, source, labeled.class_names, split), split)
     if store.labels is None or (store.labels == UNLABELED).any():
         raise InputError(
             f"the test images ({source.name!r}, split {split!r}) need a label each, and not all have "
             "one; name others with --test_dataset and --test_split, or say --test_split none."
         )
-    return Split(store, np.arange(len(store)), _renumbered(store.labels, source, names), split)
+    return Split(store, np.arange(len(store)), _renumbered(store.labels, source, labeled.class_names), split)
 
 
 def _test_source(choice: ClassifyConfig, data: DataConfig) -> tuple[Source, str]:
     """Find the test images, and the split they are: where none is named, ``test``, or all of one plain folder."""
     columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
+    columns["several_labels"] = True
     named, split = choice.test_dataset or data.dataset, choice.test_split or "test"
     try:
         return load_source(named, split=split, dataset_config=data.dataset_config, **columns), split
@@ -198,6 +223,25 @@ def _test_source(choice: ClassifyConfig, data: DataConfig) -> tuple[Source, str]
         if not error.has_no_splits or not choice.test_dataset or choice.test_split:
             raise
     return load_source(named, split="train", **columns), "all"
+
+
+def _several_of_test(store: ImageCache, source: Source, names: tuple[str, ...], split: str) -> np.ndarray:
+    """Return the labels (N, K) of the test images in the order of ``names``, -1 for those their data set lacks."""
+    found = lists_of_labels(source, store.rows) if source.label_lists else None
+    if found is None or not is_known(found[0]).all():
+        raise InputError(
+            f"the test images ({source.name!r}, split {split!r}) need a list of labels each, as training images have "
+            "several, and not all have one; name others with --test_dataset and --test_split, or say --test_split "
+            "none."
+        )
+    own, own_names = found
+    if strange := [name for name in own_names if name not in names]:
+        raise InputError(
+            f"the test images have the label {strange[0]!r}, which no training image has; those have {few(names)}."
+        )
+    labels = np.full((len(own), len(names)), UNLABELED, dtype=np.int64)
+    labels[:, [names.index(name) for name in own_names]] = own
+    return labels
 
 
 def _renumbered(labels: np.ndarray, source: Source, names: tuple[str, ...]) -> np.ndarray:
@@ -216,8 +260,8 @@ def _renumbered(labels: np.ndarray, source: Source, names: tuple[str, ...]) -> n
 def with_labels(
     transform: Callable[[ImageBatch], dict[str, Tensor]], labeled: Labeled, count: int, device: torch.device
 ) -> Callable[[ImageBatch], dict[str, Tensor]]:
-    """Add ``labels`` (B,) int64 to what ``transform`` makes of labeled images of a store of ``count``."""
-    table = torch.full((count,), UNLABELED, dtype=torch.int64)
+    """Add ``labels``, (B,) or (B, K) int64, to what ``transform`` makes of labeled images of a store of ``count``."""
+    table = torch.full((count, *labeled.labels.shape[1:]), UNLABELED, dtype=torch.int64)
     table[torch.from_numpy(labeled.indices)] = torch.from_numpy(labeled.labels)
     table = table.to(device)
     return lambda images: {**transform(images), "labels": table[images.index]}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tpssl_hf.data.label_splits import part_of
+from tpssl_hf.data.labeled import part_of
 from tpssl_hf.tasks.classify.data import Split
 from tpssl_hf.tasks.classify.run import ClassifyRun, assemble, probabilities
 from tpssl_hf.tasks.classify.selection import Folds

@@ -11,13 +11,14 @@ import numpy as np
 from torch import nn
 
 from tpssl_hf.evaluation.calibration import Calibration
+from tpssl_hf.evaluation.multilabel import multilabel_scores
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
-from tpssl_hf.models.timm_export import save_timm_folder
+from tpssl_hf.models.timm_export import SEVERAL_LABELS, THRESHOLDS, save_timm_folder
 from tpssl_hf.monitoring.pseudo_labels import draw_pseudo_labels
 from tpssl_hf.plots.training import draw_curves
 from tpssl_hf.tasks.classify.data import Split
 from tpssl_hf.tasks.classify.deployment import Deployment, deploy
-from tpssl_hf.tasks.classify.run import ClassifyRun, accuracy, probabilities
+from tpssl_hf.tasks.classify.run import ClassifyRun, main_score, measure_of, probabilities
 from tpssl_hf.tasks.classify.selection import FINETUNED, WORDS, saved_sentence, shares
 from tpssl_hf.tasks.finetuning import provenance
 from tpssl_hf.tasks.published_path import check_classifier, some_of
@@ -36,8 +37,8 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
         draw_curves(run_dir.path / "curves.png", entries, what=run.subject)
     draw_pseudo_labels(run_dir.path / "pseudo_labels.png", entries, data.labeled.class_names)
     network, made = deployment.network, deployment.saved["candidate"] == FINETUNED
-    metrics, answers = score(run, network)
-    last = [entry["test_accuracy"] for entry in entries if "test_accuracy" in entry][-LAST_EVALUATIONS:]
+    metrics, answers = score(run, network, deployment.thresholds)
+    last = [entry[name] for entry in entries if (name := f"test_{measure_of(run)}") in entry][-LAST_EVALUATIONS:]
     if last and made:
         metrics[f"median_of_last_{len(last)}_evaluations"] = median(last)
     dataset = {"name": data.source.name, "fingerprint": data.store.fingerprint, "images": len(data.store)}
@@ -56,12 +57,14 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
         beside=deployment.beside,
         saved=deployment.saved,
         calibration=calibration_facts(deployment.calibration),
+        **threshold_facts(run, deployment),
         **run.facts(seconds + run.fit_seconds),
     )
     if not made:
         save(run, run.method.deployed, run_dir.path / "model_last", {})
     more = {CALIBRATION: json.dumps(asdict(deployment.calibration)).encode()} if deployment.calibration else {}
     made_by = {**provenance(results), "candidate": deployment.saved["candidate"]}
+    made_by |= {} if deployment.thresholds is None else {THRESHOLDS: deployment.thresholds.tolist()}
     save(run, network, run_dir.path / "model", made_by, more)
     results["published_path"] = published_path(run, run_dir.path / "model", network, answers)
     run_dir.write_json(RESULTS, results)
@@ -75,6 +78,14 @@ def calibration_facts(calibration: Calibration | None) -> dict[str, Any] | None:
     facts = {name: value for name, value in asdict(calibration).items() if name not in ("confidences", "right")}
     expected = {"labels": len(calibration.right), "expected_accuracy": calibration.expected_accuracy()}
     return {**facts, **expected, "sentence": calibration.sentence()}
+
+
+def threshold_facts(run: ClassifyRun, deployment: Deployment) -> dict[str, Any]:
+    """Return from which probability on an image is given each label; nothing where an image has one label."""
+    if deployment.thresholds is None:
+        return {}
+    names = run.data.labeled.class_names
+    return {THRESHOLDS: dict(zip(names, deployment.thresholds.tolist(), strict=True))}
 
 
 def words_of(run: ClassifyRun, deployment: Deployment) -> str:
@@ -99,12 +110,20 @@ def save(
         provenance=provenance,
         license=run.origin.license,
         label_names=list(run.data.labeled.class_names),
+        problem_type=SEVERAL_LABELS if run.data.labeled.several else None,
         more_files=more_files,
     )
 
 
-def score(run: ClassifyRun, network: nn.Module) -> tuple[dict[str, Any], np.ndarray | None]:
+def score(
+    run: ClassifyRun, network: nn.Module, thresholds: np.ndarray | None
+) -> tuple[dict[str, Any], np.ndarray | None]:
     """Score a network on test images and held-out labels, as far as there are any.
+
+    Args:
+        run: the finished run.
+        network: the deployed one.
+        thresholds: (K,) of several labels an image, else None.
 
     Returns:
         The scores, and the probabilities of the test images or None.
@@ -112,9 +131,12 @@ def score(run: ClassifyRun, network: nn.Module) -> tuple[dict[str, Any], np.ndar
     data, metrics, answers = run.data, dict[str, Any](), None
     if data.test is not None:
         answers = probabilities(run, network, data.test)
-        metrics |= classification_scores(answers, data.test.labels)
+        if thresholds is None:
+            metrics |= classification_scores(answers, data.test.labels)
+        else:
+            metrics |= multilabel_scores(answers, data.test.labels, thresholds)
     if data.validation is not None:
-        metrics["validation_accuracy"] = accuracy(run, network, data.validation)
+        metrics[f"validation_{measure_of(run)}"] = main_score(run, network, data.validation)
     return metrics, answers
 
 
@@ -136,7 +158,8 @@ def published_path(run: ClassifyRun, folder: Path, network: nn.Module, answers: 
     chosen = replace(split, indices=split.indices[some], labels=split.labels[some])
     own = probabilities(run, network, chosen) if answers is None else answers[some]
     names = list(data.labeled.class_names)
-    return check_classifier(folder, chosen.store, chosen.indices, own, names, run.accelerator.device, of)
+    device, several = run.accelerator.device, data.labeled.several
+    return check_classifier(folder, chosen.store, chosen.indices, own, names, device, of, several=several)
 
 
 def summary(folder: Path, results: dict[str, Any]) -> str:
@@ -154,22 +177,33 @@ def summary(folder: Path, results: dict[str, Any]) -> str:
         lines.append(
             f"  calibration   expected calibration error (ECE) {100 * metrics['expected_calibration_error']:.1f} %"
         )
+    if metrics.get("mean_average_precision") is not None:
+        count = results["test"]["images"]
+        lines.append(
+            f"  mAP           {100 * metrics['mean_average_precision']:.1f} % of {count:,} test images ({network}); "
+            f"{100 * metrics['chance_mean_average_precision']:.1f} % by chance"
+        )
+        lines.append(f"  at thresholds macro-averaged F1 {100 * metrics['macro_f1']:.1f} %")
     if results["beside"]:
         others = shares(results["beside"], results["method"])
         lines.append(f"  beside it     {others} (same images; nothing was chosen by these)")
     if "validation_accuracy" in metrics:
         lines.append(f"  validation    {100 * metrics['validation_accuracy']:.1f} % of the labels held out")
+    if metrics.get("validation_mean_average_precision") is not None:
+        value = 100 * metrics["validation_mean_average_precision"]
+        lines.append(f"  validation    mAP {value:.1f} % of the labeled images held out")
     if results["calibration"]:
         lines.append(f"  held out      {results['calibration']['sentence']}")
     replaced = results["saved"]["candidate"] != FINETUNED
     compared = results["saved"]["select"] == "best"
     folds = results["saved"]["folds"] if results["steps"] else None
+    labels = "labeled images" if THRESHOLDS in results else "labels"
     compared_in = f" and {folds['count']} x {folds['steps']} to compare" if folds else ""
     return "\n".join(
         [
             "",
             *([saved_sentence(results["saved"], results["method"])] if compared else []),
-            f"Finetuned {results['backbone']} with {results['method']} on {results['labels']['count']} labels of "
+            f"Finetuned {results['backbone']} with {results['method']} on {results['labels']['count']} {labels} of "
             f"{results['dataset']['name']}: {results['steps']} steps{compared_in} in {results['seconds']:.0f} s",
             *lines,
             *([f"  warning       {warning}"] if warning else []),

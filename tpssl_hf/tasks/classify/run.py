@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
 from tpssl_hf.evaluation.features import extract_features
+from tpssl_hf.evaluation.multilabel import mean_average_precision, sigmoid
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
 from tpssl_hf.models.backbone import WeightsSource
@@ -88,9 +89,10 @@ class ClassifyRun(FinetuningRun[ClassifyArgs]):
     def _compares(self) -> list[str]:
         if (folds := self.folds) is None or folds.steps == 0:
             return []
+        others = "" if self.data.labeled.several else " and label spreading"
         return [
             f"then {folds.count} x {folds.steps} steps without some of the labels each, to compare it with a frozen "
-            "probe and label spreading (--select last does without)"
+            f"probe{others} (--select last does without)"
         ]
 
     def _size_note(self) -> str:
@@ -222,19 +224,32 @@ def rate_note(args: ClassifyArgs, start: str) -> str | None:
 
 
 def probabilities(run: ClassifyRun, network: nn.Module, split: Split) -> np.ndarray:
-    """Class probabilities (N, K) float64 of undistorted images, in evaluation mode."""
+    """Class probabilities (N, K) float64 of undistorted images, in evaluation mode; of several labels, one each."""
     logits = extract_features(network, split.store, split.indices, run.views, run.accelerator.device)
+    if run.data.labeled.several:
+        return sigmoid(logits)
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     scaled: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
     return scaled
 
 
-def accuracy(run: ClassifyRun, network: nn.Module, split: Split) -> float:
-    """Share of images that a network gives their class."""
+def measure_of(run: ClassifyRun) -> str:
+    """Return the name of the score that a run is judged by."""
+    return "mean_average_precision" if run.data.labeled.several else "accuracy"
+
+
+def main_score(run: ClassifyRun, network: nn.Module, split: Split) -> float | None:
+    """Share of images that a network gives their class; of several labels the mAP, None where it has none."""
+    if run.data.labeled.several:
+        return mean_average_precision(probabilities(run, network, split), split.labels)
     return float(classification_scores(probabilities(run, network, split), split.labels)["accuracy"])
 
 
 def evaluations(run: ClassifyRun) -> dict[str, float]:
-    """Return ``test_accuracy`` and ``validation_accuracy`` of the network as it is, as far as there are images."""
-    parts = {"test_accuracy": run.data.test, "validation_accuracy": run.data.validation}
-    return {name: accuracy(run, run.method.deployed, split) for name, split in parts.items() if split is not None}
+    """Return ``test_accuracy`` and ``validation_accuracy`` of the network as it is, as far as there are images.
+
+    Of several labels they are ``test_mean_average_precision`` and ``validation_mean_average_precision``.
+    """
+    parts = {"test": run.data.test, "validation": run.data.validation}
+    found = {name: main_score(run, run.method.deployed, split) for name, split in parts.items() if split is not None}
+    return {f"{name}_{measure_of(run)}": value for name, value in found.items() if value is not None}

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tpssl_hf.data.multilabel_splits import deal, fewest
+from tpssl_hf.evaluation.multilabel import difference_of_precision, mean_average_precision
 from tpssl_hf.tasks.pretrain.helped import difference, in_points
 
 FINETUNED, PROBE, SPREADING = "finetuned", "frozen_probe", "label_spreading"
@@ -33,24 +35,30 @@ class Folds:
 
 
 def plan_folds(labels: np.ndarray, max_steps: int, seed: int) -> Folds | None:
-    """Split labels (N,) into folds that hold each class in proportion.
+    """Split labels (N,), or (N, K) of several an image, into folds that hold each class in proportion.
 
     There are four where each class has four labels, else two, which cost another run of ``max_steps`` together; from
     25 labels a class on there are two, of a quarter of the steps each.
 
     Returns:
-        The folds; None where a class has a single label, so that nothing can be held out.
+        The folds; None where a class has a single label, so that nothing can be held out. Of several labels an image,
+        each is counted by the rarer of its two answers.
     """
-    fewest = int(np.unique(labels, return_counts=True)[1].min())
-    if fewest < LEAST_FOLDS:
+    several = labels.ndim == 2
+    least = int(fewest(labels).min() if several else np.unique(labels, return_counts=True)[1].min())
+    if least < LEAST_FOLDS:
         return None
-    count = MOST_FOLDS if MOST_FOLDS <= fewest < MANY_LABELS else LEAST_FOLDS
+    count = MOST_FOLDS if MOST_FOLDS <= least < MANY_LABELS else LEAST_FOLDS
+    parts = MOST_FOLDS if least >= MANY_LABELS else count
+    steps = min(max_steps, max(1, max_steps // parts))
+    if several:
+        sizes = np.bincount(np.arange(len(labels)) % count).tolist()
+        return Folds(deal(labels, sizes, seed), count, steps)
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # by class, and dealt out one after the other
     numbers = np.zeros(len(labels), dtype=np.int64)
     numbers[order] = np.arange(len(labels)) % count
-    parts = MOST_FOLDS if fewest >= MANY_LABELS else count
-    return Folds(numbers, count, min(max_steps, max(1, max_steps // parts)))
+    return Folds(numbers, count, steps)
 
 
 def choose(right: Right, *, usable: bool) -> str:
@@ -76,6 +84,29 @@ def _clearly_better(before: Sequence[int], after: Sequence[int]) -> bool:
     return mean(changes) > stdev(changes) / math.sqrt(len(changes))
 
 
+def compare_precision(answers: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Return the mAP of each candidate, and the difference of each baseline to what was finetuned.
+
+    Args:
+        answers: (N, K) scores of all candidates; empty where nothing could be held out.
+        labels: (N, K).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, scores in answers.items():
+        found[name] = {"mean_average_precision": mean_average_precision(scores, labels)}
+        if name != FINETUNED:
+            found[name]["minus_finetuned"] = difference_of_precision(answers[FINETUNED], scores, labels)
+    return found
+
+
+def choose_by_precision(found: Mapping[str, Mapping[str, Any]], *, usable: bool) -> str:
+    """Return the candidate to deploy as :func:`choose` does, of what :func:`compare_precision` found."""
+    if not found or not usable:
+        return FINETUNED if usable else PROBE
+    gain = found[PROBE]["minus_finetuned"]
+    return PROBE if gain["mean"] > gain["standard_error"] else FINETUNED
+
+
 def cross_validated(right: Right) -> dict[str, dict[str, Any]]:
     """Return the accuracy of each candidate, and the difference of each baseline to what was finetuned."""
     found: dict[str, dict[str, Any]] = {}
@@ -95,14 +126,18 @@ def saved_sentence(saved: Mapping[str, Any], method: str, subject: str = "model/
     if not saved["usable"]:
         what += f", which answers a single class, or nothing finite, for all {labels} labeled images"
     if not found:
-        return f"{what}; some class has one label only, so nothing could be compared by cross-validation."
-    accuracies = shares({name: entry["accuracy"] for name, entry in found.items()}, method)
+        few = "label is on one image, or all but one," if saved.get("several_labels") else "class has one label"
+        return f"{what}; some {few} only, so nothing could be compared by cross-validation."
+    several = "mean_average_precision" in found[FINETUNED]
+    measure = "mean_average_precision" if several else "accuracy"
+    accuracies = shares({name: entry[measure] for name, entry in found.items()}, method)
     gaps = "; ".join(
         f"{WORDS[name]} − {method}: {in_points(entry['minus_finetuned'])}"
         for name, entry in found.items()
         if name != FINETUNED
     )
-    return f"{what}. Cross-validated on {labels} training labels: {accuracies}. {gaps}."
+    on = f"{labels} labeled images, mAP" if several else f"{labels} training labels"
+    return f"{what}. Cross-validated on {on}: {accuracies}. {gaps}."
 
 
 def shares(accuracies: Mapping[str, float], method: str) -> str:
