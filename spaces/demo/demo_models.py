@@ -18,6 +18,7 @@ import tpssl_hf  # noqa: F401  # tells transformers about the segmenter
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 from tpssl_hf.models.segmentation_inference import predict_masks
+from tpssl_hf.models.timm_export import SEVERAL_LABELS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 BUILD = "uv run --extra demo python spaces/demo/app.py --build"
@@ -127,6 +128,10 @@ def load_classifier(location: str) -> Classifier:
     model, processor = _loaded(location, AutoModelForImageClassification)
     if not hasattr(model, "timm_model"):
         raise InputError(f"{location} is no timm model; give one that `tpssl-hf classify` has left.")
+    if model.config.problem_type == SEVERAL_LABELS:
+        raise InputError(
+            f"{location} gives an image several labels, which the demo does not show; give a classifier of one."
+        )
     return Classifier(model, processor, _class_names(model), _tested(_folder(location)))
 
 

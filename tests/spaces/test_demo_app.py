@@ -25,6 +25,7 @@ from transformers import pipeline
 
 from tpssl_hf.commands import demo
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.timm_export import SEVERAL_LABELS
 
 pytestmark = GRADIO_NOISE
 
@@ -102,6 +103,13 @@ def test_how_often_a_model_is_right_is_read_from_its_run(tmp_path: Path) -> None
     (tmp_path / "run" / "results.json").write_text(json.dumps(results))
     tested = load_classifier(str(folder)).tested
     assert tested == (0.875, 1200) and "Right on 87.5 % of 1,200 test images" in accuracy_bar(tested)
+
+
+def test_a_classifier_of_several_labels_an_image_is_refused(tmp_path: Path) -> None:
+    config = Path(make_classifier(tmp_path / "model", 0)) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"problem_type": SEVERAL_LABELS}))
+    with pytest.raises(InputError, match="gives an image several labels, which the demo does not show"):
+        load_classifier(str(tmp_path / "model"))
 
 
 def test_segment_answers_what_the_model_says(client: Client, demo_config: DemoConfig, upload: Any) -> None:

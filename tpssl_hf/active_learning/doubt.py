@@ -6,13 +6,18 @@ import torch
 from torch import nn
 
 from tpssl_hf.models.backbone import stored_config
+from tpssl_hf.models.timm_export import SEVERAL_LABELS
 
 RECIPE = "ssl_classify"  # other weights may have classes too, but not those that are wanted, such as ImageNet's
 
 
 def classifier_head(model: str) -> nn.Linear | None:
-    """Return the last layer of the classifier in the folder ``model``; None if a finetuning made no such thing."""
-    if stored_config(model).get("tpssl_hf", {}).get("recipe") != RECIPE:
+    """Return the last layer of the classifier in the folder ``model``; None if a finetuning made no such thing.
+
+    One whose images may have several labels is none: its logits do not compete.
+    """
+    config = stored_config(model)
+    if config.get("tpssl_hf", {}).get("recipe") != RECIPE or config.get("problem_type") == SEVERAL_LABELS:
         return None
     head = timm.create_model(f"local-dir:{model}", pretrained=True).get_classifier()
     return head if isinstance(head, nn.Linear) else None

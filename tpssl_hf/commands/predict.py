@@ -55,7 +55,8 @@ def predict(model: Model, dataset: str | PathLike[str], **keys: Any) -> datasets
         **keys: every other key of ``tpssl-hf predict``, such as ``split``, ``batch_size`` or ``output_dir``.
 
     Returns:
-        One row per image that could be read: ``row``, ``file``, and ``label``, ``confidence``, ... of a classifier, or
+        One row per image that could be read: ``row``, ``file``, and ``label``, ``confidence``, ... of a classifier
+        (``labels`` and ``confidence_NAME`` of one whose images may have several labels), or
         ``mask`` (path of a PNG), ``confidence`` and ``class_shares`` of a segmenter. The same table is in
         ``output_dir``; the same call again reads it, or continues it.
 

@@ -30,6 +30,7 @@ from tpssl_hf.models.sealed import check_seals, read_sealed_weights
 from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
 from tpssl_hf.models.weights_config import check_preprocessing
+from tpssl_hf.tasks.predict.thresholds import thresholds_of
 from tpssl_hf.training.run_dir import CALIBRATION
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -54,6 +55,7 @@ class FinishedModel:
         folder: of its files.
         fingerprint: of weights, configuration and calibration.
         calibration: of a classifier, or None.
+        thresholds: from which probability on an image is given each label, where it may have several; else None.
     """
 
     kind: Literal["backbone", "classifier", "segmenter"]
@@ -65,6 +67,7 @@ class FinishedModel:
     folder: Path
     fingerprint: str
     calibration: Calibration | None = None
+    thresholds: tuple[float, ...] | None = None
 
     @property
     def input_size_varies(self) -> bool:
@@ -143,9 +146,10 @@ def load_model(model: str, device: str) -> FinishedModel:
     if is_segmenter and not palette:
         palette = color_map(min(len(names), 256))
     calibration = _calibration(folder) if kind == "classifier" else None
+    thresholds = thresholds_of(config, len(names), folder / CONFIG_FILE) if kind == "classifier" else None
     check_seals(folder, MODEL_FILES[2:])
     network, fingerprint = network.to(where).eval(), _fingerprint(folder)
-    return FinishedModel(kind, network, names, palette, processor, where, folder, fingerprint, calibration)
+    return FinishedModel(kind, network, names, palette, processor, where, folder, fingerprint, calibration, thresholds)
 
 
 def find_model(model: str) -> Path:

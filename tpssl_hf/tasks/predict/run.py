@@ -26,6 +26,7 @@ from tpssl_hf.tasks.predict.model import FinishedModel, load_model
 from tpssl_hf.tasks.predict.nearest import LabeledImages
 from tpssl_hf.tasks.predict.read import ImageReader, PreparedImage
 from tpssl_hf.tasks.predict.segment import Segmentation
+from tpssl_hf.tasks.predict.several_labels import SeveralLabels, refuse_keys
 from tpssl_hf.tasks.predict.write import (
     IMAGES_KEY,
     MODEL_KEY,
@@ -91,10 +92,14 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         raise InputError(
             "push_to_hub publishes the labels of a classifier, and this model is a segmenter; leave it out."
         )
+    if model.thresholds is not None:
+        refuse_keys(config)
     formats = formats_named(config.export, segmenter=model.kind == "segmenter")
     reader = ImageReader(config)
 
     def answers(folder: Path) -> Answers:
+        if model.thresholds is not None:
+            return SeveralLabels(model)
         if model.kind == "classifier":
             return Classification(model, config.top_k, _labeled_images(model, config, say))
         return Segmentation(
@@ -102,7 +107,8 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         )
 
     def conclude(folder: Path) -> dict[str, Any]:
-        facts: dict[str, Any] = what_to_expect(folder, model, say) if model.kind == "classifier" else {}
+        single = model.kind == "classifier" and model.thresholds is None
+        facts: dict[str, Any] = what_to_expect(folder, model, say) if single else {}
         if config.accept is not None:
             facts["accept"] = split_predictions(folder, model.calibration, config.accept, say)
         table = folder / f"{Classification.name}.parquet"

@@ -67,6 +67,11 @@ def read_predictions(location: str) -> Predictions:
             f"{str(folder)!r} holds masks, which a review cannot correct; look at them with `tpssl-hf predict "
             "--overlays`, and correct them in another tool with `--export cvat`."
         )
+    if "labels" in names:
+        raise InputError(
+            f"{str(folder)!r} holds several labels an image, and a review corrects one; correct `labels` in "
+            f"{Classification.name}.csv, or give predictions of a classifier of one label an image."
+        )
     missing = ({"model", "dataset", "split", IMAGES_KEY, MODEL_KEY} - set(config)) | (set(COLUMNS) - set(names))
     if missing:
         raise InputError(f"the predictions in {str(folder)!r} lack {', '.join(sorted(missing))}; run predict again.")
