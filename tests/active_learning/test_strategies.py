@@ -9,7 +9,7 @@ from torch import nn
 from tpssl_hf.active_learning.doubt import classifier_head, doubts
 from tpssl_hf.active_learning.strategies import Known, choose_images
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
+from tpssl_hf.models.timm_export import SEVERAL_LABELS, Preprocessing, save_timm_folder
 
 DIRECTIONS = 10.0 * np.eye(8, dtype=np.float32)
 
@@ -166,4 +166,7 @@ def test_weights_with_classes_of_their_own_are_no_classifier_of_these_images(tmp
     head = classifier_head(str(tmp_path / "mine"))
     assert head is not None and torch.equal(head.weight, network.get_classifier().weight)
     assert classifier_head(str(tmp_path / "imagenet")) is None
+    several = {"preprocessing": Preprocessing(image_size=32), "problem_type": SEVERAL_LABELS}
+    save_timm_folder(network, tmp_path / "several", provenance={"recipe": "ssl_classify"}, **several)
+    assert classifier_head(str(tmp_path / "several")) is None  # its logits do not compete
     assert classifier_head("random") is None
