@@ -127,11 +127,11 @@ def test_a_wrong_normalization_in_the_saved_folder_is_noticed(
 ) -> None:
     real = classified.check_classifier
 
-    def spoiled(folder: Path, *rest: Any) -> dict[str, Any]:
+    def spoiled(folder: Path, *rest: Any, **more: Any) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text())
         config["pretrained_cfg"]["mean"] = [2.0, 2.0, 2.0]
         (folder / "config.json").write_text(json.dumps(config))
-        return real(folder, *rest)
+        return real(folder, *rest, **more)
 
     monkeypatch.setattr(classified, "check_classifier", spoiled)
     found = learn(dataset=folders(tmp_path / "data", eight_bits, [(24, 24)]))
@@ -143,10 +143,10 @@ def test_a_folder_that_does_not_load_is_a_warning_and_not_the_end_of_the_run(
 ) -> None:
     real = classified.check_classifier
 
-    def spoiled(folder: Path, *rest: Any) -> dict[str, Any]:
+    def spoiled(folder: Path, *rest: Any, **more: Any) -> dict[str, Any]:
         config = (folder / "config.json").read_text()
         (folder / "config.json").write_text(config.replace('"test_resnet"', '"test_nothing"'))
-        return real(folder, *rest)
+        return real(folder, *rest, **more)
 
     monkeypatch.setattr(classified, "check_classifier", spoiled)
     found = learn(dataset=folders(tmp_path / "data", eight_bits, [(24, 24)]), max_steps=2)
