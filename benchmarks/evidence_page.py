@@ -160,7 +160,7 @@ def draw_claim(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
                 [half for _, half in spans],
                 fmt="o-",
                 capsize=3,
-                label=f"{cell['data']}, {adaptation.replace(':', ', ')} epochs",
+                label=f"{cell['data']}, {adaptation.partition(':')[0]}",
             )
     counts = sorted({int(count) for cell in cells for count in cell["accuracies"]})
     axis.axhline(0.0, color="#999999", linewidth=0.8)
