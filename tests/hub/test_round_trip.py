@@ -137,7 +137,7 @@ def test_the_recipe_shows_what_it_would_push(
         ([], "no run is given"),
         (["RUN"], "no repository is given; add `--repo owner/name`"),
         (["RUN", "--repo", "me/x", "--licence", "mit"], "the nearest known one is 'license'"),
-        (["RUN", "--repo", "me/x", f"--token={TOKEN}"], "unknown key 'token'"),
+        (["RUN", "--repo", "me/x", f"--token={TOKEN}"], "looks like an access token"),
         (["RUN", "--repo", "me/x", "--timeout", "0"], "not a number of seconds above 0"),
         (["RUN", "--repo", "me/x"], "--license apache-2.0"),
     ],

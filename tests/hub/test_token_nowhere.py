@@ -65,6 +65,7 @@ def trace_of(failing: Callable[[], object]) -> bytes:
 def test_a_token_is_in_no_channel_of_this_process(
     content: dict[str, Any], hub: LoopbackHub, api: HfApi, tmp_path: Path, capfd: Any, caplog: Any
 ) -> None:
+    pytest.importorskip("tensorboard")
     folder, cache = tmp_path / "run", tmp_path / "cache"
     write_images(tmp_path / "images")
     keys = pretrain_keys(tmp_path / "images", cache) | {"max_steps": 2, "output_dir": folder, "init": "me/start"}

@@ -413,7 +413,9 @@ def test_unknown_key_is_refused_before_anything_is_made(adapt: Adapt, images: Im
 
 def test_unknown_method_and_backbone(adapt: Adapt, images: ImageBatch, tmp_path: Path) -> None:
     dataset = images()
-    assert refused(adapt, tmp_path, dataset=dataset, method="byoll").startswith("method 'byoll' is not one of byol")
+    assert refused(adapt, tmp_path, dataset=dataset, method="byoll").startswith(
+        "method 'byoll' is not one of auto, byol"
+    )
     assert not (tmp_path / "run").exists()
     assert "'resnet_18' is no timm model; did you mean" in refused(
         adapt, tmp_path, dataset=dataset, backbone="resnet_18"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tpssl_hf.data.labeled import Labeled
 from tpssl_hf.tasks.classify.deployment import is_usable
 from tpssl_hf.tasks.classify.selection import (
     FINETUNED,
@@ -57,8 +58,12 @@ def test_an_unusable_network_is_not_deployed_whatever_the_folds_say() -> None:
 
 def test_usable_are_finite_answers_of_more_than_one_class() -> None:
     answers = np.array([[0.9, 0.1], [0.2, 0.8]])
-    assert is_usable(answers)
-    assert not is_usable(answers[[0, 0]]) and not is_usable(np.array([[0.9, 0.1], [np.nan, np.nan]]))
+    one, several = (Labeled(np.arange(2), labels, ("a", "b"), "") for labels in (np.arange(2), np.eye(2, dtype=int)))
+    assert is_usable(answers, one) and is_usable(answers, several)
+    assert is_usable(np.array([[0.9, 0.1], [0.8, 0.2]]), several), "who has the most is no question of several labels"
+    for labeled in (one, several):
+        assert not is_usable(answers[[0, 0]], labeled)
+        assert not is_usable(np.array([[0.9, 0.1], [np.nan, np.nan]]), labeled)
 
 
 @pytest.mark.parametrize(
