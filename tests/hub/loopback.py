@@ -12,8 +12,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import pytest
+from huggingface_hub import constants, file_download
 from loopback_transport import Fault, Transport
 
 Files = dict[str, bytes]
@@ -280,3 +283,12 @@ Handler.routes = [
     (f"POST /api/{API}/commit/(.+)", Handler.commit),
     (f"(?:GET|HEAD) /{FILE}/resolve/([^/]+|refs/pr/\\d+)/(.+)", Handler.resolve),
 ]
+
+
+def ask(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client of this process ask ``hub``, and keep what it downloads in ``cache``."""
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, constants, file_download
-from loopback import TOKEN, Fault, LoopbackHub, Repository
+from loopback import TOKEN, Fault, LoopbackHub, Repository, ask
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.commit import PushError
@@ -45,11 +45,7 @@ TIMES = pytest.mark.parametrize("times", [1, FOREVER], ids=["once", "for good"])
 @pytest.fixture(autouse=True)
 def client(hub: LoopbackHub, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process's client asks that Hub, with an empty cache."""
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    for module in (constants, file_download):
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    ask(hub, tmp_path / "cache", monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.1)
     monkeypatch.setenv("HF_TOKEN", TOKEN)

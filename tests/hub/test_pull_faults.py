@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi, constants, file_download
-from loopback import TOKEN, LoopbackHub
+from huggingface_hub import HfApi, constants
+from loopback import TOKEN, LoopbackHub, ask
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.config import PublishConfig
@@ -26,11 +26,7 @@ def published(
 ) -> None:
     """The adapted run as me/x, and this process's client asking that Hub with an empty cache."""
     publish_run(runs["adapted"], "me/x", PublishConfig(license="mit"), api=api, say=str)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    for module in (constants, file_download):
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    ask(hub, tmp_path / "cache", monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
     hub.faults.clear()

@@ -12,8 +12,8 @@ import datasets
 import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState
-from huggingface_hub import constants, file_download, get_token, snapshot_download
-from loopback import TOKEN, LoopbackHub, Repository
+from huggingface_hub import constants, get_token, snapshot_download
+from loopback import TOKEN, LoopbackHub, Repository, ask
 from scripts import load_script
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
@@ -68,11 +68,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
 @pytest.fixture(autouse=True)
 def logged_in(hub: LoopbackHub, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process's client asks that Hub, with a token that may write; nobody waits between attempts."""
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    for module in (constants, file_download):
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    ask(hub, tmp_path / "hub-cache", monkeypatch)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert get_token() == TOKEN

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
-from huggingface_hub import HfApi, constants, file_download
-from loopback import TOKEN, LoopbackHub
+from huggingface_hub import HfApi
+from loopback import TOKEN, LoopbackHub, ask
 from small_runs import pretrain_keys, write_images
 from test_publish_space import DEMO, content, written
 
@@ -36,11 +36,7 @@ def client(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     publish_run(runs["adapted"], "me/start", PublishConfig(license="mit", private=True), api=api, say=str)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    for module in (constants, file_download):
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    ask(hub, tmp_path / "hub-cache", monkeypatch)
     for place in ("pretrain.report.draw_curves", "pretrain.run.draw_views"):
         monkeypatch.setattr(f"tpssl_hf.tasks.{place}", lambda path, *_, **__: path.write_bytes(b"\x89PNG"))
     AcceleratorState._reset_state(reset_partial_state=True)
