@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from tpssl_hf.data.plugins import HEAD, PLUGINS, kind_of
 from tpssl_hf.data.scan import decode_image
 
 MAX_BYTES = 8 * 2**20
@@ -36,6 +37,7 @@ NO_IMAGE = "The file is not an image in a format that is read here, which are PN
 SVG = "The file is an SVG drawing, which has no pixels; export it as PNG and upload that."
 PDF = "The file is a PDF document; save the image in it as PNG or JPEG and upload that."
 TIFF = "The file is a TIFF, which browsers cannot show; save it as PNG and upload that."
+OF_PLUGIN = "The file is in the format {title}, which is not read here; save it as JPEG or PNG and upload that."
 MANY_PIXELS = f"The image has more than {MAX_PIXELS // 10**6} million pixels, the most that is read here; shrink it."
 ELONGATED = f"One side of the image is more than {MAX_RATIO} times as long as the other; cut out a part of it."
 ANIMATED = "The image is animated; upload a still one."
@@ -119,4 +121,6 @@ def _what_it_is(content: bytes) -> str:
         return TIFF
     if b"%pdf-" in start:
         return PDF
+    if kind := kind_of(content[:HEAD]):
+        return OF_PLUGIN.format(title=PLUGINS[kind].title)
     return SVG if b"<svg" in start else NO_IMAGE

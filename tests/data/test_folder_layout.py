@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tpssl_hf.data import reading
 from tpssl_hf.data.image_cache import load_image_cache
 from tpssl_hf.data.label_splits import choose_labels
 from tpssl_hf.data.sources import Source, load_source
@@ -50,7 +51,7 @@ def test_a_image_above_the_class_folders_is_unlabeled_and_said(made: Any, tmp_pa
 
 def test_images_that_are_not_read_are_counted_and_listed(made: Any, tmp_path: Path) -> None:
     folder = made("cat/0.png", "dog/0.png")
-    for name in ("cat/a.HEIC", "cat/b.heic", "dog/c.jxl", "dog/d.svg", "bird/e.NEF", "dog/f.pdf"):
+    for name in ("cat/a.HEICS", "cat/b.heics", "dog/c.jxr", "dog/d.svg", "bird/e.NEF", "dog/f.pdf"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\0\0\0\x18ftypheic")
     (folder / "cat" / "no_suffix").write_bytes((folder / "cat" / "0.png").read_bytes())
@@ -59,16 +60,30 @@ def test_images_that_are_not_read_are_counted_and_listed(made: Any, tmp_path: Pa
     source = load_source(str(folder), label_column="folder")
     report = scan(source, tmp_path)[1]
     assert len(report.left_out) == 7 and "notes.txt" not in report.left_out
-    assert "7 files that look like images are not read (.heic 2" in report.summary()
+    assert "7 files that look like images are not read (.heics 2" in report.summary()
     assert "no classes, because none of their files is read: bird" in report.summary()
     assert source.class_names == ("cat", "dog")
+
+
+def test_images_of_a_missing_plug_in_are_left_out_with_its_name_or_stop_the_run(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FORMATS", ("PNG",))
+    folder = made(*(f"{number}.png" for number in range(19)))
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert "IMG_1.HEIC: HEIC, which Pillow reads by a plug-in: pip install pillow-heif" in (
+        scan(load_source(str(folder)), tmp_path)[1].summary()
+    )
+    (folder / "IMG_2.jxl").write_bytes(b"\xff\x0a")
+    with pytest.raises(InputError, match="2 of 21 images .* pip install pillow-jxl-plugin"):
+        scan(load_source(str(folder)), tmp_path)
 
 
 def test_a_folder_of_unread_images_says_so(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for number in range(9):
-        (tmp_path / "set" / f"{number}.heic").write_bytes(b"x")
-    with pytest.raises(InputError, match="9 files look like images and are not read: 0.heic, .* and 4 more"):
+        (tmp_path / "set" / f"{number}.heics").write_bytes(b"x")
+    with pytest.raises(InputError, match="9 files look like images and are not read: 0.heics, .* and 4 more"):
         load_source(str(tmp_path / "set"))
 
 

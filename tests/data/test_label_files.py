@@ -165,7 +165,7 @@ def test_what_is_wrong_with_a_table_is_one_sentence(text: str, sentence: str, re
 
 
 def test_entries_of_files_that_are_not_read_are_counted(read: Read) -> None:
-    labeled = read(table({0: "cat", 1: "dog"}) + "here/IMG_1.HEIC,cat\n")
+    labeled = read(table({0: "cat", 1: "dog"}) + "here/IMG_1.NEF,cat\n")
     assert len(labeled.indices) == 2 and "1 entries of mine.csv name files in a format" in labeled.notes[0]
 
 

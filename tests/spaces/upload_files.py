@@ -72,6 +72,8 @@ REFUSED = {
     "svg": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', uploads.SVG),
     "pdf": (b"%PDF-1.7\n", uploads.PDF),
     "tiff": (encode(COLOR, "TIFF"), uploads.TIFF),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", uploads.OF_PLUGIN.format(title="HEIC")),
+    "jpeg xl": (b"\xff\x0a", uploads.OF_PLUGIN.format(title="JPEG XL")),
     "bomb": (BOMB, uploads.MANY_PIXELS),
     "greater bomb": (encode(Image.new("1", (20_000, 20_000))), uploads.MANY_PIXELS),
     "thin": (encode(Image.new("1", (1, 100_000))), uploads.ELONGATED),

@@ -12,9 +12,10 @@ from tpssl_hf.errors import InputError
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
     + (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
+    + (".heic", ".heif", ".hif", ".jxl")  # by plug-ins, or else named as what cannot be read
 )
 UNREAD_SUFFIXES = frozenset(
-    (".heic", ".heif", ".heics", ".hif", ".avifs", ".jxl", ".jxr", ".wdp", ".bpg", ".j2k", ".jpf", ".jpx", ".jpm")
+    (".heics", ".avifs", ".jxr", ".wdp", ".bpg", ".j2k", ".jpf", ".jpx", ".jpm")
     + (".svg", ".svgz", ".pdf", ".eps", ".ai", ".psd", ".psb", ".xcf", ".djvu", ".wmf", ".emf", ".ico", ".icns")
     + (".tga", ".pcx", ".sgi", ".exr", ".hdr", ".pfm", ".pam", ".apng", ".dib", ".mpo", ".dds", ".qoi", ".flif")
     + (".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef")

@@ -14,6 +14,7 @@ import PIL
 from filelock import lock_descriptor
 
 from tpssl_hf.data.conversion import Range
+from tpssl_hf.data.reading import PLUGINS_IN_USE
 from tpssl_hf.data.scan import ScanReport
 from tpssl_hf.data.sources import Source
 from tpssl_hf.errors import InputError
@@ -58,6 +59,7 @@ def key_of(source: Source, shorter_side: int, wide_range: Range | None, limit: i
     parts += [source.class_names, shorter_side, wide_range, limit]
     if source.masks is not None:
         parts += [MASK_FORMAT_VERSION, source.mask_column, asdict(source.masks)]
+    parts += PLUGINS_IN_USE  # or images stay unread that no longer are
     parts_text = json.dumps(parts)
     return hashlib.sha256(parts_text.encode()).hexdigest()[:32]
 

@@ -95,7 +95,7 @@ def decode_mask(value: Any, masks: Masks, where: str, *, pixel_limit: int = PIXE
         UnreadableImage: if the file is damaged.
         InputError: if it is a sound image that is no mask of these classes.
     """
-    with opened_image(value, pixel_limit) as image, one_at_a_time(image):
+    with opened_image(value, pixel_limit) as image, one_at_a_time(image.size):
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         mode, kind = image.mode, image.format

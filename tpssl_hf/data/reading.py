@@ -13,12 +13,15 @@ from threading import Lock
 from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from tpssl_hf.data.conversion import NotFinite, Range, to_rgb
+from tpssl_hf.data.plugins import HEAD, PLUGINS, jxl_size, kind_of, load_plugins
 from tpssl_hf.models.shrinking import reduced_size, shrunk
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+PLUGINS_IN_USE = load_plugins()
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", *PLUGINS_IN_USE)
+FORMATS += ("AVIF",) if features.check("avif") else ()
 Image.init()  # now: threads that open their first image together would find the list of formats half-filled
 PIXEL_LIMIT = 100_000_000
 LARGE_IMAGE = 16_000_000  # pixels; larger ones are decoded one at a time
@@ -97,12 +100,12 @@ def opened_image(value: Any, pixel_limit: int) -> Iterator[Image.Image]:
     except OSError as error:
         raise UnreadableImage(error.strerror or str(error)) from error
     except Exception as error:  # codecs raise anything at all on damaged files
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        raise UnreadableImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def one_at_a_time(image: Image.Image) -> AbstractContextManager[Any]:
-    """Return what to hold while decoding ``image``: a lock if it is large, so that threads do not add up."""
-    return _large_image if image.width * image.height > LARGE_IMAGE else nullcontext()
+def one_at_a_time(size: tuple[int, int]) -> AbstractContextManager[Any]:
+    """Return what to hold while decoding an image: a lock if it is large, so that threads do not add up."""
+    return _large_image if size[0] * size[1] > LARGE_IMAGE else nullcontext()
 
 
 @contextmanager
@@ -111,15 +114,42 @@ def _opened(value: Any, pixel_limit: int) -> Iterator[Image.Image]:
         yield value.copy()
         return
     with _byte_stream(value) as stream:
-        image = Image.open(stream, formats=FORMATS)
-        if image.width * image.height > pixel_limit:
-            raise UnreadableImage(f"{image.width} x {image.height} pixels, of which {pixel_limit:,} are allowed")
+        kind = kind_of(stream.read(HEAD))
+        if kind and kind not in FORMATS:
+            plugin = PLUGINS[kind]
+            raise UnreadableImage(f"{plugin.title}, which Pillow reads by a plug-in: pip install {plugin.package}")
+        stream.seek(0)
+        try:
+            image = _opened_jxl(stream.read(), pixel_limit) if kind == "JXL" else Image.open(stream, formats=FORMATS)
+        except (UnidentifiedImageError, RuntimeError) as error:  # which plug-ins raise at damaged files
+            if kind is None:
+                raise
+            title = PLUGINS[kind].title
+            raise UnreadableImage(f"a damaged {title} file, or a kind of {title} that is not read") from error
+        _check_size(image.size, pixel_limit)
         if image.format == "PNG":  # decoding alone accepts some damaged files; verifying compares the checksums
             image.verify()
             stream.seek(0)
             image = Image.open(stream, formats=FORMATS)
         with image:
             yield image
+
+
+def _opened_jxl(content: bytes, pixel_limit: int) -> Image.Image:
+    """Open a JPEG XL file, whose pixels its plug-in decodes at once and turns upright, whatever EXIF says."""
+    size = jxl_size(content)
+    _check_size(size, pixel_limit)
+    with one_at_a_time(size):
+        image = Image.open(BytesIO(content), formats=["JXL"])
+    if not getattr(image, "jpeg", False):  # what was a JPEG file is decoded as one, and still to be turned
+        image.info.pop("exif", None)
+    return image
+
+
+def _check_size(size: tuple[int, int], pixel_limit: int) -> None:
+    width, height = size
+    if width * height > pixel_limit:
+        raise UnreadableImage(f"{width} x {height} pixels, of which {pixel_limit:,} are allowed")
 
 
 def _byte_stream(value: Any) -> IO[bytes]:
@@ -153,10 +183,10 @@ def _has_more_frames(image: Image.Image) -> bool:
 def _decode(image: Image.Image, shorter_side: int | None, wide_range: Range | None) -> Reduced:
     mode, orientation, has_more_frames = image.mode, orientation_of(image), _has_more_frames(image)
     width, height = image.size
-    if shorter_side is not None:
+    if shorter_side is not None and image.format in ("JPEG", "MPO"):  # HEIC would give a thumbnail: other pixels
         reduced = reduced_size(height, width, shorter_side)
-        image.draft(None, (2 * reduced[1], 2 * reduced[0]))  # JPEG decodes to a half, quarter or eighth much faster
-    with one_at_a_time(image):
+        image.draft(None, (2 * reduced[1], 2 * reduced[0]))  # decodes to a half, quarter or eighth much faster
+    with one_at_a_time(image.size):
         image.load()
         before = image.size
         ImageOps.exif_transpose(image, in_place=True)
