@@ -101,6 +101,7 @@ class Outcome:
         self.results: dict[str, Any] = json.loads((folder / "results.json").read_text())
         for name in ("seconds", "images_per_second"):
             assert self.results.pop(name, 1) > 0
+        self.results.pop("commit")  # of the checkout, which may change while runs are killed and resumed
         for name in ("output_dir", "cache_dir"):
             self.results["config"].pop(name)
         self.files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
