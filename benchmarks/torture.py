@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,8 +21,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from forked_runs import Forks
 from tortures import damage, disk, images, kills, numbers, races
+from tortures.counts import Count
 
-TORTURES = {
+PATIENCE = 1800.0  # seconds for a run beside other programs
+TORTURES: dict[str, Callable[[Forks, Path, int | None], Iterable[Count]]] = {
     "kills": kills.named,
     "random_kills": kills.at_random,
     "damage": damage.mutate,
@@ -40,15 +43,16 @@ def main() -> int:
     parser.add_argument("torture", nargs="+", choices=sorted(TORTURES), help="what to do")
     parser.add_argument("--limit", type=int, help="try only so many of each")
     args, broken = parser.parse_args(), []
-    forks = Forks()
+    forks = Forks(PATIENCE)
     try:
         for name in args.torture:
             began = time.perf_counter()
+            print(f"\n{name}\n\n| tried | promise | kept |\n| --- | --- | --- |")
             with TemporaryDirectory() as place:
-                counts = TORTURES[name](forks, Path(place), args.limit)
-            print(f"\n{name}: {time.perf_counter() - began:.0f} s\n\n| tried | promise | kept |\n| --- | --- | --- |")
-            print("\n".join(count.row() for count in counts))
-            broken += [f"{count.what}: {sentence}" for count in counts for sentence in count.broken]
+                for count in TORTURES[name](forks, Path(place), args.limit):
+                    print(count.row(), flush=True)
+                    broken += [f"{count.what}: {sentence}" for sentence in count.broken]
+            print(f"\n{time.perf_counter() - began:.0f} s")
     finally:
         forks.close()
     print("".join(f"\nbroken: {sentence}" for sentence in broken))

@@ -39,9 +39,14 @@ class Fault:
 
 
 class Forks:
-    """The forking process, seen from the test."""
+    """The forking process, seen from the test.
 
-    def __init__(self) -> None:
+    Args:
+        patience: seconds after which a child is taken to hang.
+    """
+
+    def __init__(self, patience: float = WAIT) -> None:
+        self._patience = patience
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -71,8 +76,9 @@ class Forks:
         log.parent.mkdir(parents=True, exist_ok=True)
         return int(self._ask(request | {"log": str(log), "environment": environment}))
 
-    def wait(self, pid: int, seconds: float = WAIT) -> int:
+    def wait(self, pid: int, seconds: float | None = None) -> int:
         """Return the exit code of a child, negative for the signal that killed it; one that hangs is killed."""
+        seconds = self._patience if seconds is None else seconds
         answer = self._ask({"wait": pid, "seconds": seconds})
         assert answer is not None, f"the process was still alive after {seconds:.0f} s"
         return int(answer)

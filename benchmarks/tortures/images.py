@@ -20,11 +20,13 @@ from tpssl_hf.data.plugins import PLUGINS
 from tpssl_hf.data.reading import FORMATS, UnreadableImage, decode_reduced
 
 LARGE = 50_000_000  # pixels and colors of an image that has a process of its own
+MOST_SECONDS = 120  # of CPU for one image
 MOST_MIB = 1024  # that one image may add to the memory of its process
 SEEN = """
-import resource, sys, time
+import resource, sys
 import numpy as np
 from tpssl_hf.data.reading import UnreadableImage, decode_reduced
+resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[4]),) * 2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     np.save(sys.argv[2], decode_reduced(sys.argv[1], int(sys.argv[3]) or None).pixels)
@@ -239,11 +241,11 @@ def places(folder: Path) -> dict[str, Path]:
 def look(path: Path, shorter_side: int) -> tuple[str, np.ndarray | None]:
     """Decode in a process of its own; returns what went wrong or the reason, and the pixels."""
     out = path.with_name(f"{path.name}.npy")
-    command = [sys.executable, "-W", "ignore", "-c", SEEN, str(path), str(out), str(shorter_side)]
+    command = [sys.executable, "-W", "ignore", "-c", SEEN, str(path), str(out), str(shorter_side), str(MOST_SECONDS)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10 * MOST_SECONDS)
     except subprocess.TimeoutExpired:
-        return "broken: took more than 120 s", None
+        return f"broken: took more than {10 * MOST_SECONDS} s", None
     if done.returncode:
         return f"broken: ended with {done.returncode}: {done.stderr.strip()[-200:]}", None
     said, mebibytes = done.stdout.strip().rsplit("\n", 1)

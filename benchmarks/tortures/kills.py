@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from forked_runs import Forks, Runs
@@ -65,12 +66,10 @@ def is_leftover(path: Path) -> bool:
     return path.name.startswith(".") or path.name.endswith((".partial", ".tmp"))
 
 
-def named(forks: Forks, place: Path, limit: int | None) -> list[Count]:
+def named(forks: Forks, place: Path, limit: int | None) -> Iterator[Count]:
     """Kill runs of all three tasks at each named point, once, and let them go on."""
-    counts = []
     for name in RECIPES:
         task, count = Task(forks, name, place / name), Count(f"SIGKILL at named points, {name}", "bit-identical")
-        counts.append(count)
         assert task.finish(place / name / "whole") is None
         whole = Outcome(place / name / "whole", STEPS)
         for number, (point, fault) in enumerate(list(KILLS.items())[:limit]):
@@ -81,7 +80,7 @@ def named(forks: Forks, place: Path, limit: int | None) -> list[Count]:
                 continue
             count.add(point, task.finish(folder) or trouble_of(folder, whole))
             shutil.rmtree(folder)
-    return counts
+        yield count
 
 
 def at_random(forks: Forks, place: Path, limit: int | None) -> list[Count]:

@@ -84,6 +84,7 @@ def spoilt(folder: Path) -> str | None:
     return None
 
 
-def put_in(forks: Forks, place: Path, limit: int | None) -> list[Count]:
+def put_in(forks: Forks, place: Path, limit: int | None) -> Iterator[Count]:
     """Make numbers bad."""
-    return [*trainings(place, limit), *features(forks, place, limit)]
+    yield from trainings(place, limit)
+    yield from features(forks, place, limit)
