@@ -20,7 +20,9 @@ from tpssl_hf.methods.base import Method
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.methods.pretrain import PRETRAIN
 from tpssl_hf.methods.pretrain.anchor import Anchor
+from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.models.batchnorm import batchnorm_layers
+from tpssl_hf.models.segmenter import build_segmenter
 from tpssl_hf.training.checkpoint import load_latest, pack_optimizer
 from tpssl_hf.training.checkpoint_manager import CheckpointManager
 from tpssl_hf.training.loop import LoopSettings, training_steps
@@ -29,12 +31,13 @@ from tpssl_hf.training.optim import build_optimizer
 from tpssl_hf.training.run_dir import RunDir
 
 STEPS, IMAGES, CLASSES, SIDE = 7, 4, 3, 16
-METHODS, OPTIMIZERS = ("byol", "moco", "fixmatch"), ("sgd", "adamw", "lars")
+METHODS, OPTIMIZERS = ("byol", "moco", "fixmatch", "cutmix"), ("sgd", "adamw", "lars")
 RATES = {"sgd": 0.01, "adamw": 0.001, "lars": 1.0}
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"hidden_features": 16, "projection_features": 8},
     "moco": {"queue_size": 32, "projection_features": 8},
     "fixmatch": {},
+    "cutmix": {},
 }
 # What is bad in one step only, so that the step must be skipped.
 PASSING = ("batch", "augmentation", "first half", "last half", "loss", "gradient", "statistics")
@@ -72,7 +75,7 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    """Return every place in every training at steps 0, 1, 2 and 4: each in all three methods, in turn."""
+    """Return every place in every training at steps 0, 1, 2 and 4: each in all four methods, in turn."""
     values = (float("nan"), float("inf"))
     kept = {place: ((1, 1, True), (2, 1, True), (1, 100, False)) for place in LASTING}
     kept |= {place: ((1, 1, True), (2, 1, True), (2, 1, False)) for place in PASSING}
@@ -221,6 +224,13 @@ class Training:
 @cache
 def new_method(name: str) -> Method:
     torch.manual_seed(1)
+    if name in SEGMENT:
+        classes = tuple(f"class {number}" for number in range(CLASSES))
+        segmenter = build_segmenter(
+            "test_resnet", init="random", class_names=classes, decoder_width=16, low_level_width=8
+        )[0]
+        segmented: Method = SEGMENT[name].build(segmenter, SEGMENT[name].config(), 100)
+        return segmented
     network: nn.Module = timm.create_model(
         "test_resnet", pretrained=False, num_classes=CLASSES if name in CLASSIFY else 0
     )
@@ -244,6 +254,12 @@ def batch_of(name: str, number: int) -> dict[str, dict[str, Tensor]]:
         return {
             "labeled": {"weak": views[0], "labels": labels},
             "unlabeled": {"weak": views[1], "strong": views[2], "index": index},
+        }
+    if name in SEGMENT:
+        masks = torch.randint(0, CLASSES, (IMAGES, SIDE, SIDE), generator=generator)
+        return {
+            "labeled": {"images": views[0], "masks": masks},
+            "unlabeled": {"images": views[1], "valid": torch.ones(IMAGES, SIDE, SIDE, dtype=torch.bool)},
         }
     return {"images": {"view1": views[0], "view2": views[1]}}
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from forked_runs import Fault, Forks
@@ -58,19 +59,17 @@ def fill(forks: Forks, place: Path, limit: int | None) -> list[Count]:
 
 
 REFUSALS = ("EIO", "EROFS", "EACCES")
-TASKS, MOMENTS_EACH = ("pretrain", "classify"), 20
+TASKS, MOMENTS_EACH = ("pretrain", "classify", "segment"), 20
 
 
-def refuse(forks: Forks, place: Path, limit: int | None) -> list[Count]:
+def refuse(forks: Forks, place: Path, limit: int | None) -> Iterator[Count]:
     """Let the system refuse a call that writes, at moments spread over all such calls, and go on when it does not."""
-    counts = []
     for name in TASKS:
         task = Task(forks, name, place / name)
         whole, labels = calls_of(task, place / name / "whole")
         for number, error in enumerate(REFUSALS):
             ended = Count(f"{error}, {name}, at moments of {len(labels)} writing calls", "a sentence, exit not 0")
             kept = Count("the runs that ended so", "checkpoints usable, then bit-identical without leftovers")
-            counts += [ended, kept]
             for moment in spread(len(labels), number)[:limit]:
                 folder, what = place / name / f"{error}-{moment}", f"{moment}, {labels[moment - 1]}"
                 log = folder.with_suffix(".log")
@@ -80,7 +79,7 @@ def refuse(forks: Forks, place: Path, limit: int | None) -> list[Count]:
                 load_latest(folder / "checkpoints")
                 kept.add(what, task.finish(folder) or trouble_of(folder, whole))
                 shutil.rmtree(folder, ignore_errors=True)
-    return counts
+            yield from (ended, kept)
 
 
 def no_sentence(code: int, said: str) -> str | None:

@@ -22,7 +22,14 @@ def test_the_cases_of_the_torture_are_every_place_at_every_step() -> None:
     cases = all_cases()
     assert len(set(cases)) == len(cases) > 800
     assert {case.place for case in cases} == {*PASSING, *LASTING}
-    assert {case.method for case in cases if case.place == "teacher"} == {"byol", "moco", "fixmatch"}
+    assert {case.method for case in cases if case.place == "teacher"} == {"byol", "moco", "fixmatch", "cutmix"}
+
+
+@pytest.mark.parametrize("bad", ["statistics", "teacher"])
+def test_a_segmentation_keeps_its_state_as_well(
+    bad: str, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert trouble_of(Case(bad, "cutmix", "adamw"), tmp_path, place, monkeypatch.setattr) is None
 
 
 @pytest.mark.parametrize("bad", PASSING + LASTING)
