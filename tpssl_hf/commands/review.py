@@ -3,8 +3,8 @@
     tpssl-hf review outputs/labels    # the output_dir of a finished `tpssl-hf predict`
 
 The folder then holds review/index.html, which any browser opens, without a server or a network: predictions with the
-least confident first or by class, and the labels of the finetuning that may be wrong, all by keys. The page gives
-labels.csv, which `tpssl-hf classify --labels` reads. docs/review.md says more.
+least confident first, by class or with near-duplicates together, and the labels of the finetuning that may be wrong,
+all by keys. The page gives labels.csv, which `tpssl-hf classify --labels` reads. docs/review.md says more.
 
 Keys: defaults < --config file < command line; --help lists them.
 """
@@ -28,5 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nstopped; the same command continues with the thumbnails that are missing\n")
         return 130
     suspects = "" if result.suspects is None else f", {result.suspects:,} given labels that may be wrong"
-    print(f"{result.images:,} predictions{suspects}: {result.page}")
+    differ = f" ({result.disagreeing:,} with different given labels)" if result.disagreeing else ""
+    alike = f", {result.groups:,} groups of near-duplicates{differ}" if result.groups else ""
+    print(f"{result.images:,} predictions{suspects}{alike}: {result.page}")
     return 0

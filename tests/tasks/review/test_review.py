@@ -36,7 +36,7 @@ def data_of(folder: Path) -> dict[str, Any]:
 
 
 def test_the_page_has_the_predictions_and_a_small_jpeg_of_each(predictions: Path) -> None:
-    assert run(predictions) == ReviewResult(predictions / "review" / "index.html", 6, 1)
+    assert run(predictions) == ReviewResult(predictions / "review" / "index.html", 6, 1, 0, 0)
     found = data_of(predictions)
     own = found["predictions"]
     assert sorted(own["files"]) == sorted(HOSTILE) and own["column"] == "file" and found["classes"] == CLASSES

@@ -15,6 +15,8 @@ from finished_predictions import CLASSES, HOSTILE
 
 from tpssl_hf.data.label_files import read_label_file, rows_meant
 from tpssl_hf.data.sources import load_source
+from tpssl_hf.tasks.predict.config import EmbedConfig
+from tpssl_hf.tasks.predict.read import ImageReader
 from tpssl_hf.tasks.review.config import ReviewConfig
 from tpssl_hf.tasks.review.run import review
 
@@ -80,6 +82,10 @@ def names_in(predictions: Path) -> list[str]:
     text = (predictions / "review" / "data.js").read_text()
     names: list[str] = json.loads(text[text.index("{") : -2])["predictions"]["files"]
     return names
+
+
+def names_of(photos: Path) -> list[str]:
+    return ImageReader(EmbedConfig(dataset=str(photos))).names.to_pylist()
 
 
 def test_a_wrong_given_label_is_corrected_and_classify_reads_the_table(
@@ -154,6 +160,37 @@ def test_images_are_grouped_by_class_and_one_class_is_a_sheet(visit: Any) -> Non
     assert page.locator(".tile .label").all_inner_texts() == ["dog", "dog"]
     page.wait_for_function("[...document.querySelectorAll('.tile img')].every(image => image.naturalHeight === 128)")
     page.locator("#large[src*=photos]").wait_for()  # the image itself, by its escaped name
+
+
+def test_near_duplicates_stand_together_and_are_corrected_at_once(
+    visit: Any, photos: Path, finetuning: Path, predictions: Path
+) -> None:
+    rows = [photos / name for name in names_of(photos)]
+    for copy, of in ((1, 0), (5, 4)):  # rows 0 and 1 were given a cat and a dog
+        shutil.copy(rows[of], rows[copy])
+    for path, key in (
+        (predictions / "config.yaml", "images_fingerprint"),
+        (finetuning / "labels.json", "fingerprint"),
+    ):
+        keys = yaml.safe_load(path.read_text()) | {key: load_source(str(photos)).fingerprint}
+        path.write_text(json.dumps(keys))
+    page = visit()
+    show_predictions(page)
+    assert "Groups of near-duplicates: 2, 1 of them with different given labels" in page.locator("#note").inner_text()
+    page.get_by_label("Order").select_option("alike")
+    page.locator("#sheet").focus()
+    heads = ["2 alike · given cat, dog; predicted cat, dog", f"2 alike · predicted dog, {CLASSES[2]}"]
+    assert page.locator(".heading").all_inner_texts() == heads
+    press(page, "2", "ArrowLeft", "=", "=")
+    assert page.locator("#progress").inner_text().startswith("4 of 6 decided")
+    files = names_in(predictions)
+    labels = ["dog", "dog", CLASSES[2], "cat", "dog", "dog"]
+    assert saved(page)[1:] == [list(pair) for pair in zip(files, labels, strict=True)]
+    press(page, "u")
+    assert page.locator("#progress").inner_text().startswith("2 of 6 decided")
+    page.get_by_label("Order").select_option("doubt")
+    page.get_by_role("button", name="Given labels").click()
+    assert page.locator("#order [value=alike]").is_disabled() and page.locator("#same").is_hidden()
 
 
 @pytest.mark.parametrize("width", [390, 820])

@@ -1,7 +1,7 @@
 """Make the page on which predictions are looked at and corrected."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from tpssl_hf.tasks.predict.config import EmbedConfig
 from tpssl_hf.tasks.predict.labels_of_run import LabelsOfRun, UnknownLabels
 from tpssl_hf.tasks.predict.read import ImageReader
 from tpssl_hf.tasks.predict.write import IMAGES_KEY, MODEL_KEY, short_name
+from tpssl_hf.tasks.review.alike import disagree, near_duplicates, prints_of, telling_first
 from tpssl_hf.tasks.review.config import ReviewConfig
 from tpssl_hf.tasks.review.given import Suspects, given_columns, open_given
 from tpssl_hf.tasks.review.page import write_page
@@ -38,11 +39,15 @@ class ReviewResult:
         page: the HTML file.
         images: predictions on it.
         suspects: given labels on it that may be wrong; None where they are not known.
+        groups: of predicted images that are near-duplicates.
+        disagreeing: of them, those whose given labels differ.
     """
 
     page: Path
     images: int
     suspects: int | None
+    groups: int
+    disagreeing: int
 
 
 def review(config: ReviewConfig, *, say: Callable[[str], Any] = tqdm.write, progress: bool = True) -> ReviewResult:
@@ -87,17 +92,38 @@ def review(config: ReviewConfig, *, say: Callable[[str], Any] = tqdm.write, prog
         return columns | {"thumbnails": name, "images": images_at, "column": key_column(names)}
 
     with _writing(folder):
+        predictions = section(images, prediction_columns(found.table, classes), "thumbnails")
+        own = _given(given, images, section) if given else None
+        labels = given[0].labels if given and own and own["same_images"] else {}
+        groups, disagreeing = _groups(folder, predictions, labels, config.num_workers)
         data = {
             "id": _identity(found),
             "title": f"{short_name(found.config['model'])} on {short_name(found.config['dataset'])}",
             "classes": classes,
-            "predictions": section(images, prediction_columns(found.table, classes), "thumbnails"),
-            "given": _given(given, images, section) if given else None,
+            "predictions": predictions | {"groups": groups, "disagreeing": disagreeing},
+            "given": own,
             "given_unknown": reason,
         }
         page = write_page(folder, data)
     say(f"open {page} in a browser")
-    return ReviewResult(page, len(found.table), len(given[1].rows) if given else None)
+    return ReviewResult(page, len(found.table), len(given[1].rows) if given else None, len(groups), disagreeing)
+
+
+def _groups(
+    folder: Path, predictions: Mapping[str, Any], labels: Mapping[int, int], num_workers: int
+) -> tuple[list[list[int]], int]:
+    """Return groups of near-duplicates among the predicted images, and the given labels of how many differ.
+
+    Args:
+        folder: of the page.
+        predictions: columns of it.
+        labels: row -> class number, of the given labels that are of these images.
+        num_workers: threads that read thumbnails.
+    """
+    there, prints = prints_of(folder / predictions["thumbnails"], len(predictions["rows"]), num_workers)
+    groups = [there[group].tolist() for group in near_duplicates(prints)]
+    given = [labels.get(row, -1) for row in predictions["rows"]]
+    return telling_first(groups, given, predictions["labels"]), sum(disagree(group, given) for group in groups)
 
 
 @contextmanager

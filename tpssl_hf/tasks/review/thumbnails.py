@@ -66,6 +66,11 @@ def part_name(start: int) -> str:
     return f"{start // PART:05d}"
 
 
+def thumbnail_path(folder: Path, number: int) -> Path:
+    """Return where thumbnail ``number`` is, or would be if its image could be read."""
+    return folder / part_name(number) / f"{number % PART:03d}.jpg"
+
+
 def _read(encoded: EncodedImages, rows: Sequence[int]) -> Iterator[list[Any]]:
     for start in range(0, len(rows), AT_ONCE):
         yield encoded.read(list(rows[start : start + AT_ONCE]))

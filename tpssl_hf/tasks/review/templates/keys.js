@@ -52,16 +52,15 @@ function choose(name) {
 
 // --- decisions
 
-// Note decisions on images, [[item, label], ...], and go on to the next one.
-function settle(choices) {
+// Note decisions on images, [[item, label], ...], say what was done, and go on to the image after the last.
+function settle(choices, what, last = view.cursor) {
   if (!choices.length || choices[0][0] === undefined) return;
   const { section } = view, [i, label] = choices[0];
   const kept = decide(section, choices);
-  const what = choices.length > 1 ? `${count(choices.length)} images accepted` : `${section.files[i]}: ${label}`;
-  tell(kept ? what : `${what}. ${NOT_KEPT}`);
+  const said = what ?? `${section.files[i]}: ${label}`;
+  tell(kept ? said : `${said}. ${NOT_KEPT}`);
   showProgress();
   for (const position of tiles.keys()) describe(position);
-  const last = choices.length > 1 ? Math.max(...choices.map(([item]) => view.order.indexOf(item))) : view.cursor;
   select(Math.min(last + 1, view.order.length - 1));
 }
 
@@ -78,9 +77,20 @@ function acceptScreen() {
   );
   const items = seen.flatMap((line) => view.order.slice(line.start, line.end));
   const open = items.filter((i) => view.section.decided(i) === undefined);
-  if (open.length === 1) settle([[open[0], view.section.label(open[0])]]);
-  else if (open.length) settle(open.map((i) => [i, view.section.label(i)]));
+  const last = Math.max(...open.map((i) => view.order.indexOf(i)));
+  if (open.length === 1) settle([[open[0], view.section.label(open[0])]], undefined, last);
+  else if (open.length) settle(open.map((i) => [i, view.section.label(i)]), `${count(open.length)} images accepted`, last);
   else tell("Every image on the screen is decided.");
+}
+
+// Give the near-duplicates of the selected image the label that it has, and itself.
+function decideAlike() {
+  const { section } = view, i = view.order[view.cursor], group = i === undefined ? undefined : section.group(i);
+  if (!group) return tell("No other image is a near-duplicate of this one.");
+  const label = section.decided(i) ?? section.label(i), where = new Set(group);
+  let last = view.cursor;
+  while (view.parts === byGroup && where.has(view.order[last + 1])) last++;
+  settle(group.map((item) => [item, label]), `${count(group.length)} images alike: ${label}`, last);
 }
 
 function undoLast() {
@@ -145,6 +155,8 @@ function pressed(event) {
     event.shiftKey ? acceptScreen() : accept();
   } else if (key === "/") {
     $("find").focus();
+  } else if (key === "=") {
+    decideAlike();
   } else if (key === "u") {
     undoLast();
   } else if (key === "s") {
@@ -161,7 +173,11 @@ function pressed(event) {
 
 function noteOf(section) {
   if (section.name === "predictions") {
-    return `${DATA.given ? "" : `${DATA.given_unknown} `}${count(section.length)} predictions, with the model's confidence.`;
+    const { groups, disagreeing } = section;
+    const differ = disagreeing ? `, ${count(disagreeing)} of them with different given labels` : "";
+    const alike = groups.length ? ` Groups of near-duplicates: ${count(groups.length)}${differ} (see Order).` : "";
+    const about = `${count(section.length)} predictions, with the model's confidence.`;
+    return `${DATA.given ? "" : `${DATA.given_unknown} `}${about}${alike}`;
   }
   const shown = section.found > section.length ? `; the ${count(section.length)} least probable are here` : "";
   return (
@@ -183,6 +199,9 @@ function show(name) {
   const all = make("option", "", "all");
   all.value = "";
   $("class").replaceChildren(all, ...options);
+  const alike = $("order").querySelector("[value=alike]");
+  alike.disabled = !section.groups?.length;
+  if (alike.disabled && $("order").value === "alike") $("order").value = "doubt";
   $("note").textContent = noteOf(section);
   $("save").firstElementChild.textContent = `Download ${savedAs(section)}`;
   showProgress();
@@ -203,7 +222,7 @@ function start() {
     button.addEventListener("click", () => show(name));
   }
   for (const id of ["order", "class", "which"]) $(id).addEventListener("change", arrange);
-  const buttons = { save, accept, "accept-screen": acceptScreen, undo: undoLast };
+  const buttons = { save, accept, "accept-screen": acceptScreen, same: decideAlike, undo: undoLast };
   for (const [id, action] of Object.entries(buttons)) $(id).addEventListener("click", action);
   $("find").addEventListener("input", listClasses);
   sheet.addEventListener("scroll", render, { passive: true });

@@ -7,9 +7,13 @@ const decisions = new Map();
 const undoable = []; // lists of [key, label before or undefined]
 
 function makeSection(name, columns, prefix) {
+  const groupOf = new Map(); // item -> its near-duplicates and itself
+  for (const group of columns.groups ?? []) for (const i of group) groupOf.set(i, group);
   return {
     ...columns,
     name,
+    group: (i) => groupOf.get(i),
+    given: (i) => givenLabels.get(columns.rows[i]),
     length: columns.rows.length,
     key: (i) => prefix + columns.rows[i],
     label: (i) => DATA.classes[columns.labels[i]],
@@ -19,7 +23,11 @@ function makeSection(name, columns, prefix) {
 }
 
 const sections = {};
+const givenLabels = new Map(); // row of the predicted images -> the label it was given
 if (DATA) {
+  if (DATA.given?.same_images) {
+    DATA.given.all.rows.forEach((row, i) => givenLabels.set(row, DATA.classes[DATA.given.all.labels[i]]));
+  }
   sections.predictions = makeSection("predictions", DATA.predictions, "p");
   if (DATA.given) sections.given = makeSection("given", DATA.given, DATA.given.same_images ? "p" : "g");
 }

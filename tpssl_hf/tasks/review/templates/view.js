@@ -9,7 +9,7 @@ const sheet = $("sheet"), canvas = $("canvas");
 const percent = (share) => (share < 0.005 ? "<1 %" : `${Math.round(100 * share)} %`);
 const count = (number) => number.toLocaleString("en");
 
-const view = { section: null, order: [], lines: [], columns: 1, cursor: 0, byClass: false };
+const view = { section: null, order: [], lines: [], columns: 1, cursor: 0, parts: null };
 const tiles = new Map(); // position in the order -> its element
 
 function make(tag, className, text) {
@@ -42,19 +42,36 @@ function arrange() {
     done: (i) => section.decided(i) !== undefined,
     corrected: (i) => section.decided(i) !== undefined && section.decided(i) !== section.label(i),
   }[which];
-  view.byClass = $("order").value === "class";
-  view.order = [];
-  for (let i = 0; i < section.length; i++) {
-    if ((wanted === "" || section.labels[i] === Number(wanted)) && belongs(i)) view.order.push(i);
+  const shown = (i) => (wanted === "" || section.labels[i] === Number(wanted)) && belongs(i);
+  const how = $("order").value;
+  view.parts = { class: byClass, alike: byGroup }[how] ?? null;
+  if (how === "alike") {
+    view.order = section.groups.filter((group) => group.some(shown)).flat(); // the most telling first, and each whole
+  } else {
+    view.order = [...Array(section.length).keys()].filter(shown);
+    view.order.sort(
+      (a, b) =>
+        (view.parts && section.labels[a] - section.labels[b]) || section.confidences[a] - section.confidences[b] || a - b,
+    );
   }
-  view.order.sort(
-    (a, b) =>
-      (view.byClass && section.labels[a] - section.labels[b]) || section.confidences[a] - section.confidences[b] || a - b,
-  );
   view.cursor = 0;
   sheet.scrollTop = 0;
   layOut();
 }
+
+// Under which headings images stand: which of them belong together, and what is said above them.
+const byClass = {
+  of: (i) => view.section.labels[i],
+  heading: (items) => `${view.section.label(items[0])} · ${count(items.length)}`,
+};
+const byGroup = {
+  of: (i) => view.section.group(i),
+  heading: (items) => {
+    const named = (labels) => [...new Set(labels.filter((label) => label !== undefined))].join(", ");
+    const given = items.map(view.section.given), predicted = `predicted ${named(items.map(view.section.label))}`;
+    return `${count(items.length)} alike · ${named(given) ? `given ${named(given)}; ` : ""}${predicted}`;
+  },
+};
 
 function layOut() {
   const width = canvas.clientWidth;
@@ -68,10 +85,10 @@ function layOut() {
   };
   for (let start = 0; start < view.order.length; ) {
     let end = view.order.length;
-    if (view.byClass) {
-      const label = view.section.labels[view.order[start]];
-      for (end = start; end < view.order.length && view.section.labels[view.order[end]] === label; ) end++;
-      add({ heading: `${DATA.classes[label]} · ${count(end - start)}` }, HEADING);
+    if (view.parts) {
+      const part = view.parts.of(view.order[start]);
+      for (end = start; end < view.order.length && view.parts.of(view.order[end]) === part; ) end++;
+      add({ heading: view.parts.heading(view.order.slice(start, end)) }, HEADING);
     }
     for (; start < end; start += view.columns) add({ start, end: Math.min(start + view.columns, end) }, TILE + GAP);
     start = end;
@@ -86,6 +103,7 @@ function layOut() {
 
 function emptyText() {
   const { section } = view;
+  if ($("order").value === "alike" && !section.groups.length) return "No two images are alike.";
   if (section.length) return "No image is left here. Choose another class, or show all.";
   return section.name === "given" ? "Every label that was asked about was found." : "No predictions.";
 }
@@ -183,7 +201,7 @@ function select(position) {
   view.cursor = position;
   const line = view.lines[lineOf(position)];
   if (line?.start !== undefined) {
-    const above = view.byClass && position === 0 ? HEADING : 0;
+    const above = view.parts && position === 0 ? HEADING : 0;
     if (line.top - above < sheet.scrollTop) sheet.scrollTop = line.top - above;
     else if (line.top + line.height > sheet.scrollTop + sheet.clientHeight)
       sheet.scrollTop = line.top + line.height - sheet.clientHeight;
@@ -218,8 +236,12 @@ function showSelected() {
   } else {
     fact("Predicted", `${section.label(i)}, ${percent(section.confidences[i])}`);
     fact("Second", section.other(i));
+    if (section.given(i) !== undefined) fact("Given", section.given(i));
     if (section.nearest && section.nearest[i] >= 0) fact("Nearest", DATA.classes[section.nearest[i]]);
   }
+  const alike = section.group(i);
+  $("same").hidden = alike === undefined;
+  if (alike) $("same").firstElementChild.textContent = `Same for ${count(alike.length - 1)} alike`;
   if (section.decided(i) !== undefined) fact("Decided", section.decided(i));
   large.src = thumbnail(section, i);
   if (address === null) return;
