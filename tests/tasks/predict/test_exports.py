@@ -21,6 +21,7 @@ from tpssl_hf.data.sources import load_source
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.calibration import Calibration
 from tpssl_hf.tasks.predict.exports.imagefolder import class_folders
+from tpssl_hf.tasks.predict.exports.label_studio import packed
 from tpssl_hf.tasks.predict.exports.predicted import bounding_box, run_lengths
 from tpssl_hf.tasks.predict.read import ImageReader
 
@@ -140,8 +141,39 @@ def painted(lengths: list[int], size: int) -> np.ndarray:
     return flat
 
 
-def test_masks_come_back_from_coco_and_cvat(segmenter: Path, photos: Path, tmp_path: Path) -> None:
-    table = run(segmenter, photos, tmp_path / "out", export="coco,cvat").table().to_list()
+def unpacked(rle: list[int]) -> np.ndarray:
+    """Decode what Label Studio's brush has painted, as rle-pack of thi.ng/umbrella is described."""
+    bits, place = "".join(f"{byte:08b}" for byte in rle), 0
+
+    def read(count: int) -> int:
+        nonlocal place
+        place += count
+        return int(bits[place - count : place], 2)
+
+    count, width = read(32), read(5) + 1
+    lengths, values = [read(4) + 1 for _ in range(4)], list[int]()
+    while len(values) < count:
+        same = read(1)
+        length = read(lengths[read(2)]) + 1
+        values += [read(width)] * length if same else [read(width) for _ in range(length)]
+    assert len(values) == count and len(bits) - place < 8
+    return np.array(values)
+
+
+def test_what_is_painted_is_packed_whatever_its_size() -> None:
+    random = np.random.default_rng(0)
+    for mask in (
+        random.random((3, 5)) < 0.5,
+        np.ones((300, 200), bool),
+        np.zeros((1, 1), bool),
+        random.random((9, 400)) < 0.01,
+    ):
+        found = unpacked(packed(mask)).reshape(*mask.shape, 4)
+        assert np.array_equal(found, np.repeat(255 * mask[..., None], 4, axis=2))
+
+
+def test_masks_come_back_from_coco_cvat_and_label_studio(segmenter: Path, photos: Path, tmp_path: Path) -> None:
+    table = run(segmenter, photos, tmp_path / "out", export="coco,cvat,label_studio").table().to_list()
     folder, from_coco, from_cvat = tmp_path / "out" / "exports", defaultdict(dict), {}
     for found in json.loads((folder / "coco" / "annotations.json").read_text(encoding="utf-8"))["annotations"]:
         height, width = found["segmentation"]["size"]
@@ -156,8 +188,18 @@ def test_masks_come_back_from_coco_and_cvat(segmenter: Path, photos: Path, tmp_p
             box = painted(lengths, width * height).reshape(height, width)
             whole[top : top + height, left : left + width][box] = PIXELS.index(str(found_mask.get("label")))
         from_cvat[image.get("name")] = whole
+    config = ElementTree.parse(folder / "label_studio" / "label_config.xml").getroot()
+    assert [label.get("value") for label in config.findall("BrushLabels/Label")] == PIXELS
+    from_studio = {}
+    for task in json.loads((folder / "label_studio" / "tasks.json").read_text(encoding="utf-8")):
+        for result in task["predictions"][0]["result"]:
+            height, width = result["original_height"], result["original_width"]
+            whole = from_studio.setdefault(task["data"]["file"], np.full((height, width), 255))
+            painted_on = unpacked(result["value"]["rle"]).reshape(height, width, 4)[..., 3] > 0
+            whole[painted_on] = PIXELS.index(result["value"]["brushlabels"][0])
     assert len(table) == len(FILES)
     for row in table:
+        assert np.array_equal(from_studio[row["file"]], opened(tmp_path / "out" / row["mask"]))
         mask = opened(tmp_path / "out" / row["mask"])
         assert mask.shape == (row["height"], row["width"]) and np.array_equal(from_cvat[row["file"]], mask)
         assert {*from_coco[row["row"]]} == {*np.unique(mask)}
@@ -197,6 +239,5 @@ def test_formats_that_are_not_there_or_hold_no_masks_are_refused(
 ) -> None:
     with pytest.raises(InputError, match="export 'yolo' is not one of imagefolder, coco, label_studio, cvat"):
         run(classifier, photos, tmp_path / "out", export="coco,yolo")
-    for name in ("imagefolder", "label_studio"):
-        with pytest.raises(InputError, match=f"export {name} holds no masks; give coco or cvat"):
-            run(segmenter, photos, tmp_path / "out", export=name)
+    with pytest.raises(InputError, match="export imagefolder holds no masks; give coco, label_studio or cvat"):
+        run(segmenter, photos, tmp_path / "out", export="imagefolder")

@@ -36,6 +36,11 @@ class Predicted:
     least: float | None = None
     below: float | None = None
 
+    @property
+    def holds_masks(self) -> bool:
+        """Whether a segmenter made them."""
+        return "mask" in pq.read_schema(self.table).names
+
     def rows(self) -> Iterator[Row]:
         """Yield the predictions in the order of the data set, with ``COLUMNS`` as far as the model has them."""
         file = pq.ParquetFile(self.table)

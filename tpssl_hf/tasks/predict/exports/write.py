@@ -18,7 +18,7 @@ FORMATS: dict[str, Callable[[Predicted, Path], None]] = {
     "cvat": cvat.write,
 }
 TO_LOOK_AT = ("label_studio", "cvat")  # tools of people; the others are data sets
-OF_CLASSIFIERS = ("imagefolder", "label_studio")
+OF_CLASSIFIERS = ("imagefolder",)
 
 
 def formats_named(names: str | None, *, segmenter: bool) -> list[str]:
@@ -33,7 +33,8 @@ def formats_named(names: str | None, *, segmenter: bool) -> list[str]:
             raise InputError(f"export {name!r} is not one of {', '.join(FORMATS)}.")
         if segmenter and name in OF_CLASSIFIERS:
             raise InputError(
-                f"export {name} holds no masks; give coco or cvat, or take the PNGs in masks/ as they are."
+                f"export {name} holds no masks; give coco, label_studio or cvat, or take the PNGs in masks/ as they "
+                "are."
             )
     return list(dict.fromkeys(named))
 
