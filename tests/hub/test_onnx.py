@@ -15,7 +15,11 @@ from PIL import Image
 
 from tpssl_hf.errors import InputError
 from tpssl_hf.hub.config import PublishConfig
+from tpssl_hf.hub.onnx import Exported, takes_any_size
 from tpssl_hf.hub.publish import publish_run
+from tpssl_hf.hub.snippets import onnx_snippets
+from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation
+from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -59,11 +63,10 @@ def test_it_gives_what_torch_gives_for_any_number_of_images(kind: str, published
     session = onnxruntime.InferenceSession(published[kind] / "onnx" / "model.onnx")
     assert [entry.name for entry in session.get_inputs()] == ["pixel_values"]
     assert [entry.name for entry in session.get_outputs()] == OUTPUTS[kind]
-    size = (32, 48) if kind == "segmenter" else (32, 32)
-    assert session.get_inputs()[0].shape == ["batch", 3, *size]
-    for count in (1, 3):
-        shape = (count, 3, *size)
-        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    any_size = kind == "segmenter"
+    assert session.get_inputs()[0].shape == ["batch", 3, *(("height", "width") if any_size else (32, 32))]
+    for count, *size in [(1, 50, 131), (2, 17, 40), (3, 32, 48)] if any_size else [(1, 32, 32), (3, 32, 32)]:
+        images = torch.randn((count, 3, *size), generator=torch.Generator().manual_seed(0))
         found = dict(zip(OUTPUTS[kind], session.run(OUTPUTS[kind], {"pixel_values": images.numpy()}), strict=True))
         for name, own in expected(kind, published[kind], images).items():
             np.testing.assert_allclose(found[name], own.numpy(), rtol=0, atol=1e-4)
@@ -81,7 +84,7 @@ def test_it_is_one_file_of_a_stated_opset_without_this_machine_in_it(kind: str, 
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18}
     card = (published[kind] / "README.md").read_text()
     assert "opset 18" in card
-    assert ("scores above were not taken" in card) == (kind == "segmenter")  # its run was scored on whole images
+    assert ("any from 32 pixels on" in card) == (kind == "segmenter")
     for trace in (b'File "', b".py", str(Path.cwd()).encode(), str(Path.home()).encode() + b"/"):
         assert trace not in content
     assert not any(entry.data_location for entry in model.graph.initializer)  # nothing outside this file
@@ -101,6 +104,26 @@ def test_the_snippet_of_the_card_runs(
     images = torch.from_numpy(found["pixels"])
     for name, own in expected(kind, published[kind], images).items():
         np.testing.assert_allclose(found[name], own.numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_segmenter_that_pads_as_tensorflow_does_or_looks_in_windows_keeps_its_size() -> None:
+    def segmenter(backbone: str, window: list[int] | None = None) -> TpsslForSemanticSegmentation:
+        names = {0: "ground", 1: "box"}
+        return TpsslForSemanticSegmentation(
+            TpsslSegmenterConfig(backbone=backbone, decoder_width=16, low_level_width=8, window=window, id2label=names)
+        )
+
+    assert takes_any_size(segmenter("test_resnet")) and not takes_any_size(segmenter("test_resnet", [32, 48]))
+    assert takes_any_size(segmenter("test_efficientnet")) and not takes_any_size(segmenter("tf_efficientnet_lite0"))
+
+
+def test_the_card_says_which_sizes_a_segmenter_takes() -> None:
+    results = {"recipe": "ssl_segment", "config": {"test_mode": "whole"}}
+    fixed = onnx_snippets(results, "me/x", Exported(b"", 18, ("logits",), (32, 48)))
+    assert "(batch, 3, 32, 48)" in fixed and ".resize((48, 32))" in fixed
+    assert "the scores above were not taken on images resized to this" in fixed
+    free = onnx_snippets(results, "me/x", Exported(b"", 18, ("logits",), None))
+    assert "(batch, 3, height, width)" in free and "any from 32 pixels on" in free and "resize" not in free
 
 
 def test_browsers_get_the_pixels_of_the_run_and_python_goes_on_as_before(published: dict[str, Path]) -> None:

@@ -36,13 +36,13 @@ class Exported:
         content: the file; float32, its weights within.
         opset: of ONNX, that it is written for.
         outputs: names of what it gives for ``pixel_values`` (B, 3, H, W), any B.
-        size: the height and width it takes, in pixels.
+        size: the height and width it takes, in pixels; None for any.
     """
 
     content: bytes
     opset: int
     outputs: tuple[str, ...]
-    size: tuple[int, int]
+    size: tuple[int, int] | None
 
 
 class _Outputs(nn.Module):
@@ -66,7 +66,8 @@ def export_onnx(evidence: Evidence) -> Exported:
     """Export the network of a run, and compare what onnxruntime makes of it with torch.
 
     A backbone gives what ``AutoModel`` of transformers does, classifiers and segmenters their logits. The size of the
-    images is that of the run, a segmenter's that of its crops.
+    images is that of the run. A segmenter takes any, unless it looks at large images in windows, its backbone pads as
+    TensorFlow does, or torch cannot export it so: then it takes that of its crops.
 
     Args:
         evidence: what the run says about itself.
@@ -92,13 +93,40 @@ def export_onnx(evidence: Evidence) -> Exported:
     network = _Outputs(_loaded(folder, recipe), OUTPUTS[recipe]).eval()
     if recipe == "ssl_segment":
         height, width = (int(evidence.results["config"][f"crop_{side}"]) for side in ("height", "width"))
+        if takes_any_size(network):
+            try:
+                return _of_any_size(network, (height, width))
+            except InputError:  # it may well be exported at one size
+                pass
     else:
         height, width = config["pretrained_cfg"]["input_size"][1:]
     content = _graph(network, (height, width))
-    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    for given in (images, _as_the_card_says(folder, recipe, (height, width))):
+    for given in (_noise(height, width), _as_the_card_says(folder, recipe, (height, width))):
         _compare(content, network, given)
     return Exported(content, OPSET, network.names, (height, width))
+
+
+def takes_any_size(network: nn.Module) -> bool:
+    """Whether nothing in a segmenter depends on the size of its images in a way that a graph cannot hold.
+
+    That does what windows do, and padding as TensorFlow has it, whose amount follows the size where a layer strides.
+    """
+    windows = any(getattr(getattr(part, "config", None), "window", None) for part in network.modules())
+    same: list[Any] = [layer for layer in network.modules() if type(layer).__name__.endswith("Same")]
+    return not windows and all(np.max(layer.stride) == 1 for layer in same)
+
+
+def _of_any_size(network: "_Outputs", size: tuple[int, int]) -> Exported:
+    """Export a segmenter with free height and width, compared with torch at several sizes."""
+    height, width = size
+    content = _graph(network, size, any_size=True)
+    for shape in (size, (height + 13, 2 * width + 1), (2 * height, width), (width // 2 + 7, height + 30)):
+        _compare(content, network, _noise(*shape))
+    return Exported(content, OPSET, network.names, None)
+
+
+def _noise(height: int, width: int) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def _loaded(folder: Path, recipe: str) -> nn.Module:
@@ -115,10 +143,11 @@ def _loaded(folder: Path, recipe: str) -> nn.Module:
     return model
 
 
-def _graph(network: _Outputs, size: tuple[int, int]) -> bytes:
-    """Return the network as ONNX with a free batch; height and width are fixed."""
+def _graph(network: _Outputs, size: tuple[int, int], *, any_size: bool = False) -> bytes:
+    """Return the network as ONNX with a free batch; height and width are those of ``size``, or free."""
     from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
+    free = {0: "batch", **({2: "height", 3: "width"} if any_size else {})}
     try:
         program = torch.onnx.export(
             network,
@@ -126,7 +155,7 @@ def _graph(network: _Outputs, size: tuple[int, int]) -> bytes:
             dynamo=True,
             input_names=[INPUT],
             output_names=network.names,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
             opset_version=OPSET,
             external_data=False,
             verbose=False,

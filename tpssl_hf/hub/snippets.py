@@ -9,6 +9,10 @@ if TYPE_CHECKING:  # it brings torch with it, which a card does not need
     from tpssl_hf.hub.onnx import Exported
 
 THRESHOLDS = "thresholds"  # in results.json of a classifier of several labels an image
+OWN_PROCESSOR = (
+    "import tpssl_hf  # for the processor; without it: RGB / 255, then image_mean and image_std of "
+    "preprocessor_config.json\n"
+)
 TEMPLATES = files("tpssl_hf.hub").joinpath("templates")
 USAGE = {"target_pretrain": "backbone", "ssl_classify": "classifier", "ssl_segment": "segmenter"}
 
@@ -39,8 +43,12 @@ def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> s
         repo: Hub id of the model.
         exported: the network as ONNX.
     """
-    (height, width), resized, resized_in_browsers, scored, unshrunk = exported.size, "", "", "", ""
-    if results["recipe"] == "ssl_segment":  # the processor of the others does it
+    resized, resized_in_browsers, scored, unshrunk = "", "", "", ""
+    height, width = exported.size or ("height", "width")
+    given = " and ".join(f"`{name}`" for name in exported.outputs)
+    if exported.size is None:
+        given += " of the same height and width, any from 32 pixels on"
+    elif results["recipe"] == "ssl_segment":  # the processor of the others does it
         if results["config"].get("test_mode") != "resize":
             scored = "; the scores above were not taken on images resized to this"
         unshrunk = ", shorter_side=0"
@@ -50,8 +58,9 @@ def onnx_snippets(results: dict[str, Any], repo: str, exported: "Exported") -> s
         repo=repo,
         opset=exported.opset,
         shape=f"(batch, 3, {height}, {width})",
-        given=" and ".join(f"`{name}`" for name in exported.outputs),
+        given=given,
         outputs=", ".join(exported.outputs),
+        own_processor=OWN_PROCESSOR if results["recipe"] == "ssl_segment" else "",
         resized=resized,
         resized_in_browsers=resized_in_browsers,
         scored=scored,
