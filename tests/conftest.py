@@ -1,5 +1,7 @@
 import os
 
+# Where it is set, every process that xdist or a test starts compiles all of torch and transformers: half of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Before any import of torch or the Hub's client: few sleeping threads, and no network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
