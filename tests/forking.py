@@ -228,7 +228,9 @@ def prepare() -> dict[str, Any]:
     for name in IMPORTED_LATE:
         importlib.import_module(name)
     from tpssl_hf.data import sources
+    from tpssl_hf.tasks import published_path
 
+    published_path.IMAGES = 2  # which other libraries are asked about, one after the other
     tasks = [
         f"tpssl_hf.tasks.{task}.{part}" for task in ("pretrain", "classify", "segment") for part in ("run", "report")
     ]

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from tpssl_hf.data import sources
+from tpssl_hf.tasks import published_path
 from tpssl_hf.tasks.pretrain import report, run
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,12 @@ def embedded() -> dict[str, Any]:
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the stores of images, which runs on the same images share."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def images_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask other libraries about two images, where it is not the point: a quarter of a tiny run is asking about 32."""
+    monkeypatch.setattr(published_path, "IMAGES", 2)
 
 
 @pytest.fixture

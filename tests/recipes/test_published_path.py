@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoImageProcessor, pipeline
 
 from tpssl_hf.tasks.classify import report as classified
 from tpssl_hf.tasks.classify import run as finetuning
@@ -16,6 +16,7 @@ from tpssl_hf.tasks.segment import report as segmented
 from tpssl_hf.tasks.segment import run as segmenting
 
 CLASSES = ("dark", "light")
+SHAPES = [(96, 120), (33, 50), (150, 61), (60, 301)]
 EXIF_ORIENTATION = 274
 Save = Callable[[int, np.ndarray, Path], None]
 
@@ -61,6 +62,11 @@ def folders(place: Path, save: Save, sizes: list[tuple[int, int]]) -> Path:
                 gray = np.where(random.random(size) < 0.05, 255 - gray, gray)  # no two alike in black and white
                 save(number, gray, folder / f"{number:02d}.png")
     return place
+
+
+@pytest.fixture
+def images_asked_about() -> None:
+    """As many as people's runs ask about."""
 
 
 @pytest.fixture
@@ -197,9 +203,13 @@ def learn_masks(
 def test_a_segmenter_answers_as_it_was_scored_in_every_mode_and_shape(
     mode: str, learn_masks: Any, tmp_path: Path
 ) -> None:
-    data = scenes(tmp_path / "data", [(96, 120), (33, 50), (150, 61), (60, 301)])
+    data = scenes(tmp_path / "data", SHAPES)
     found = learn_masks(dataset=data, test_mode=mode)
     assert sum(value > 0 for value in found["metrics"]["per_class_iou"]) > 1  # more than one class is predicted
+    scored = np.sum(found["metrics"]["confusion_matrix"])
+    factors = [min(1, 40 / min(shape), 80 / max(shape)) for shape in SHAPES]  # as the images are stored
+    assert scored == sum(round(h * factor) * round(w * factor) for (h, w), factor in zip(SHAPES, factors, strict=True))
+    assert AutoImageProcessor.from_pretrained(tmp_path / "run" / "model").do_resize == (mode == "resize")
     checked = found["published_path"]
     assert checked["warning"] is None and checked["images"] == 4
     [path] = checked["paths"]

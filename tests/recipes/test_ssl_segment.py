@@ -22,6 +22,7 @@ from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 from tpssl_hf.tasks.segment import report
 from tpssl_hf.tasks.segment import run as segmenting
 from tpssl_hf.tasks.segment.config import parse_segment
+from tpssl_hf.tasks.segment.run import SegmentRun
 from tpssl_hf.training.checkpoint import load_latest
 from tpssl_hf.training.run_dir import read_metrics
 
@@ -121,23 +122,27 @@ def test_every_learner_leaves_the_score_of_the_saved_model_in_plain_transformers
     overlap = matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal()).clip(1)
     assert found["metrics"]["per_class_iou"] == pytest.approx(overlap.tolist())
     assert found["metrics"]["mean_iou"] == pytest.approx(overlap.mean())
+    if found["scored"] == "teacher":  # it is what is saved, too
+        checkpoint = load_latest(tmp_path / "run" / "checkpoints")
+        assert checkpoint is not None
+        state, saved = checkpoint.tensors["method"], model.state_dict()
+        assert all(torch.equal(value, state[f"teacher.network.{name}"]) for name, value in saved.items())
+        assert any(not torch.equal(value, state[f"student.{name}"]) for name, value in saved.items())
 
 
-def test_the_network_that_the_learner_names_is_saved(learn: Learn, tmp_path: Path) -> None:
-    assert learn(method="cutmix", learning_rate=0.01) == 0
-    checkpoint = load_latest(tmp_path / "run" / "checkpoints")
-    assert checkpoint is not None
-    state = checkpoint.tensors["method"]
-    saved = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run" / "model").state_dict()
-    assert all(torch.equal(value, state[f"teacher.network.{name}"]) for name, value in saved.items())
-    assert any(not torch.equal(value, state[f"student.{name}"]) for name, value in saved.items())
+@pytest.fixture
+def prepared(made: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SegmentRun]:
+    """Prepare a run with these settings, which then makes no step."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    tiny = {"dataset": made, "labels": 4, "backbone": "test_resnet", "decoder_width": 16, "batch_size": 2}
+    tiny |= {"cache_dir": shared_cache, "crop_height": 32}
+    return lambda **settings: segmenting.prepare(parse_segment(tiny | settings), Accelerator(), None)
 
 
 def test_the_backbone_inside_is_the_adapted_one_until_the_first_step(
-    recipe_segment: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[..., SegmentRun], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
     torch.manual_seed(3)
     plain = timm.create_model("test_resnet", pretrained=False, num_classes=0)
     for layer in plain.modules():
@@ -145,9 +150,7 @@ def test_the_backbone_inside_is_the_adapted_one_until_the_first_step(
             layer.running_mean.uniform_(-1, 1)
     adapted = tmp_path / "adapted"
     save_timm_folder(plain, adapted, preprocessing=Preprocessing(64, (0.5,) * 3, (0.5,) * 3), provenance={})
-    given = ["--dataset", str(made), "--labels", "4", "--backbone", "test_resnet", "--init", str(adapted)]
-    given += ["--decoder_width", "16", "--batch_size", "2", "--cache_dir", str(tmp_path), "--crop_height", "32"]
-    job = segmenting.prepare(parse_segment(given), Accelerator(), None)
+    job = prepared(init=adapted)
     assert job.statistics_frozen
     for network in (job.method.student, job.method.teacher.network):
         inside = network.backbone.state_dict()  # type: ignore[union-attr, operator]
@@ -174,8 +177,10 @@ def test_masks_never_reach_the_unlabeled_stream(learn: Learn, tmp_path: Path, mo
     assert not rows & {number for images in seen[1:] for number in images.index.tolist()}  # the first is drawn
 
 
-def test_labels_of_one_run_serve_the_next_and_may_be_a_list(learn: Learn, tmp_path: Path) -> None:
-    assert learn(method="supervised", label_seed=5) == 0
+def test_labels_of_one_run_serve_the_next_and_may_be_a_list(
+    learn: Learn, prepared: Callable[..., SegmentRun], tmp_path: Path
+) -> None:
+    assert learn(method="supervised", label_seed=5, max_steps=1) == 0
     written = tmp_path / "run" / "labels.json"
     rows = json.loads(written.read_text())["rows"]
     assert len(rows) == 4 and max(rows) < 12
@@ -183,22 +188,15 @@ def test_labels_of_one_run_serve_the_next_and_may_be_a_list(learn: Learn, tmp_pa
     names.write_text("".join(f"scene{row:02d}\n" for row in rows))
     numbers = tmp_path / "rows.txt"
     numbers.write_text("\n".join(map(str, rows)))
-    for file in (written, names, numbers):
-        folder = tmp_path / file.stem
-        assert learn(method="supervised", labels=file, output_dir=folder, max_steps=1) == 0
-        assert json.loads((folder / "labels.json").read_text())["rows"] == rows
-    assert learn(method="supervised", labels="50%", output_dir=tmp_path / "half", max_steps=1, label_seed=5) == 0
-    assert set(rows) < set(json.loads((tmp_path / "half" / "labels.json").read_text())["rows"])
-    assert learn(method="supervised", labels="all", output_dir=tmp_path / "every", max_steps=1) == 0
-    assert results(tmp_path / "every")["labels"]["count"] == 12
+    assert learn(method="supervised", labels=written, output_dir=tmp_path / "second", max_steps=1) == 0
+    assert json.loads((tmp_path / "second" / "labels.json").read_text())["rows"] == rows
 
+    def chosen(labels: object) -> list[int]:
+        data = prepared(method="supervised", labels=labels, label_seed=5).data
+        return data.store.rows[data.labeled.indices].tolist()
 
-@pytest.mark.parametrize("mode", ["resize", "slide"])
-def test_test_images_may_be_resized_or_seen_through_a_window(mode: str, learn: Learn, tmp_path: Path) -> None:
-    assert learn(method="supervised", test_mode=mode, max_steps=1) == 0
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "model")
-    assert processor.do_resize == (mode == "resize")
-    assert np.sum(results(tmp_path / "run")["metrics"]["confusion_matrix"]) == 3 * 35 * 44 + 2 * 39 * 48
+    assert chosen(names) == chosen(numbers) == rows
+    assert set(rows) < set(chosen("50%")) and len(chosen("all")) == 12
 
 
 def test_poly_rates_and_the_faster_decoder_are_logged_and_used(learn: Learn, tmp_path: Path) -> None:
