@@ -45,12 +45,24 @@ def learn(
     return run
 
 
+def check_calibration(found: dict[str, Any], folder: Path) -> None:
+    """It is of what is deployed, by the 80 labels held out in turn."""
+    kept = json.loads((folder / "model" / "calibration.json").read_text())
+    accuracy = found["saved"]["cross_validated"][found["saved"]["candidate"]]["accuracy"]
+    assert np.mean(kept["right"]) == pytest.approx(accuracy) and len(kept["confidences"]) == 80
+    expected = found["calibration"]["expected_accuracy"]
+    assert found["calibration"]["labels"] == 80 and expected["low"] < accuracy == pytest.approx(expected["accuracy"])
+    assert kept["temperature"] == found["calibration"]["temperature"] > 0
+    assert kept["held_out"] == "training labels held out in turn" and "confidences" not in found["calibration"]
+
+
 def test_a_broken_finetuning_leaves_a_baseline_and_says_so(
     learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = learn(**BROKEN)
+    found = learn(labels=80, **BROKEN)
     saved, folder = found["saved"], tmp_path / "run"
-    assert saved["candidate"] in ("frozen_probe", "label_spreading") and saved["labels"] == 40
+    check_calibration(found, folder)
+    assert saved["candidate"] in ("frozen_probe", "label_spreading") and saved["labels"] == 80
     assert saved["cross_validated"][saved["candidate"]]["minus_finetuned"]["mean"] > 0
     assert found["metrics"]["accuracy"] > found["beside"]["finetuned"] + 0.1
     assert found["beside"].keys() == {"finetuned", "frozen_probe", "label_spreading"} - {saved["candidate"]}
@@ -65,28 +77,11 @@ def test_a_broken_finetuning_leaves_a_baseline_and_says_so(
     assert json.loads((folder / "model" / "config.json").read_text())["tpssl_hf"]["candidate"] == saved["candidate"]
 
 
-@pytest.mark.parametrize("settings", [{**BROKEN}, {**STILL}, {"method": "label_spreading"}], ids=str)
-def test_the_calibration_is_of_what_is_deployed(settings: dict[str, Any], learn: Learn, tmp_path: Path) -> None:
-    found = learn(labels=80, **settings)
-    kept = json.loads((tmp_path / "run" / "model" / "calibration.json").read_text())
-    accuracy = found["saved"]["cross_validated"][found["saved"]["candidate"]]["accuracy"]
-    assert np.mean(kept["right"]) == pytest.approx(accuracy) and len(kept["confidences"]) == 80
-    expected = found["calibration"]["expected_accuracy"]
-    assert found["calibration"]["labels"] == 80 and expected["low"] < accuracy == pytest.approx(expected["accuracy"])
-    assert kept["temperature"] == found["calibration"]["temperature"] > 0
-    assert kept["held_out"] == "training labels held out in turn" and "confidences" not in found["calibration"]
-
-
 def test_labels_held_out_of_the_whole_run_are_asked_first(learn: Learn, tmp_path: Path) -> None:
     found = learn(labels=90, validation_labels=50, **STILL)
     kept = json.loads((tmp_path / "run" / "model" / "calibration.json").read_text())
     assert kept["held_out"] == "labels held out of the run" and len(kept["right"]) == 50
     assert np.mean(kept["right"]) == pytest.approx(found["metrics"]["validation_accuracy"])
-
-
-def test_without_held_out_labels_there_is_no_calibration(learn: Learn, tmp_path: Path) -> None:
-    assert learn(labels=10, **STILL)["calibration"] is None
-    assert not (tmp_path / "run" / "model" / "calibration.json").exists()
 
 
 def test_a_finetuning_that_knows_every_label_is_kept(
@@ -108,10 +103,12 @@ def test_a_finetuning_that_knows_every_label_is_kept(
     assert not (tmp_path / "run" / "model_last").exists()
 
 
-def test_folds_start_and_are_asked_as_the_probe_is(learn: Learn) -> None:
+def test_folds_start_and_are_asked_as_the_probe_is(learn: Learn, tmp_path: Path) -> None:
     """With a rate that moves nothing, a finetuned fold is the probe of its labels."""
-    found = learn(**STILL)["saved"]["cross_validated"]
-    assert found["finetuned"]["accuracy"] == found["frozen_probe"]["accuracy"] > 0.15
+    found = learn(labels=80, **STILL)
+    answered = found["saved"]["cross_validated"]
+    assert answered["finetuned"]["accuracy"] == answered["frozen_probe"]["accuracy"] > 0.15
+    check_calibration(found, tmp_path / "run")
 
 
 @pytest.mark.filterwarnings("ignore::tpssl_hf.monitoring.pseudo_labels.NeverAcceptedWarning")
@@ -131,10 +128,11 @@ def test_the_training_itself_is_the_same_to_the_last_bit(learn: Learn, tmp_path:
     assert found[0]["saved"]["cross_validated"] == {} and found[0]["beside"] == {}
 
 
-def test_one_label_a_class_is_deployed_as_it_was_finetuned_with_baselines_beside(
-    learn: Learn, capsys: pytest.CaptureFixture[str]
+def test_one_label_a_class_is_deployed_as_it_was_finetuned_with_baselines_beside_and_not_calibrated(
+    learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = learn(labels=10, **STILL)
+    assert found["calibration"] is None and not (tmp_path / "run" / "model" / "calibration.json").exists()
     assert found["saved"]["candidate"] == "finetuned" and found["saved"]["cross_validated"] == {}
     assert found["beside"].keys() == {"frozen_probe", "label_spreading"}
     out = capsys.readouterr().out
@@ -187,7 +185,8 @@ def test_a_fold_that_fails_knows_no_label(learn: Learn, monkeypatch: pytest.Monk
 def test_label_spreading_makes_no_step_and_is_compared_with_the_probe(
     learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = learn(method="label_spreading")
+    found = learn(method="label_spreading", labels=80)
+    check_calibration(found, tmp_path / "run")
     assert found["steps"] == 0 and found["saved"]["cross_validated"].keys() == {"finetuned", "frozen_probe"}
     assert found["beside"].keys() <= {"frozen_probe", "finetuned"} and found["unlabeled_images"] == 300
     assert found["metrics"]["accuracy"] > 0.15 and found["published_path"]["warning"] is None
