@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_runs import Forks
 from huggingface_hub import HfApi
 from loopback import TOKEN, LoopbackHub, Repository
 
@@ -220,22 +219,17 @@ KILLS = [("preupload", "hold"), ("PUT /lfs/", "hold"), ("/commit/", "hold"), ("/
 
 @pytest.mark.parametrize(("request_line", "what"), KILLS)
 def test_a_killed_push_leaves_the_old_model_or_the_new_one(
-    request_line: str, what: str, push: Push, hub: LoopbackHub, runs: dict[str, Path]
+    request_line: str, what: str, push: Push, hub: LoopbackHub, runs: dict[str, Path], forks: Forks, tmp_path: Path
 ) -> None:
     push("adapted")
     old = hub.head("me/x")
     fault = hub.fail(request_line, what, 1)
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.url,
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "",
-    }
-    command = [sys.executable, "recipes/publish.py", str(runs["classifier"]), "--repo=me/x", "--license=mit"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert fault.reached.wait(60)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    request = {"file": str(Path(__file__).with_name("killed_push.py")), "function": "push"}
+    request["arguments"] = [str(runs["classifier"]), hub.url, TOKEN]
+    pid = forks.start(request, tmp_path / "log", {})
+    assert fault.reached.wait(60), (tmp_path / "log").read_text()
+    os.kill(pid, signal.SIGKILL)
+    assert forks.wait(pid) == -signal.SIGKILL
     fault.go_on.set()
     fault.over.wait(10)
     found = hub.head("me/x")
