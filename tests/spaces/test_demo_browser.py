@@ -11,7 +11,6 @@ from browsers import BROWSER, NO_BROWSER, started_browser
 from upload_files import REFUSED, encode
 
 pytest.importorskip("gradio", reason="the demo needs gradio: `uv run --extra demo pytest`")
-pytest.importorskip("playwright", reason="there is no playwright: `uv pip install playwright`")
 
 from tiny_demo import CLASSES, GRADIO_NOISE, image_of
 

@@ -20,9 +20,6 @@ from tpssl_hf.tasks.predict.read import ImageReader
 from tpssl_hf.tasks.review.config import ReviewConfig
 from tpssl_hf.tasks.review.run import review
 
-pytest.importorskip("playwright", reason="there is no playwright: `uv pip install playwright`")
-
-
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 
 
