@@ -1,4 +1,4 @@
-"""Running a notebook from top to bottom with few steps, and from a small random network."""
+"""Running a notebook from top to bottom with few steps, and from a tiny random network."""
 
 import json
 import re
@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
-SMALL = 'import tpssl_hf.convert.starter as starter\n\nstarter.PACKAGE = "none"'
+SMALL = """
+import tpssl_hf.convert.starter
+
+tpssl_hf.convert.starter.starter = lambda: {"backbone": "test_resnet", "init": "random"}
+"""
 
 
 def run_notebook(name: str, folder: Path) -> None:
