@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from tpssl_hf.data.streams import EndlessStream, ImageStream, StreamingImages, WithoutMasks
 from tpssl_hf.methods.base import Batch, Losses, Method, Views
+from tpssl_hf.models.cpu_convolutions import fast_convolutions
 from tpssl_hf.models.recomputing import backward_pass
 from tpssl_hf.training.nonfinite_guard import NonFiniteGuard, refuse_rate
 
@@ -123,7 +124,9 @@ def _accumulated(
     """Add the gradient of one step up over its parts; yields the losses of each. Processes meet in the last one."""
     for part in range(parts):
         batch = next(batches)
-        with nullcontext() if part == parts - 1 else accelerator.no_sync(method):
+        together = nullcontext() if part == parts - 1 else accelerator.no_sync(method)
+        compiled = inner._compiled_call_impl is not None
+        with together, nullcontext() if compiled else fast_convolutions(accelerator.device):
             losses: Losses = method(batch, progress)
             with backward_pass(inner):
                 accelerator.backward(losses["loss"] / parts)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tpssl_hf.files.atomic import replacing_file
 from tpssl_hf.models.backbone import load_backbone
 from tpssl_hf.models.batchnorm import freeze_statistics, keep_frozen
+from tpssl_hf.models.cpu_convolutions import fast_convolutions
 
 MOST_IMAGES = 64  # in a timed pass
 ROUNDS = 3  # passes of a setting after the first, at most; the fastest counts
@@ -25,6 +26,7 @@ CLEAR_GAIN = 1.1  # speed over the default's, below which the default stays, so 
 CLEAR_GAIN_OF_THREADS = 1.25  # the same for another number of threads: a second one may only be half a core
 HOPELESS = 1.5  # times the best so far, from which on a setting is not timed again; twice that in the first pass
 GROWTH = 1.5  # of a pass's time at least, with twice the images
+TIMED = "with fast_convolutions"  # what a kept measurement is of; another name makes all of them anew
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,10 @@ def passes_of(work: Workload) -> Callable[[Setting, int], float]:
         shown: Tensor = images[:count].contiguous(memory_format=layouts[setting.memory_format])
         learner = networks[setting.memory_format]
         began = time.thread_time()
-        with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16"):
-            features: Tensor = learner(shown)
-        features.float().square().mean().backward()  # type: ignore[no-untyped-call]
+        with fast_convolutions(shown.device):
+            with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16"):
+                features: Tensor = learner(shown)
+            features.float().square().mean().backward()  # type: ignore[no-untyped-call]
         taken = time.thread_time() - began
         learner.zero_grad(set_to_none=True)
         return taken
@@ -198,7 +201,12 @@ def remembered(
     Returns:
         Seconds per image, and whether they were measured now.
     """
-    key = {"machine": machine, "work": asdict(work), "settings": [asdict(setting) for setting in settings]}
+    key = {
+        "machine": machine,
+        "timed": TIMED,
+        "work": asdict(work),
+        "settings": [asdict(setting) for setting in settings],
+    }
     file = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # one that cannot be read is made again
         kept = json.loads(file.read_text(encoding="utf-8"))["seconds_per_image"]
