@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,10 @@ def export_onnx(evidence: Evidence) -> Exported:
         if takes_any_size(network):
             try:
                 return _of_any_size(network, (height, width))
-            except InputError:  # it may well be exported at one size
-                pass
+            except InputError as error:
+                warnings.warn(
+                    f"ONNX takes images of {height} x {width} pixels only, because with any size {error}", stacklevel=2
+                )
     else:
         height, width = config["pretrained_cfg"]["input_size"][1:]
     content = _graph(network, (height, width))
