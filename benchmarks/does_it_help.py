@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--learners", default="", help="finetuned from base and adapted, with commas")
     parser.add_argument("--learner_seeds", type=int, default=5, help="label seeds of each learner")
     parser.add_argument("--learner_steps", type=int, default=600)
+    parser.add_argument("--learner_starts", default="adapted,base", help="what they go on from, with commas")
+    parser.add_argument("--learner_precision", default="fp32", help="of finetuning")
     parser.add_argument("--method", default="moco", help="of target pretraining")
     parser.add_argument("--teacher", default=None, help="of --method distill; `init`: the weights themselves")
     parser.add_argument("--work_dir", default="outputs/does_it_help")
@@ -127,14 +129,15 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
         cell |= probes(architecture, starts, dataset, arguments)
         write_cell(file, cell)
     for learner in filter(None, arguments.learners.split(",")):
-        for start, weights_of in (("adapted", str(adapted.model_path)), ("base", init)):
+        for start in arguments.learner_starts.split(","):
+            weights_of = str(adapted.model_path) if start == "adapted" else init
             done = cell["learners"].setdefault(f"{learner} from {start}", {})
             for seed in list(SEEDS)[: arguments.learner_seeds]:
                 if str(seed) in done:
                     continue
                 classes, started = cell["images"]["classes"], time.process_time()
                 run = tpssl_hf.finetune_classifier(
-                    **shared,
+                    **shared | {"precision": arguments.learner_precision},
                     init=weights_of,
                     method=learner,
                     labels=arguments.per_class * classes,
@@ -151,6 +154,7 @@ def run_cell(weights: str, data: str, arguments: argparse.Namespace) -> None:
                     "accuracy": run.results["metrics"]["accuracy"],
                     "cpu_seconds": time.process_time() - started,
                     "steps": arguments.learner_steps,
+                    "precision": arguments.learner_precision,
                 }
                 write_cell(file, cell)
 

@@ -98,7 +98,8 @@ def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         for other in others:
             known = {seed: found["accuracy"] for seed, found in cell["learners"].get(other, {}).items()}
             values.append("" if other == name else against(done, known))
-        values.append(str(next(iter(done.values()))["steps"]))
+        one = next(iter(done.values()))
+        values.append(f"{one['steps']}{', bf16' if one.get('precision') == 'bf16' else ''}")
         values.append(f"{statistics.mean(found['cpu_seconds'] for found in done.values()) / 60:.1f}")
         what = f"{named(cell)} | {cell['data']} | {cell['per_class']}"
         lines.append(f"| {what} | {name} | {' | '.join(values)} | {len(done)} |")
