@@ -31,7 +31,10 @@ def slow_lars(
             weight -= lr * momentum[position]
 
 
-def test_lars_equals_the_slow_reference() -> None:
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_lars_equals_the_slow_reference(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device == "gpu":  # its way, with what is there
+        monkeypatch.setattr(LARS, "_step_of_one", lambda self, group, p: self._step_together(group, [p]))
     torch.manual_seed(0)
     shapes = [(4, 3), (5,), (2, 2, 3, 3), (3, 3)]
     start = [torch.randn(s) for s in shapes]
@@ -50,6 +53,20 @@ def test_lars_equals_the_slow_reference() -> None:
         optimizer.step()
     for parameter, weight in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.detach(), weight, rtol=1e-5, atol=1e-7)
+
+
+def test_lars_skips_a_step_as_on_a_gpu() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([weight], lr=1.0)
+    for found, moves in ((0.0, True), (1.0, False), (0.0, True)):
+        for step in (optimizer.step, lambda: optimizer._step_together(optimizer.param_groups[0], [weight])):
+            before = weight.detach().clone()
+            weight.grad = torch.full((2, 2), torch.nan if found else 1.0)
+            optimizer.found_inf = torch.tensor(found)
+            with torch.no_grad():
+                step()
+            assert bool((weight != before).any()) == moves
+            assert bool(torch.isfinite(optimizer.state[weight]["momentum_buffer"]).all())
 
 
 @pytest.mark.parametrize(("excluded", "factor"), [(False, 1.0), (True, 10.0)])

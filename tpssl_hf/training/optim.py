@@ -13,8 +13,9 @@ class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You et al., 2017), in the form BYOL and PixPro use.
 
     For a tensor w with gradient g: g ← g + weight_decay·w; g ← g·trust_coefficient·‖w‖/‖g‖ unless the group is
-    ``lars_exclude``d (or a norm is zero); v ← momentum·v + g; w ← w − lr·v. All tensors of a group move in a handful
-    of kernels. Where the tensor ``found_inf`` is set and not zero, nothing changes: the step is skipped on the device.
+    ``lars_exclude``d (or a norm is zero); v ← momentum·v + g; w ← w − lr·v. On a GPU all tensors of a group move in a
+    handful of kernels. Where the tensor ``found_inf`` is set and not zero, nothing changes: the step is skipped on the
+    device.
     Gradients are worked on in place and hold no gradient afterwards.
 
     Args:
@@ -50,10 +51,27 @@ class LARS(Optimizer):
             raise ValueError("LARS takes no closure")
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            # On a CPU one by one, so that a tensor stays in the cache from one operation to the next.
-            together = bool(params) and params[0].is_cuda
-            for part in [params] if together else [[p] for p in params]:
-                self._step_together(group, part)
+            if params and params[0].device.type != "cpu":
+                self._step_together(group, params)
+            elif params and not (self.found_inf is not None and bool(self.found_inf)):
+                for p in params:
+                    self._step_of_one(group, p)
+
+    def _step_of_one(self, group: dict[str, Any], p: Tensor) -> None:
+        """Make a step of one tensor on a CPU, where numbers are read for free and passes over memory are not."""
+        gradient, scale = p.grad, 1.0
+        assert gradient is not None
+        if group["weight_decay"] != 0:
+            gradient.add_(p, alpha=group["weight_decay"])
+        if not group["lars_exclude"]:
+            weight_norm, gradient_norm = float(p.norm()), float(gradient.norm())
+            if weight_norm > 0 and gradient_norm > 0:
+                scale = group["trust_coefficient"] * weight_norm / (gradient_norm + 1e-8)
+        velocity = self.state[p].get("momentum_buffer")
+        if velocity is None:
+            velocity = self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        velocity.mul_(group["momentum"]).add_(gradient, alpha=scale)
+        p.sub_(velocity, alpha=group["lr"])
 
     def _step_together(self, group: dict[str, Any], params: list[Tensor]) -> None:
         # Non-finite entries are taken out first, so that the multiplications by ``go`` below cannot spread them.
