@@ -93,7 +93,7 @@ def _output_size(input: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> 
 
 def _dense_is_product(input: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
     size = _output_size(input, weight, stride, padding)
-    return 0 < max(size) <= (SMALL_POINTWISE if weight.shape[2:] == (1, 1) else SMALL) and min(size) > 0
+    return min(size) > 0 and max(size) <= (SMALL_POINTWISE if weight.shape[2:] == (1, 1) else SMALL)
 
 
 class _Product(torch.autograd.Function):
@@ -115,7 +115,7 @@ class _Product(torch.autograd.Function):
         rows = gradient.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
         of_input = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_input = _from_patches(rows @ _as_matrix(weight), input.shape, weight, stride, padding)
+            of_input = _from_patches(rows @ _as_matrix(weight), input, weight, stride, padding)
         if ctx.needs_input_grad[1]:
             product = rows.t() @ _patches(input, weight, stride, padding)
             of_weight = product.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).permute(0, 3, 1, 2)
@@ -127,9 +127,13 @@ def _as_matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 
+def _patches_are_pixels(weight: Tensor, stride: Pair, padding: Pair) -> bool:
+    return tuple(weight.shape[2:]) == stride == (1, 1) and padding == (0, 0)
+
+
 def _patches(input: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """Return what each output of a convolution sees, (N·H·W, h·w·C) for an output of H x W."""
-    if tuple(weight.shape[2:]) == stride == (1, 1) and padding == (0, 0):
+    if _patches_are_pixels(weight, stride, padding):
         return input.permute(0, 2, 3, 1).reshape(-1, input.shape[1])
     padded = _padded(input, padding).permute(0, 2, 3, 1)
     sample, row, column, _ = padded.stride()
@@ -138,11 +142,11 @@ def _patches(input: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tens
     return padded.as_strided(size, steps).reshape(-1, weight[0].numel())
 
 
-def _from_patches(patches: Tensor, shape: torch.Size, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """Add up patches (N·H·W, h·w·C) where they were taken from, an input of ``shape``."""
-    batch, channels, *sides = shape
-    high, wide = ((sides[n] + 2 * padding[n] - weight.shape[2 + n]) // stride[n] + 1 for n in range(2))
-    if tuple(weight.shape[2:]) == stride == (1, 1) and padding == (0, 0):
+def _from_patches(patches: Tensor, input: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    """Add up patches (N·H·W, h·w·C) where they were taken from, in the shape of ``input``."""
+    batch, channels, *sides = input.shape
+    high, wide = _output_size(input, weight, stride, padding)
+    if _patches_are_pixels(weight, stride, padding):
         return patches.view(batch, high, wide, channels).permute(0, 3, 1, 2)
     parts = patches.view(batch, high, wide, *weight.shape[2:], channels)
     padded = patches.new_zeros(batch, sides[0] + 2 * padding[0], sides[1] + 2 * padding[1], channels)
