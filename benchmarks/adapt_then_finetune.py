@@ -19,13 +19,12 @@ if __name__ == "__main__":
 
     prepare_process()
 
-from cells import EVIDENCE, read_cell, read_pair, write_cell
+from cells import BATCH_SIZE, BATCH_SIZES, EVIDENCE, read_cell, read_pair, write_cell
 
 import tpssl_hf
 from tpssl_hf.data.sources import load_source
 
 BASE = "base"  # among the starts of FixMatch
-BATCH_SIZES = {"distill": 64}  # of adaptation; 128 of others
 
 
 def main() -> None:
@@ -75,7 +74,7 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
             init=pair.init,
             method=method,
             epochs=int(epochs),
-            batch_size=BATCH_SIZES.get(method, 128),
+            batch_size=BATCH_SIZES.get(method, BATCH_SIZE),
             output_dir=folder / f"adapted_{method}_{epochs}",
         )
         starts[adaptation] = str(adapted.model_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 EVIDENCE = Path(__file__).parent / "evidence"
+BATCH_SIZE, BATCH_SIZES = 128, {"distill": 64}  # of adaptation: of most methods, of some
 
 
 @dataclass(frozen=True)

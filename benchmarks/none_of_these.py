@@ -30,15 +30,13 @@ from statistics import mean
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from label_rounds import split_of
 from PIL import Image
 from scipy.special import logsumexp, softmax
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from tpssl_hf.data.image_cache import load_image_cache
-from tpssl_hf.data.sources import load_source
-from tpssl_hf.evaluation.feature_cache import features_of
 from tpssl_hf.evaluation.fitted_head import fit_head
 from tpssl_hf.methods.classify.label_spreading import LabelSpreadingConfig, NeighborGraph
 
@@ -46,27 +44,6 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 NONE, SHARE = 3, 0.3  # classes that no label names, and about the share of images that they are
 TRAINING = 1497  # images, as the embedded digits are split
 NAMES = ("among the unlabeled", "taken out")
-
-
-def features_and_labels(arguments: argparse.Namespace, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (N, D) and labels (N,) of a split of the digits."""
-    store, _ = load_image_cache(
-        load_source("digits", split=split),
-        image_size=arguments.image_size,
-        cache_budget=2**34,
-        num_workers=2,
-        progress=False,
-    )
-    found = features_of(
-        store,
-        np.arange(len(store)),
-        backbone=arguments.backbone,
-        init=arguments.init,
-        image_size=arguments.image_size,
-        device=torch.device("cpu"),
-    )
-    assert store.labels is not None
-    return found.values, store.labels
 
 
 def draw_of(labels: np.ndarray, count: int, seed: int) -> tuple[list[int], np.ndarray]:
@@ -79,7 +56,7 @@ def draw_of(labels: np.ndarray, count: int, seed: int) -> tuple[list[int], np.nd
 
 def without_finetuning(arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Return what is found by frozen features, of each draw."""
-    (features, digits), (test, test_digits) = (features_and_labels(arguments, split) for split in ("train", "test"))
+    (features, digits), (test, test_digits) = (split_of(arguments, split) for split in ("train", "test"))
     unit, found = features / np.linalg.norm(features, axis=1, keepdims=True), []
     for seed in range(arguments.draws):
         none, labeled = draw_of(digits, arguments.labels, seed)
@@ -192,6 +169,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--steps", type=int, default=0, help="of FixMatch; 0 for frozen features")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/none_of_these"))
+    parser.set_defaults(dataset="digits")
     arguments = parser.parse_args()
     found = with_finetuning(arguments) if arguments.steps else without_finetuning(arguments)
     print("| | mean | each draw |\n|---|---|---|")

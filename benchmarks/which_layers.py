@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from cells import read_pair
+from cells import BATCH_SIZE, BATCH_SIZES, read_pair
 from does_it_help import CPU, draw, open_split
 from evidence_page import mean_of, paired
 from timm.models import group_parameters
@@ -40,7 +40,6 @@ from tpssl_hf.models.timm_export import preprocessing_of
 from tpssl_hf.tasks.pretrain import prepare
 from tpssl_hf.training.optim import build_optimizer
 
-BATCH_SIZES = {"distill": 64}  # of adaptation; 128 of others
 LAST = 2  # of timm's stages of a network
 PER_CLASS, DRAWS = 4, range(1, 11)
 
@@ -90,7 +89,7 @@ def adapted(pair: Any, method: str, variant: str, arguments: argparse.Namespace)
             method=method,
             select="last",
             precision="fp32",
-            batch_size=BATCH_SIZES.get(method, 128),
+            batch_size=BATCH_SIZES.get(method, BATCH_SIZE),
             max_steps=arguments.max_steps,
             image_size=arguments.image_size,
             limit_images=arguments.limit_images,
