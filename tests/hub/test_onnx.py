@@ -96,6 +96,7 @@ def test_the_snippet_of_the_card_runs(
 ) -> None:
     card = (published[kind] / "README.md").read_text()
     [block] = [block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "onnxruntime" in block]
+    assert kind != "segmenter" or not re.search("tpssl_hf|transformers|torch", block)
     Image.new("RGB", (70, 36), (90, 120, 30)).save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda folder, name: Path(folder) / name)
@@ -123,7 +124,9 @@ def test_the_card_says_which_sizes_a_segmenter_takes() -> None:
     assert "(batch, 3, 32, 48)" in fixed and ".resize((48, 32))" in fixed
     assert "the scores above were not taken on images resized to this" in fixed
     free = onnx_snippets(results, "me/x", Exported(b"", 18, ("logits",), None))
-    assert "(batch, 3, height, width)" in free and "any from 32 pixels on" in free and "resize" not in free
+    assert "(batch, 3, height, width)" in free and "any from 32 pixels on" in free
+    assert "resize((" not in free and "it.resize" not in free
+    assert ".then((it) => it.resize(48, 32))" in fixed and "transformers import" not in fixed
 
 
 def test_browsers_get_the_pixels_of_the_run_and_python_goes_on_as_before(published: dict[str, Path]) -> None:

@@ -79,7 +79,7 @@ def render_card(evidence: Evidence, repo: str, files_beside: frozenset[str], mor
         probed_on=PROBED_ON,
         published_path=results.get("published_path"),
         teacher=_teacher(results.get("teacher")),
-        usage=snippets(results, repo) + (f"\n\n{more_usage}" if more_usage else ""),
+        usage=snippets(results, repo, onnx=more_usage is not None) + (f"\n\n{more_usage}" if more_usage else ""),
         verdict_rows=_verdict_rows(evidence),
         files_beside=files_beside,
         **facts,
@@ -96,7 +96,7 @@ def metadata(evidence: Evidence, repo: str) -> ModelCardData:
     scored = _eval_results(evidence)
     return ModelCardData(
         license=evidence.license,
-        library_name="transformers" if recipe == "ssl_segment" else "timm",
+        library_name="tpssl_hf" if recipe == "ssl_segment" else "timm",
         pipeline_tag=PIPELINES[recipe],
         base_model=evidence.base.hub_id,
         base_model_relation="finetune" if evidence.base.hub_id else None,
