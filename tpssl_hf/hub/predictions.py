@@ -1,20 +1,25 @@
-"""Publish the table of a prediction as a data set of the Hub; images and masks stay at home."""
+"""Publish predicted labels or masks as a data set of the Hub; images stay at home."""
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import DatasetCardData, HfApi
 
+from tpssl_hf.files.atomic import TEMPORARY
+from tpssl_hf.files.json_file import read_json
 from tpssl_hf.hub.commit import Delivery, check_target, deliver, discreet, known_secrets
 from tpssl_hf.hub.config import PublishConfig
-from tpssl_hf.hub.files import CARD
+from tpssl_hf.hub.files import CARD, Package
+from tpssl_hf.hub.masks import DATA, mask_shards
 from tpssl_hf.hub.redaction import without_secrets
 from tpssl_hf.tasks.predict.answers import Classification
 from tpssl_hf.tasks.predict.config import PredictConfig
+from tpssl_hf.tasks.predict.segment import CLASSES
 from tpssl_hf.tasks.predict.write import short_name
 from tpssl_hf.training.run_dir import RESULTS
 
@@ -34,7 +39,10 @@ def check_predictions_target(repo: str) -> None:
 def publish_predictions(
     folder: Path, repo: str, *, private: bool = False, api: HfApi | None = None, say: Callable[[str], None] = print
 ) -> str:
-    """Publish ``predictions.parquet`` of a classifier and a card that says what it is, in one commit.
+    """Publish the labels of a classifier, or the masks of a segmenter, and a card that says what they are.
+
+    All is one commit. Labels are ``predictions.parquet``; masks go into ``data/``, in parquet files of a bounded size
+    with the other columns beside them, and ``classes.json`` goes along.
 
     Args:
         folder: finished output folder of ``predict``.
@@ -48,22 +56,27 @@ def publish_predictions(
 
     Raises:
         PushError: if the Hub did not take it, with the reason and the command to push again.
-        InputError: for a Hub id that is none.
+        InputError: for a Hub id that is none, and masks that are not there any more.
     """
     known = known_secrets(api)
     with discreet(known):
         check_target(repo, PublishConfig(), name="push_to_hub")
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    card = without_secrets(_card(results), known)
-    delivery = Delivery(
-        repo,
-        {TABLE: folder / TABLE, CARD: card.encode()},
-        replaced=lambda name: False,
-        message="Publish predictions of tpssl_hf",
-        again=f"The predictions are in {folder}; push them again with\n  {_again(results, folder, repo, private)}",
-        kind="dataset",
-    )
-    return deliver(delivery, PublishConfig(private=private), api=api, say=say)
+    files: Package = {TABLE: folder / TABLE}
+    classes = read_json(folder / CLASSES) if (folder / CLASSES).is_file() else None  # of a segmenter
+    with TemporaryDirectory(prefix=".", suffix=TEMPORARY, dir=folder) as place:
+        if classes is not None:
+            files = {**mask_shards(folder / TABLE, Path(place)), CLASSES: folder / CLASSES}
+        card = without_secrets(_card(results) if classes is None else _card_of_masks(results, classes, repo), known)
+        delivery = Delivery(
+            repo,
+            {**files, CARD: card.encode()},
+            replaced=lambda name: name in (TABLE, CLASSES) or name.startswith(DATA),
+            message="Publish predictions of tpssl_hf",
+            again=f"The predictions are in {folder}; push them again with\n  {_again(results, folder, repo, private)}",
+            kind="dataset",
+        )
+        return deliver(delivery, PublishConfig(private=private), api=api, say=say)
 
 
 def _again(results: Mapping[str, Any], folder: Path, repo: str, private: bool) -> str:
@@ -80,26 +93,56 @@ def _again(results: Mapping[str, Any], folder: Path, repo: str, private: bool) -
 
 def _card(results: Mapping[str, Any]) -> str:
     """Say what the table is, what made it, and how far it may be trusted."""
-    config = results["config"]
-    data = DatasetCardData(
-        tags=["tpssl_hf", "image-classification", "machine-generated"],
-        configs=[{"config_name": "default", "data_files": TABLE}],
+    text = (
+        f"Labels of {results['images']:,} images of `{short_name(results['config']['dataset'])}`, predicted by the "
+        f"classifier `{short_name(results['config']['model'])}` with tpssl_hf; nobody has corrected them. The images "
+        "are no part of this data set: `file` and `row` name them."
     )
-    lines = [
-        "---",
-        data.to_yaml(),
-        "---",
-        "",
-        "# Predicted labels",
-        "",
-        f"Labels of {results['images']:,} images of `{short_name(config['dataset'])}`, predicted by the classifier "
-        f"`{short_name(config['model'])}` with tpssl_hf; nobody has corrected them. The images are no part of this "
-        "data set: `file` and `row` name them.",
-        "",
-        _trust(results.get("expected_accuracy")),
-        "",
+    return _page("image-classification", TABLE, "Predicted labels", text, _trust(results.get("expected_accuracy")))
+
+
+def _card_of_masks(results: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], repo: str) -> str:
+    """Say what the masks are, which value is which class, what made them, and how far they may be trusted."""
+    text = (
+        f"Masks of {results['images']:,} images of `{short_name(results['config']['dataset'])}`, predicted by the "
+        f"segmenter `{short_name(results['config']['model'])}` with tpssl_hf; nobody has corrected them. The images "
+        "are no part of this data set: `file` and `row` name them. A mask has the size of its image, turned as EXIF "
+        "says, and each pixel is the number of a class; the colors are a palette for looking at it."
+    )
+    rows = [
+        f"| {entry['value']} | {entry['name'].replace('|', chr(92) + '|')} | {_hexadecimal(entry['color'])} |"
+        for entry in classes
     ]
-    return "\n".join(lines)
+    code = (
+        "```python\nimport numpy as np\nfrom datasets import load_dataset\n\n"
+        f'masks = load_dataset("{repo}", split="train")\n'
+        'mask = np.asarray(masks[0]["mask"])  # (height, width), numbers of classes\n```'
+    )
+    table = "\n".join(["| value | class | color |", "|---|---|---|", *rows])
+    return _page("image-segmentation", f"{DATA}*.parquet", "Predicted masks", text, table, _score(results), code)
+
+
+def _page(kind: str, data_files: str, title: str, *parts: str) -> str:
+    data = DatasetCardData(
+        tags=["tpssl_hf", kind, "machine-generated"],
+        configs=[{"config_name": "default", "data_files": data_files}],
+    )
+    return "\n\n".join([f"---\n{data.to_yaml()}\n---", f"# {title}", *parts]) + "\n"
+
+
+def _hexadecimal(color: Sequence[int] | None) -> str:
+    return "" if color is None else "`#{:02x}{:02x}{:02x}`".format(*color)
+
+
+def _score(results: Mapping[str, Any]) -> str:
+    score = results.get("test_score")
+    if score is None:
+        return "How good they are is not known: what the segmenter scored on test images did not come with it."
+    return (
+        f"On {score['images']:,} test images its masks had a mean IoU of {100 * score['mean_iou']:.1f} % and "
+        f"{100 * score['pixel_accuracy']:.1f} % of the pixels right; expect about that on images like those, and less "
+        "on others."
+    )
 
 
 def _trust(expected: Mapping[str, float] | None) -> str:

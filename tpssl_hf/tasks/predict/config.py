@@ -49,7 +49,7 @@ class PredictConfig(EmbedConfig):
     )
     push_to_hub: str | None = key(
         None,
-        "Classification: also publish the table, without images, as a data set of the Hub, `owner/name`.",
+        "Also publish the labels or masks, without the images, as a data set of the Hub, `owner/name`.",
         carry_out=True,
     )
     hub_private_repo: bool = key(

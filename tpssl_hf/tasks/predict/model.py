@@ -31,7 +31,7 @@ from tpssl_hf.models.segmenter import TpsslForSemanticSegmentation
 from tpssl_hf.models.segmenter_config import TpsslSegmenterConfig
 from tpssl_hf.models.weights_config import check_preprocessing
 from tpssl_hf.tasks.predict.thresholds import thresholds_of
-from tpssl_hf.training.run_dir import CALIBRATION
+from tpssl_hf.training.run_dir import CALIBRATION, RESULTS
 
 PROCESSOR_FILE = "preprocessor_config.json"
 MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, PROCESSOR_FILE, CALIBRATION)
@@ -214,7 +214,7 @@ def _from_hub(model: str) -> Path:
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise InputError(f"model {model!r} is no folder here and no Hub id; give a folder that exists, or owner/name.")
     try:
-        folder = hub_snapshot(model, MODEL_FILES)
+        folder = hub_snapshot(model, (*MODEL_FILES, RESULTS))
     except NotDeliveredError as error:
         raise InputError(f"model {model!r} is no folder here, and the Hub did not deliver it ({error}).") from None
     return _with_weights(folder)

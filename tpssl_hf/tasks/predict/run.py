@@ -18,7 +18,7 @@ from tpssl_hf.errors import InputError
 from tpssl_hf.tasks.predict.accept import split_predictions
 from tpssl_hf.tasks.predict.answers import Answers, Classification, Columns, Embedding
 from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
-from tpssl_hf.tasks.predict.expect import what_to_expect
+from tpssl_hf.tasks.predict.expect import score_of_run, what_to_expect
 from tpssl_hf.tasks.predict.exports.predicted import Predicted
 from tpssl_hf.tasks.predict.exports.write import formats_named, write_exports
 from tpssl_hf.tasks.predict.labels_of_run import UnknownLabels
@@ -88,10 +88,6 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         )
     if model.kind == "segmenter" and config.accept is not None:
         raise InputError("accept is for classifiers, and this model is a segmenter; leave it out.")
-    if model.kind == "segmenter" and config.push_to_hub:
-        raise InputError(
-            "push_to_hub publishes the labels of a classifier, and this model is a segmenter; leave it out."
-        )
     if model.thresholds is not None:
         refuse_keys(config)
     formats = formats_named(config.export, segmenter=model.kind == "segmenter")
@@ -107,8 +103,11 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         )
 
     def conclude(folder: Path) -> dict[str, Any]:
-        single = model.kind == "classifier" and model.thresholds is None
-        facts: dict[str, Any] = what_to_expect(folder, model, say) if single else {}
+        facts: dict[str, Any] = {}
+        if model.kind == "segmenter":
+            facts = score_of_run(model, say)
+        elif model.thresholds is None:
+            facts = what_to_expect(folder, model, say)
         if config.accept is not None:
             facts["accept"] = split_predictions(folder, model.calibration, config.accept, say)
         table = folder / f"{Classification.name}.parquet"
