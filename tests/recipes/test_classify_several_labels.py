@@ -103,7 +103,10 @@ def test_a_broken_finetuning_leaves_the_probe_with_its_thresholds(
     gain = saved["cross_validated"]["frozen_probe"]["minus_finetuned"]
     assert gain["mean"] > gain["standard_error"] > 0
     assert metrics["mean_average_precision"] > found["beside"]["finetuned"] + 0.1
-    assert metrics["macro_f1"] > 0.8 and found["calibration"] is None
+    assert metrics["macro_f1"] > 0.8
+    calibrated = json.loads((tmp_path / "run" / "model" / "calibration.json").read_text())
+    assert found["calibration"] == calibrated | {"sentence": found["calibration"]["sentence"]}
+    assert calibrated["images"] == 40 and calibrated["held_out"] == "training images held out in turn"
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
     assert config["tpssl_hf"]["thresholds"] == list(found["thresholds"].values()) != [0.5, 0.5]
@@ -111,7 +114,12 @@ def test_a_broken_finetuning_leaves_the_probe_with_its_thresholds(
     out = capsys.readouterr().out
     assert "blue 24, red 13, none of them 10, unlabeled 20" in out and "on 40 labeled images" in out
     assert "Cross-validated on 40 labeled images, mAP: supervised" in out
-    assert "% of 40 test images (the frozen probe" in out and "% by chance" in out and "at thresholds" in out
+    assert (
+        "held out      confidences are" in out
+        and "% of 40 test images (the frozen probe" in out
+        and "% by chance" in out
+        and "at thresholds" in out
+    )
 
 
 def test_what_was_finetuned_is_kept_where_it_is_as_good(learn: Learn) -> None:

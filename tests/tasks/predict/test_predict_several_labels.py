@@ -1,7 +1,9 @@
 """Predictions of a classifier whose images may have several labels."""
 
 import csv
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 from transformers import pipeline
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation.multilabel_calibration import MultilabelCalibration
 from tpssl_hf.models.timm_export import SEVERAL_LABELS, save_timm_folder
 from tpssl_hf.tasks.review.table import read_predictions
 
@@ -64,7 +67,26 @@ def test_labels_are_those_above_their_thresholds_of_what_the_pipeline_says(
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [line["labels"] for line in lines] == table["labels"] and len(lines) == len(FILES)
-    assert not any("calibrated" in sentence for sentence in said)
+    assert any(sentence.startswith("confidences are not calibrated: no labels were held out") for sentence in said)
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert kept["temperature"] is None and list(kept["thresholds"].values()) == pytest.approx(THRESHOLDS)
+
+
+def test_a_temperature_moves_confidences_and_thresholds_and_no_decision(
+    tagger: Path, photos: Path, tmp_path: Path
+) -> None:
+    plain = run(tagger, photos, tmp_path / "plain").table()
+    found = MultilabelCalibration(2.5, None, "training images held out in turn", 60, 0.4, 0.3)
+    (tagger / "calibration.json").write_text(json.dumps(asdict(found)))
+    table = run(tagger, photos, tmp_path / "out", said := []).table()
+    assert any("confidences are calibrated (temperature 2.5): the log loss of the 60" in text for text in said)
+    moved = json.loads((tmp_path / "out" / "results.json").read_text())["thresholds"]
+    assert table["labels"] == plain["labels"] and [*moved] == NAMES and moved["cat"] == 0.5 > moved["dog"] > 0.3
+    for row, own in zip(table, plain, strict=True):
+        before, after = (np.array([line[f"confidence_{name}"] for name in NAMES]) for line in (own, row))
+        odds = (before / (1 - before)) ** (1 / 2.5)
+        np.testing.assert_allclose(after, odds / (1 + odds), atol=1e-5)
+        assert row["labels"] == ";".join(name for name in NAMES if row[f"confidence_{name}"] >= moved[name])
 
 
 def test_a_model_without_thresholds_of_its_own_has_a_half(save: Save, photos: Path, tmp_path: Path) -> None:

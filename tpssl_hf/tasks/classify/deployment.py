@@ -16,6 +16,7 @@ from tpssl_hf.evaluation.calibration import LEAST_LABELS, Calibration
 from tpssl_hf.evaluation.features import extract_features
 from tpssl_hf.evaluation.fitted_head import fit_head
 from tpssl_hf.evaluation.multilabel import choose_thresholds, mean_average_precision, sigmoid
+from tpssl_hf.evaluation.multilabel_calibration import MultilabelCalibration
 from tpssl_hf.methods.classify.label_spreading import MOST_IMAGES, LabelSpreadingConfig, NeighborGraph
 from tpssl_hf.tasks.classify.data import Split
 from tpssl_hf.tasks.classify.folds import SMALLEST, answers_of_folds
@@ -119,7 +120,7 @@ class Deployment:
     network: nn.Module
     saved: dict[str, Any]
     beside: dict[str, float]
-    calibration: Calibration | None
+    calibration: Calibration | MultilabelCalibration | None
     thresholds: np.ndarray | None = None
 
 
@@ -165,10 +166,10 @@ def _deployment(
     beside: dict[str, float],
     cross_validated: np.ndarray | None,
 ) -> Deployment:
-    """Return what is deployed, with calibrated confidences, or thresholds where images have several labels."""
-    if run.data.labeled.several:
-        return Deployment(network, saved, beside, None, thresholds_of(run, network, cross_validated))
-    return Deployment(network, saved, beside, calibrate(run, network, cross_validated))
+    """Return what is deployed, with calibrated confidences, and thresholds where images have several labels."""
+    several = run.data.labeled.several
+    thresholds = thresholds_of(run, network, cross_validated) if several else None
+    return Deployment(network, saved, beside, calibrate(run, network, cross_validated), thresholds)
 
 
 def thresholds_of(run: ClassifyRun, network: nn.Module, cross_validated: np.ndarray | None) -> np.ndarray:
@@ -187,7 +188,9 @@ def thresholds_of(run: ClassifyRun, network: nn.Module, cross_validated: np.ndar
     return np.full(labels.shape[1], 0.5)
 
 
-def calibrate(run: ClassifyRun, network: nn.Module, cross_validated: np.ndarray | None) -> Calibration | None:
+def calibrate(
+    run: ClassifyRun, network: nn.Module, cross_validated: np.ndarray | None
+) -> Calibration | MultilabelCalibration | None:
     """Ask held-out labels how far the deployed network may be believed.
 
     Labels that were held out of the whole run are asked where there are enough of them: only they have seen the very
@@ -197,17 +200,23 @@ def calibrate(run: ClassifyRun, network: nn.Module, cross_validated: np.ndarray 
     Args:
         run: the finished run.
         network: the deployed one.
-        cross_validated: (N, K) logits of the training labels while they were held out, NaN where a fold failed; None
-            without folds.
+        cross_validated: (N, K) logits of the training labels while they were held out, logarithms of probabilities
+            where images have several labels, NaN where a fold failed; None without folds.
     """
     held, labels = run.data.validation, run.data.labeled.labels
     if held is not None and (len(held.labels) >= LEAST_LABELS or cross_validated is None):
         logits = np.log(np.maximum(probabilities(run, network, held), SMALLEST))
         if np.isfinite(logits).all():
-            return Calibration.measure(logits, held.labels, HELD_OUT)
+            return _measured(logits, held.labels, HELD_OUT)
     if cross_validated is None or not np.isfinite(cross_validated).all():
         return None
-    return Calibration.measure(cross_validated, labels, HELD_OUT_IN_TURN)
+    return _measured(cross_validated, labels, HELD_OUT_IN_TURN)
+
+
+def _measured(logits: np.ndarray, labels: np.ndarray, held_out: str) -> Calibration | MultilabelCalibration:
+    if labels.ndim == 2:
+        return MultilabelCalibration.measure(np.exp(logits), labels, held_out.replace("labels", "images"))
+    return Calibration.measure(logits, labels, held_out)
 
 
 def is_right(logits: np.ndarray, labels: np.ndarray) -> list[int]:

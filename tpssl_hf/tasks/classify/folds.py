@@ -41,7 +41,7 @@ def train_folds(run: ClassifyRun, run_dir: RunDir | None, signals: StopSignals) 
         if answers is None:
             return None
         rows = run.data.store.rows[run.data.labeled.indices[folds.numbers == number]].tolist()
-        done.append({ROWS: rows, ANSWERS: answers.round(4).tolist(), "seconds": time.perf_counter() - began})
+        done.append({ROWS: rows, ANSWERS: answers.round(6).tolist(), "seconds": time.perf_counter() - began})
         if run_dir:
             run_dir.write_json(FILE, done)
         run.accelerator.free_memory()

@@ -12,6 +12,7 @@ from torch import nn
 
 from tpssl_hf.evaluation.calibration import Calibration
 from tpssl_hf.evaluation.multilabel import multilabel_scores
+from tpssl_hf.evaluation.multilabel_calibration import MultilabelCalibration
 from tpssl_hf.metrics.tpssl_classification.tpssl_classification import classification_scores
 from tpssl_hf.models.timm_export import SEVERAL_LABELS, THRESHOLDS, save_timm_folder
 from tpssl_hf.monitoring.pseudo_labels import draw_pseudo_labels
@@ -71,10 +72,12 @@ def save_results(run: ClassifyRun, run_dir: RunDir, seconds: float) -> str:
     return summary(run_dir.path, results)
 
 
-def calibration_facts(calibration: Calibration | None) -> dict[str, Any] | None:
+def calibration_facts(calibration: Calibration | MultilabelCalibration | None) -> dict[str, Any] | None:
     """Return what held-out labels say of the deployed network, without the single labels."""
     if calibration is None:
         return None
+    if isinstance(calibration, MultilabelCalibration):
+        return {**asdict(calibration), "sentence": calibration.sentence()}
     facts = {name: value for name, value in asdict(calibration).items() if name not in ("confidences", "right")}
     expected = {"labels": len(calibration.right), "expected_accuracy": calibration.expected_accuracy()}
     return {**facts, **expected, "sentence": calibration.sentence()}

@@ -4,9 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from tpssl_hf.evaluation.calibration import Calibration
+from tpssl_hf.evaluation.multilabel import sigmoid
+from tpssl_hf.evaluation.multilabel_calibration import MultilabelCalibration, logit
 from tpssl_hf.files.json_file import read_json
 from tpssl_hf.tasks.predict.answers import Classification
 from tpssl_hf.tasks.predict.model import FinishedModel
@@ -27,12 +31,32 @@ def what_to_expect(folder: Path, model: FinishedModel, say: Callable[[str], Any]
     confidences = pq.read_table(folder / f"{Classification.name}.parquet", columns=["confidence"])["confidence"]
     mean = pyarrow.compute.mean(confidences).as_py()
     facts: dict[str, Any] = {"temperature": None, "expected_accuracy": None, "mean_confidence": mean}
-    if model.calibration is None:
+    if not isinstance(model.calibration, Calibration):
         say(f"confidences are not calibrated, and what accuracy to expect is not known: {NOT_KNOWN}")
         return facts
     say(model.calibration.sentence() + ("" if mean is None else f"; mean confidence here {100 * mean:.1f} %"))
     expected = model.calibration.expected_accuracy()
     return facts | {"temperature": model.calibration.temperature, "expected_accuracy": expected}
+
+
+def thresholds_to_expect(model: FinishedModel, say: Callable[[str], Any]) -> dict[str, Any]:
+    """Say whether the confidences of several labels an image are calibrated; returns it for ``results.json``.
+
+    Args:
+        model: a classifier with thresholds.
+        say: called with each sentence for people.
+
+    Returns:
+        ``temperature``, and ``thresholds``: by label, from which confidence on an image is given it.
+    """
+    found, temperature = model.calibration, None
+    if isinstance(found, MultilabelCalibration):
+        temperature = found.temperature
+        say(found.sentence())
+    else:
+        say(f"confidences are not calibrated: {NOT_KNOWN}")
+    moved = sigmoid(logit(np.array(model.thresholds)) / (temperature or 1.0)).tolist()
+    return {"temperature": temperature, "thresholds": dict(zip(model.class_names, moved, strict=True))}
 
 
 def score_of_run(model: FinishedModel, say: Callable[[str], Any]) -> dict[str, Any]:

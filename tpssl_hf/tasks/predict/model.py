@@ -23,6 +23,7 @@ from tpssl_hf.data.masks import Color, color_map
 from tpssl_hf.data.reading import PIXEL_LIMIT, UnreadableImage
 from tpssl_hf.errors import InputError
 from tpssl_hf.evaluation.calibration import Calibration
+from tpssl_hf.evaluation.multilabel_calibration import MultilabelCalibration
 from tpssl_hf.files.json_file import read_json
 from tpssl_hf.models.backbone import CONFIG_FILE, WEIGHTS_FILE
 from tpssl_hf.models.hub_download import NotDeliveredError, hub_snapshot
@@ -66,7 +67,7 @@ class FinishedModel:
     device: torch.device
     folder: Path
     fingerprint: str
-    calibration: Calibration | None = None
+    calibration: Calibration | MultilabelCalibration | None = None
     thresholds: tuple[float, ...] | None = None
 
     @property
@@ -145,8 +146,8 @@ def load_model(model: str, device: str) -> FinishedModel:
     )
     if is_segmenter and not palette:
         palette = color_map(min(len(names), 256))
-    calibration = _calibration(folder) if kind == "classifier" else None
     thresholds = thresholds_of(config, len(names), folder / CONFIG_FILE) if kind == "classifier" else None
+    calibration = _calibration(folder, several=thresholds is not None) if kind == "classifier" else None
     check_seals(folder, MODEL_FILES[2:])
     network, fingerprint = network.to(where).eval(), _fingerprint(folder)
     return FinishedModel(kind, network, names, palette, processor, where, folder, fingerprint, calibration, thresholds)
@@ -269,10 +270,10 @@ def _as_color(color: Any) -> Color:
     return red, green, blue
 
 
-def _calibration(folder: Path) -> Calibration | None:
-    file = folder / CALIBRATION
+def _calibration(folder: Path, *, several: bool) -> Calibration | MultilabelCalibration | None:
+    file, kind = folder / CALIBRATION, MultilabelCalibration if several else Calibration
     try:
-        return Calibration(**read_json(file)) if file.is_file() else None
+        return kind(**read_json(file)) if file.is_file() else None
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{file} cannot be read ({error}); copy the model again, or delete this file.") from error
 

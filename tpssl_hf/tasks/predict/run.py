@@ -15,10 +15,11 @@ import torch
 from tqdm import tqdm
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.evaluation.calibration import Calibration
 from tpssl_hf.tasks.predict.accept import split_predictions
 from tpssl_hf.tasks.predict.answers import Answers, Classification, Columns, Embedding
 from tpssl_hf.tasks.predict.config import EmbedConfig, PredictConfig
-from tpssl_hf.tasks.predict.expect import score_of_run, what_to_expect
+from tpssl_hf.tasks.predict.expect import score_of_run, thresholds_to_expect, what_to_expect
 from tpssl_hf.tasks.predict.exports.predicted import Predicted
 from tpssl_hf.tasks.predict.exports.write import formats_named, write_exports
 from tpssl_hf.tasks.predict.labels_of_run import UnknownLabels
@@ -106,10 +107,13 @@ def predict(config: PredictConfig, *, say: Callable[[str], Any] = tqdm.write, pr
         facts: dict[str, Any] = {}
         if model.kind == "segmenter":
             facts = score_of_run(model, say)
-        elif model.thresholds is None:
+        elif model.thresholds is not None:
+            facts = thresholds_to_expect(model, say)
+        else:
             facts = what_to_expect(folder, model, say)
         if config.accept is not None:
-            facts["accept"] = split_predictions(folder, model.calibration, config.accept, say)
+            known = model.calibration if isinstance(model.calibration, Calibration) else None
+            facts["accept"] = split_predictions(folder, known, config.accept, say)
         table = folder / f"{Classification.name}.parquet"
         predicted = Predicted(table, reader.source, model.class_names, short_name(config.model))
         write_exports(predicted, formats, facts.get("accept"), say)

@@ -35,7 +35,10 @@ def refuse_keys(config: PredictConfig) -> None:
 
 
 class SeveralLabels:
-    """The labels whose probability reaches their threshold, and the probability of every label.
+    """The labels whose probability reaches their threshold, and the calibrated probability of every label.
+
+    Labels are decided by probabilities as the network gives them, which is what a model's thresholds are for. A
+    temperature would move both alike and changes no decision.
 
     Args:
         model: a classifier with thresholds.
@@ -47,6 +50,7 @@ class SeveralLabels:
     def __init__(self, model: FinishedModel) -> None:
         assert model.thresholds is not None
         self._model, self._thresholds = model, np.array(model.thresholds)
+        self._temperature = (model.calibration and model.calibration.temperature) or 1.0
         self._confidences = [f"confidence_{name}" for name in model.class_names]
         columns = [("labels", pa.string()), *((name, pa.float32()) for name in self._confidences)]
         self.schema = pa.unify_schemas([pa.schema(columns), SIZES])
@@ -54,8 +58,9 @@ class SeveralLabels:
 
     def answer(self, images: Sequence[PreparedImage]) -> Columns:
         """See the class; an image without any of the labels has an empty text."""
-        probabilities = self._model.network(stacked(images, self._model)).float().sigmoid().cpu().numpy()
-        given = probabilities.astype(np.float64) >= self._thresholds
+        logits = self._model.network(stacked(images, self._model)).float()
+        given = logits.sigmoid().cpu().numpy().astype(np.float64) >= self._thresholds
+        probabilities = (logits / self._temperature).sigmoid().cpu().numpy()
         names = np.array(self._model.class_names, dtype=object)
         return {
             "labels": [BETWEEN.join(names[row]) for row in given],
