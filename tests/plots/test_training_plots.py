@@ -1,11 +1,15 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from tpssl_hf.data.image_batch import ImageBatch
-from tpssl_hf.plots.training import draw_curves, draw_views, headline
+from tpssl_hf.plots.headline import headline
+from tpssl_hf.plots.training import draw_curves, draw_views
 
 
 def colors(path: Path) -> set[tuple[int, int, int]]:
@@ -55,15 +59,38 @@ def test_crops_are_drawn_on_the_original_and_the_edge_of_the_crop_on_warped_view
     assert inked(geometry1=boxes, affine1=identity * torch.tensor([0.5, 0.5, 1.0])) > crops + 100
 
 
-def test_curves_show_health_where_it_was_logged(tmp_path: Path) -> None:
-    entries: list[dict[str, float | None]] = [{"step": step, "loss": 1.0} for step in range(1, 7)]
-    draw_curves(tmp_path / "without.png", entries)
+def test_four_plots_come_first_and_the_others_have_a_picture_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[str]] = []
+    titled = Axes.set_title
+
+    def noted(axis: Axes, title: str, **options: Any) -> Any:
+        if axis.get_subplotspec().is_first_row() and axis.get_subplotspec().is_first_col():
+            shown.append([])
+        shown[-1].append(title)
+        return titled(axis, title, **options)
+
+    monkeypatch.setattr(Axes, "set_title", noted)
+    entries: list[dict[str, float | None]] = [
+        {"step": step, "loss": 1.0, "loss_labeled": 1.0, "images_per_second": 9.0} for step in range(1, 7)
+    ]
+    draw_curves(tmp_path / "curves.png", entries)
+    assert shown == [["loss", "images per second"]], "the loss of labeled images is all of the loss"
+    assert not (tmp_path / "curves_more.png").exists()
     for entry in entries[1::2]:
-        entry |= {"health_effective_rank": 60.0, "health_uniformity": -2.0, "health_alignment": 1.0, "health_new": 0.0}
+        entry |= {"health_embedding_std": 0.6, "health_uniformity": -2.0, "health_alignment": 1.0, "health_new": 0.0}
+        entry |= {"drift": 0.1, "choosing_accuracy": 0.5, "stage_drift/one": 0.1, "loss_labeled": 0.9}
     entries[-1]["health_uniformity"] = None  # as a check of features that are not finite leaves it
-    draw_curves(tmp_path / "with.png", entries)
-    with Image.open(tmp_path / "without.png") as one, Image.open(tmp_path / "with.png") as other:
-        assert other.size[1] == 2 * one.size[1], "three more plots, a second row"
+    shown.clear()
+    draw_curves(tmp_path / "curves.png", entries)
+    first, more = shown
+    assert [title.split(" ")[0] for title in first] == ["right", "loss", "std", "drift"]
+    assert more[0] == "loss of labeled images" and more[-1].endswith("by stage") and len(more) == 5
+    with Image.open(tmp_path / "curves.png") as one, Image.open(tmp_path / "curves_more.png") as other:
+        assert one.size[0] == other.size[0] > 1000
+    draw_curves(tmp_path / "curves.png", entries[:1])
+    assert not (tmp_path / "curves_more.png").exists(), "it was of another log"
 
 
 def test_the_headline_says_what_how_far_and_whether_it_is_healthy(tmp_path: Path) -> None:
@@ -74,9 +101,5 @@ def test_the_headline_says_what_how_far_and_whether_it_is_healthy(tmp_path: Path
     assert headline("moco", entries) == "moco, 1,200 steps, healthy at step 10"
     entries[1]["health_collapsed"] = 1.0
     assert headline("moco", entries) == "moco, 1,200 steps, COLLAPSED at step 1,200"
-    draw_curves(tmp_path / "without.png", entries)
     draw_curves(tmp_path / "with.png", entries, what="moco")
-    assert (
-        colors(tmp_path / "with.png")
-        and (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
-    )
+    assert (0xD5, 0x5E, 0x00) in colors(tmp_path / "with.png"), "the headline in its color of alarm"

@@ -41,7 +41,7 @@ RESULT_KEYS = ["recipe", "method", "task", "dataset", "backbone", "init", "seed"
 RESULT_KEYS += ["seconds", "machine", "images_per_second", "metrics", "verdict"]
 RESULT_KEYS += ["saved", "batchnorm", "config", "versions", "commit"]
 RUN_FILES = {"config.yaml", "scan.json", "batchnorm.json", "augmentations.png", "metrics.jsonl", "curves.png"}
-RUN_FILES |= {"results.json"}
+RUN_FILES |= {"results.json", "curves_more.png"}
 
 Adapt = Callable[..., int]
 ImageBatch = Callable[..., Path]

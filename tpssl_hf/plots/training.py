@@ -10,37 +10,38 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tpssl_hf.data.image_batch import ImageBatch
+from tpssl_hf.plots.headline import COLLAPSED, headline
 
-TITLES = {
-    "choosing_accuracy": "right answers, labels that choose what is saved",
+TITLES = {  # the first of these that a run logs are in curves.png, the others in the second picture
+    "choosing_accuracy": "right answers on labels that choose what is saved",
     "crops_known_again": "images known again in another crop (mean reciprocal rank)",
+    "test_accuracy": "accuracy on the test split (EMA)",
+    "test_mean_average_precision": "mAP on the test split (EMA)",
+    "validation_accuracy": "accuracy on held-out labels (EMA)",
+    "validation_mean_average_precision": "mAP on held-out labels (EMA)",
+    "accepted": "accepted share of unlabeled images, or pixels",
     "loss": "loss",
-    "loss_cosine": "1 − cosine with the teacher's features",
-    "loss_relational": "KL of relations, teacher and student",
+    "health_embedding_std": "std of embeddings (1 spread, 0 collapsed)",
+    "drift": "drift ‖Φ − Φ_pre‖ / ‖Φ_pre‖",
+    "health_knn_accuracy": "kNN accuracy, held-out labels",
     "loss_labeled": "loss of labeled images",
     "loss_unlabeled": "loss of unlabeled images",
+    "loss_cosine": "1 − cosine with the teacher's features",
+    "loss_relational": "KL of relations, teacher and student",
     "loss_feature": "loss of perturbed features",
     "loss_contrast": "loss of the contrast with the memory",
     "entropy": "entropy of unlabeled pixels",
     "confident": "share of pixels the teacher is sure of",
-    "accepted": "accepted share of unlabeled images, or pixels",
     "accepted_having": "share of unlabeled images taken to have a label",
     "bank_filled": "filled share of the memory",
-    "test_accuracy": "accuracy on the test split (EMA)",
-    "validation_accuracy": "accuracy on held-out labels (EMA)",
-    "test_mean_average_precision": "mAP on the test split (EMA)",
-    "validation_mean_average_precision": "mAP on held-out labels (EMA)",
     "projection_std": "std of normalized projections",
     "positive_pairs": "pairs of cells per image",
-    "health_embedding_std": "std of embeddings (1 spread, 0 collapsed)",
     "health_effective_rank": "effective rank of embeddings",
     "health_alignment": "alignment: distance² of two views",
     "health_uniformity": "uniformity (lower is more even)",
     "health_neighbor_agreement_previous": "neighbors kept since the last check",
     "health_neighbor_agreement_start": "neighbors kept since Φ_pre",
     "health_cka_start": "linear CKA with Φ_pre",
-    "health_knn_accuracy": "kNN accuracy, held-out labels",
-    "drift": "drift ‖Φ − Φ_pre‖ / ‖Φ_pre‖",
     "learning_rate": "learning rate",
     "ema_momentum": "EMA momentum of the target",
     "images_per_second": "images per second",
@@ -53,6 +54,11 @@ TITLES_BY_STAGE = {  # begin of the names -> title
 
 # Of views in their order; most color-blind people can tell them apart (Okabe and Ito, 2008).
 VIEW_COLORS = ("#f0e442", "#56b4e9", "#e69f00", "#009e73")
+ALARM = "#d55e00"
+# What is to be seen against 0, so that a change in the third digit does not fill the plot -> least end of its axis.
+FROM_ZERO = {"accepted": 1.0, "accepted_having": 1.0, "health_embedding_std": 1.0, "drift": 1e-9}
+FIRST = 4  # plots of curves.png
+HEAD = 0.5  # inches kept free for the headline
 
 
 def draw_views(
@@ -135,17 +141,6 @@ def _draw_warp(axis: Axes, matrix: Any, size: tuple[int, int], color: str) -> No
     _outline(axis, ((corners[0] + 1) * width / 2).tolist(), ((corners[1] + 1) * height / 2).tolist(), color)
 
 
-def headline(what: str, entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was trained on what, how far, and what the last check of the features found, if there was one."""
-    last = next((entry["step"] for entry in reversed(entries) if entry.get("loss") is not None), None)
-    checks = [entry for entry in entries if entry.get("health_collapsed") is not None]
-    parts = [what, *([f"{last:,} steps"] if last is not None else [])]
-    if checks:
-        found = "COLLAPSED" if checks[-1]["health_collapsed"] else "healthy"
-        parts.append(f"{found} at step {checks[-1]['step']:,}")
-    return ", ".join(parts)
-
-
 def draw_curves(
     path: Path,
     entries: Sequence[Mapping[str, Any]],
@@ -153,7 +148,10 @@ def draw_curves(
     *,
     what: str = "",
 ) -> None:
-    """Write one small plot per measure of ``metrics.jsonl`` over the steps; measures by stage share one.
+    """Draw the measures of ``metrics.jsonl`` over the steps, the four that matter first, under a headline.
+
+    The others, if there are any, are in a second picture beside it, ``curves_more.png`` of ``curves.png``. Measures by
+    stage share a plot.
 
     Args:
         path: PNG file to write.
@@ -162,33 +160,59 @@ def draw_curves(
         what: was trained on what, for the headline; none when not given.
     """
     logged = list(dict.fromkeys(name for entry in entries for name in entry))
+    whole = [entry.get("loss") for entry in entries]
+    for name in ("loss_labeled", "loss_unlabeled"):  # where it is all of the loss, once is enough
+        if name in logged and [entry.get(name) for entry in entries] == whole:
+            logged.remove(name)
     panels = {title: {"": name} for name, title in TITLES.items() if name in logged}
     for start, title in TITLES_BY_STAGE.items():
         lines = {name.removeprefix(start): name for name in logged if name.startswith(start)}
         panels |= {title: lines} if lines else {}
-    columns = 3
-    rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(4.2 * columns, 2.8 * rows))
+    shown, more = list(panels.items()), path.with_stem(f"{path.stem}_more")
+    more.unlink(missing_ok=True)  # of a run that logged more
+    head = headline(what, entries) if what else ""
+    _draw_panels(path, dict(shown[:FIRST]), entries, levels or {}, head=head, columns=2)
+    if shown[FIRST:]:
+        _draw_panels(more, dict(shown[FIRST:]), entries, levels or {}, head=head and f"{head} (more)", columns=3)
+
+
+def _draw_panels(
+    path: Path,
+    panels: Mapping[str, Mapping[str, str]],
+    entries: Sequence[Mapping[str, Any]],
+    levels: Mapping[str, Mapping[str, float]],
+    *,
+    head: str,
+    columns: int,
+) -> None:
+    """Write a plot for each title, of the measures by their label, below the headline."""
+    rows, free = max(1, -(-len(panels) // columns)), HEAD if head else 0.0
+    figure = Figure(figsize=(12.6, 12.6 / columns * 2 / 3 * rows + free))
     axes = figure.subplots(rows, columns, squeeze=False)
+    last = max([1, *(entry["step"] for entry in entries)])
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
         for label, name in lines.items():
             points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
             if points:
                 dots = "." if len(points) < 50 else ""
                 axis.plot(*zip(*points, strict=True), linewidth=1.2, marker=dots, label=label)
-            for number, (level, value) in enumerate((levels or {}).get(name, {}).items()):
+            for number, (level, value) in enumerate(levels.get(name, {}).items()):
                 axis.axhline(value, color=VIEW_COLORS[1 + number], linewidth=1.0, linestyle="--", label=level)
+            if name in FROM_ZERO:
+                axis.set_ylim(0.0, max(FROM_ZERO[name], 1.05 * max((value for _, value in points), default=0.0)))
         axis.set_title(title, fontsize=10)
+        axis.set_xlim(0, 1.02 * last)  # the same in all, so that steps stand below each other
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.ticklabel_format(axis="y", useOffset=False)  # the offset would be written over the title
         axis.grid(alpha=0.3)
         if len(axis.get_lines()) > 1:
-            axis.legend(fontsize=6)
+            axis.legend(fontsize=8, framealpha=0.5, ncols=2)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
-    head = 0.4 / figure.get_figheight() if what else 0.0  # inches kept free for it
-    figure.tight_layout(rect=(0.0, 0.0, 1.0, 1.0 - head))
-    if what:
-        figure.text(0.5, 1.0 - head / 2, headline(what, entries), ha="center", va="center", fontsize=12)
+    top = 1.0 - free / figure.get_figheight()
+    figure.tight_layout(rect=(0.0, 0.0, 1.0, top))
+    if head:
+        ink = ALARM if COLLAPSED in head else "black"
+        figure.text(0.5, (1.0 + top) / 2, head, ha="center", va="center", fontsize=13, color=ink, wrap=True)
     figure.savefig(path, dpi=110)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tpssl_hf.config.parser import key, read_config_file
 from tpssl_hf.errors import InputError
+from tpssl_hf.plots.headline import COLLAPSED, health_of
 from tpssl_hf.training.run_dir import CONFIG, LOCK, METRICS, RESULTS, read_metrics
 
 RECENT = 5  # lines of the log whose speed tells how long the rest takes
@@ -135,12 +136,12 @@ def measures(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def health(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return what the last check of the features found; empty where none was made."""
-    check = next((entry for entry in reversed(entries) if entry.get("health_collapsed") is not None), None)
-    if check is None:
+    found = health_of(entries)
+    if not found:
         return ""
-    verdict = "COLLAPSED: different images look nearly the same" if check["health_collapsed"] else "healthy"
+    reason = " (different images look nearly the same)" if COLLAPSED in found else ""
     parts = [f"{title} {number(latest(entries, name))}" for name, title in HEALTH.items() if name in _all(entries)]
-    return f"{verdict} at step {check['step']:,}  {'  '.join(parts)}"
+    return f"{found}{reason}  {'  '.join(parts)}"
 
 
 def latest(entries: Sequence[Mapping[str, Any]], name: str) -> Any:
