@@ -33,7 +33,7 @@ def main() -> None:
     ratios, ours, plains = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        photographs(folder / "images", arguments.images)
+        photographs(folder / "images", arguments.images, (WIDTH, HEIGHT))
         for number in range(arguments.rounds):
             ours.append(cpu_seconds(lambda number=number: scanned(folder / "images", folder / f"cache_{number}")))
             plains.append(cpu_seconds(lambda: plain(folder / "images")))
@@ -44,15 +44,15 @@ def main() -> None:
     print(f"| tpssl_hf: check, decode, shrink, write | {arguments.images / statistics.median(ours):.1f} | {ratio} |")
 
 
-def photographs(folder: Path, count: int) -> None:
-    """Write JPEG files of 12 megapixels."""
+def photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Write JPEG files of ``size``, width and height."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):
-        clouds = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
-        grain = random.integers(-12, 13, (HEIGHT, WIDTH, 1))
+        clouds = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize(size)
+        grain = random.integers(-12, 13, (size[1], size[0], 1))
         pixels = np.clip(np.asarray(clouds, dtype=np.int16) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:04}.jpg", quality=90)
+        Image.fromarray(pixels).save(folder / f"{number:05}.jpg", quality=90)
 
 
 def scanned(images: Path, cache: Path) -> None:
