@@ -22,9 +22,10 @@ from typing import Any
 
 import gradio as gr
 from demo_build import FOLDER, build
+from demo_changes import changes_tab
 from demo_config import DemoConfig, parse_demo
 from demo_looks import CSS, theme
-from demo_tabs import changes_tab, classification_tab, segmentation_tab
+from demo_tabs import classification_tab, segmentation_tab
 from uploads import MAX_BYTES
 
 from tpssl_hf.process import run_cli
@@ -87,6 +88,7 @@ def launch_options(*, host: str | None = None, port: int | None = None) -> dict[
         "state_session_capacity": SESSIONS,
         "mcp_server": False,
         "ssr_mode": False,
+        "_frontend": False,  # or gradio gives up where its own first answer takes 3 s, as on a busy machine
         "footer_links": ["api", "settings"],
         "server_name": host,
         "server_port": port,

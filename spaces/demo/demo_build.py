@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from demo_examples import agree
 from demo_models import Classifier, load_classifier
 from PIL import Image
 
@@ -23,9 +24,8 @@ FOLDER = Path("outputs/demo")
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 THUMBNAIL = 48  # pixels
 EXAMPLE = 256  # pixels
-EXAMPLE_DIGITS = (2, 3, 4, 5, 8, 9)
-EXAMPLE_SCENES = (0, 1, 2, 3)
-NEIGHBORS = "neighbors.npz"
+EXAMPLE_DIGITS, EXAMPLE_SCENES = 10, 4
+NEIGHBORS, EXAMPLES = "neighbors.npz", "examples"
 
 
 def build(folder: Path, steps: int | None = None) -> None:
@@ -61,8 +61,10 @@ def build(folder: Path, steps: int | None = None) -> None:
                 f"recipes/{recipe} ended with exit code {done.returncode}, its reason is above; mend that and give "
                 "the same command again, it continues from there."
             )
-    print(f"\n[{len(commands) + 1}/{len(commands) + 1}] {folder / NEIGHBORS}", flush=True)
-    write_neighbors(folder / NEIGHBORS, load_classifier(str(folder / "adapted_classifier" / "model")))
+    print(f"\n[{len(commands) + 1}/{len(commands) + 1}] {folder / NEIGHBORS}, {folder / EXAMPLES}", flush=True)
+    both = [load_classifier(str(folder / f"{name}_classifier" / "model")) for name in ("base", "adapted")]
+    write_neighbors(folder / NEIGHBORS, both[1])
+    write_examples(folder / EXAMPLES, *both)
 
 
 def write_neighbors(path: Path, classifier: Classifier) -> None:
@@ -80,19 +82,33 @@ def write_neighbors(path: Path, classifier: Classifier) -> None:
     )
 
 
-def example_images() -> dict[str, Image.Image]:
-    """Return the images to try, by file name: enlarged ones of the test splits, which no model here has learned from.
+def write_examples(folder: Path, base: Classifier, adapted: Classifier) -> None:
+    """Write digits to try as ``digit_1.png`` to ``digit_10.png``, enlarged and smoothed.
 
-    Digits are the first of their class, smoothed; scenes the first ones, each pixel a square, so that shrinking them
-    gives back what they were.
+    They are of the test split, which no model here has learned from: the first ones on which two classifiers differ,
+    half of all where there are as many of both, and the first ones on which they agree.
     """
-    gray, classes = digit_images("test", "digits")
-    size, found = (EXAMPLE, EXAMPLE), {}
-    for digit in EXAMPLE_DIGITS:
-        image = Image.fromarray(gray[classes.tolist().index(digit)])
-        found[f"digit_{digit}.png"] = image.resize(size, Image.Resampling.BICUBIC)
+    gray, _ = digit_images("test", "digits")
+    images = [Image.fromarray(one).resize((EXAMPLE, EXAMPLE), Image.Resampling.BICUBIC).convert("RGB") for one in gray]
+    same = [agree(base, adapted, image) for image in images]
+    alike = [image for image, agreed in zip(images, same, strict=True) if agreed]
+    differ = [image for image, agreed in zip(images, same, strict=True) if not agreed]
+    count = max(EXAMPLE_DIGITS // 2, EXAMPLE_DIGITS - len(alike))
+    chosen = (differ[:count] + alike)[:EXAMPLE_DIGITS]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(chosen, 1):
+        image.save(folder / f"digit_{number}.png")
+    print(f"the two classifiers differ on {same.count(False)} of {len(same)} test images")
+
+
+def scene_images() -> dict[str, Image.Image]:
+    """Return scenes to try, by file name: the first ones of the test split, which no model here has learned from.
+
+    Each of their pixels is a square, so that shrinking them gives back what they were.
+    """
     scenes, _ = load_digit_scenes("test")
-    for number in EXAMPLE_SCENES:
+    found = {}
+    for number in range(EXAMPLE_SCENES):
         image = Image.open(io.BytesIO(scenes[number]["image"]["bytes"]))
-        found[f"scene_{number}.png"] = image.resize(size, Image.Resampling.NEAREST)
+        found[f"scene_{number}.png"] = image.resize((EXAMPLE, EXAMPLE), Image.Resampling.NEAREST)
     return found

@@ -18,6 +18,7 @@ class ClassifierPair:
         base: folder or Hub id of the one finetuned from the base weights.
         adapted: likewise, from the adapted weights.
         neighbors: file of training images and their features by ``adapted``, as demo_build.py makes it.
+        examples: images to click on.
         about: one sentence for visitors.
     """
 
@@ -25,6 +26,7 @@ class ClassifierPair:
     base: str
     adapted: str
     neighbors: str | None = None
+    examples: list[str] = field(default_factory=list)
     about: str = ""
 
 
@@ -36,12 +38,14 @@ class SegmenterChoice:
         name: what visitors choose.
         model: folder or Hub id.
         shorter_side: pixels to which the shorter side of larger images is shrunk for the model, as in training.
+        examples: images to click on.
         about: one sentence for visitors.
     """
 
     name: str
     model: str
     shorter_side: int = 512
+    examples: list[str] = field(default_factory=list)
     about: str = ""
 
 
@@ -63,14 +67,6 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Images to click on, by tab."""
-
-    classification: list[str] = field(default_factory=list)
-    segmentation: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class ShownConfig:
     """What the demo shows, from demo.yaml; a visitor can choose nothing else."""
 
@@ -79,7 +75,6 @@ class ShownConfig:
     classifiers: list[ClassifierPair] = key((), "First tab: pairs of classifiers, a list of mappings.")
     segmenters: list[SegmenterChoice] = key((), "Second tab: segmenters, likewise.")
     changes: list[Changes] = key((), "Third tab: what target pretraining has changed, likewise.")
-    examples: Examples = key(Examples(), "Images to click on.")
 
 
 @dataclass(frozen=True)
@@ -154,17 +149,12 @@ def _checked(shown: ShownConfig, path: Path) -> DemoConfig:
     for name in ("title", "sentence"):
         if not getattr(shown, name):
             raise InputError(f"{path.name}: key {name!r} is missing; it is a text.")
-    if not hasattr(shown.examples, "classification"):
-        raise InputError(
-            f"{path.name}: examples is {shown.examples!r}; give lists of images under classification and segmentation."
-        )
     config = DemoConfig(
         title=shown.title,
         sentence=shown.sentence,
         classifiers=_entries("classifiers", shown.classifiers, ClassifierPair, path),
         segmenters=_entries("segmenters", shown.segmenters, SegmenterChoice, path),
         changes=_entries("changes", shown.changes, Changes, path),
-        examples=_built(Examples, shown.examples),
         folder=path.resolve().parent,
     )
     for entry in config.segmenters:

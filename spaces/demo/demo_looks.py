@@ -33,6 +33,9 @@ CSS = """
 .sentence p { font-size: 1.1em; max-width: 80ch; }
 .table { overflow-x: auto; }
 .table :is(th, td) { white-space: nowrap; word-break: normal; overflow-wrap: normal; font-size: 0.9em; }
+.answer .output-class { padding: 28px 8px 16px; font-size: 1.3em; overflow-wrap: anywhere; text-align: center; }
+.answer .confidence-set { font-family: inherit; font-size: 0.9em; }
+.answer .text, .answers td { overflow-wrap: anywhere; }
 .right { font-size: 0.9em; }
 .right .track { display: block; height: 8px; border-radius: 4px; margin-top: 4px;
   background: var(--border-color-primary); }

@@ -9,13 +9,14 @@ from demo_models import Classifier
 from uploads import UploadError, read_image
 
 MOST_IMAGES = 24  # of one request; each is computed by two networks
-HEADERS = ["Image", "Base weights", "sure", "Adapted weights", "sure ", "Same"]
+HEADERS = ["Image", "Base weights", "Adapted weights", "Same"]
+WIDTHS = ["26%", "29%", "29%", "16%"]  # given, or a long name in one column hides the others
 NO_IMAGES = "There are no images yet; upload some, at most {most} at a time."
 MANY = "These are {count} images and {most} are answered at a time; upload fewer. `tpssl-hf predict` labels folders."
 
 
 def table_of(uploads: Any, base: Classifier, adapted: Classifier) -> list[list[str]]:
-    """Return a row for each upload: its name, both answers with their confidences, and whether they are the same.
+    """Return a row for each upload: its name, both answers and how sure they are, and whether they are the same.
 
     An image that cannot be read has the sentence that says why in place of its answers.
 
@@ -35,30 +36,38 @@ def _row(file: dict[str, Any], base: Classifier, adapted: Classifier) -> list[st
     try:
         image = read_image(file["path"])
     except UploadError as error:
-        return [name, str(error), "", "", "", ""]
-    (first, sure), (second, surer) = (_answer(classifier.confidences(image)) for classifier in (base, adapted))
-    return [name, first, sure, second, surer, "yes" if first == second else "no"]
-
-
-def _answer(confidences: dict[str, float]) -> tuple[str, str]:
-    name = max(confidences, key=lambda one: confidences[one])
-    return name, f"{100 * confidences[name]:.0f} %"
+        return [name, str(error), "", ""]
+    told = [classifier.confidences(image) for classifier in (base, adapted)]
+    first, second = (max(one, key=lambda name: one[name]) for one in told)
+    answers = [f"{one}, {100 * sure[one]:.0f} %" for one, sure in zip((first, second), told, strict=True)]
+    return [name, *answers, "yes" if first == second else "no"]
 
 
 def answers_of(label: str, top_classes: int) -> tuple[Any, Any]:
     """Lay out the classes that a model names, and below them how often it is right."""
     with gr.Column(min_width=160):
-        return gr.Label(label=label, num_top_classes=top_classes), gr.HTML()
+        return gr.Label(label=label, num_top_classes=top_classes, elem_classes="answer"), gr.HTML()
 
 
 def several_images(answer: Callable[[Any, Any], list[list[str]]], name: Any, concurrency_id: str) -> None:
     """Lay out uploads and table; ``answer`` is given what is uploaded and the chosen pair."""
     with gr.Accordion("Several images at once", open=False):
         files = gr.File(
-            label=f"Up to {MOST_IMAGES} images", file_count="multiple", file_types=["image"], type="filepath"
+            label=f"Up to {MOST_IMAGES} images",
+            file_count="multiple",
+            file_types=["image"],
+            type="filepath",
+            height=180,
         )
         table = gr.Dataframe(
-            headers=HEADERS, label="Answers", show_label=False, interactive=False, wrap=True, buttons=[]
+            headers=HEADERS,
+            column_widths=WIDTHS,
+            label="Answers",
+            show_label=False,
+            interactive=False,
+            wrap=True,
+            buttons=[],
+            elem_classes="answers",
         )
     gr.on(
         [files.upload],

@@ -47,9 +47,10 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "title": "Mine",
         "sentence": f"Of {work}/run, and either/or.",
         "classifiers": [{"name": "x", "base": "me/base", "adapted": "me/adapted@v1", "neighbors": "near.npz"}],
-        "segmenters": [{"name": "y", "model": "me/segmenter", "shorter_side": 64}],
+        "segmenters": [
+            {"name": "y", "model": "me/segmenter", "shorter_side": 64, "examples": ["examples/scene_2.png", "own.png"]}
+        ],
         "changes": [{"name": "z", "tsne": "a.png", "drift": str(work / "b.png"), "verdict": "verdict"}],
-        "examples": {"classification": ["examples/digit_2.png"], "segmentation": ["own.png"]},
     }
 
 
@@ -79,8 +80,7 @@ def test_a_space_arrives_in_one_commit_without_tokens_and_paths(
     assert shown["sentence"] == "Of run, and either/or."
     assert shown["classifiers"][0] == content["classifiers"][0] | {"neighbors": "data/classifiers_1/neighbors.npz"}
     assert shown["changes"][0]["drift"] == "data/changes_1/drift.png"
-    assert shown["examples"]["classification"] == ["examples/digit_2.png"]
-    assert shown["examples"]["segmentation"] == ["data/examples/segmentation_1.png"]
+    assert shown["segmenters"][0]["examples"] == ["examples/scene_2.png", "data/segmenters_1/example_2.png"]
     verdict = json.loads(files["data/changes_1/verdict/results.json"])
     assert verdict == {
         "sentence": "Adapted weights are better, as log.txt says with <hidden>.",
@@ -104,7 +104,7 @@ def test_what_a_former_push_left_goes_and_what_is_not_ours_stays(
     assert "notes.txt" in left and "tpssl_hf/old.py" not in left and len(repository.messages) == 4
     assert [name for name in left if name.startswith("data/")] == [
         "data/classifiers_1/neighbors.npz",
-        "data/examples/segmentation_1.png",
+        "data/segmenters_1/example_2.png",
     ]
 
 
@@ -195,7 +195,7 @@ def test_a_space_that_could_not_run_is_refused(content: dict[str, Any], api: HfA
         ({"classifiers": [{"name": "x", "base": "me/a", "adapted": "me/a", "neighbors": "no.npz"}]}, "no.npz is not"),
         ({"changes": [{"name": "z", "verdict": "."}]}, "holds no results.json"),
         ({"changes": [{"name": "z", "drift": "verdict"}]}, "drift verdict is no file"),
-        ({"examples": {"classification": ["no.png"]}}, "examples, classification no.png is not there"),
+        ({"segmenters": [{"name": "y", "model": "me/x", "examples": ["no.png"]}]}, "examples no.png is not there"),
     ]:
         with pytest.raises(InputError, match=sentence):
             publish_space(DEMO, written(content | change, tmp_path), "me/x", api=api)

@@ -29,7 +29,7 @@ def uploads_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def demo_config(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Tiny models and images of everything the demo can show."""
     tiny = tiny_demo()
-    from demo_config import Changes, ClassifierPair, DemoConfig, Examples, SegmenterChoice
+    from demo_config import Changes, ClassifierPair, DemoConfig, SegmenterChoice
     from demo_models import load_classifier
 
     folder = tmp_path_factory.mktemp("demo")
@@ -51,12 +51,13 @@ def demo_config(tmp_path_factory: pytest.TempPathFactory) -> Any:
         title="Tiny demo",
         sentence="Models with random weights.",
         classifiers=[
-            ClassifierPair("pets", base, adapted, str(folder / "neighbors.npz"), about="Pets, it says."),
+            ClassifierPair(
+                "pets", base, adapted, str(folder / "neighbors.npz"), ["example.png"], about="Pets, it says."
+            ),
             ClassifierPair("pets, turned round", adapted, base),
         ],
-        segmenters=[SegmenterChoice("pets' outlines", tiny.make_segmenter(folder / "segmenter"), shorter_side=64)],
+        segmenters=[SegmenterChoice("pets' outlines", tiny.make_segmenter(folder / "segmenter"), 64, ["example.png"])],
         changes=[Changes("pets", "tsne.png", "drift.png", "verdict")],
-        examples=Examples(["example.png"], ["example.png"]),
         folder=folder,
     )
 

@@ -78,6 +78,11 @@ def loaded(images: Any) -> list[bool]:
     return [image.evaluate("image => image.complete && image.naturalWidth > 0") for image in images.all()]
 
 
+def right_edge(part: Any) -> float:
+    box = part.bounding_box()
+    return float(box["x"] + box["width"])
+
+
 def send(tab: Any, path: Path) -> None:
     tab.locator("input[type=file]").set_input_files(path)
 
@@ -92,6 +97,17 @@ def test_the_classes_of_an_uploaded_image_appear_with_their_confidences(visit: A
     told = re.findall(r"(\d+)%", tab.inner_text())
     assert len(told) == 2 * len(CLASSES) and abs(sum(map(int, told)) - 200) <= 3
     assert len(re.findall(r"number \d · [01]\.\d{3}", tab.inner_text())) == 6
+
+
+def test_another_pair_shows_its_own_images_to_try_and_is_asked(visit: Any, image: Path) -> None:
+    page = visit(1280)
+    tab = page.open_tab("Classification")
+    tab.get_by_text("Images to try").first.wait_for()
+    tab.get_by_label("Models").click()
+    tab.get_by_role("option", name="pets, turned round").click()
+    tab.get_by_text("Images to try").first.wait_for(state="hidden")
+    send(tab, image)
+    tab.get_by_test_id("label-output-value").nth(1).wait_for()
 
 
 def test_the_classes_of_the_pixels_appear_over_the_image(visit: Any, image: Path) -> None:
@@ -141,5 +157,8 @@ def test_on_a_telephone_nothing_is_wider_than_the_screen(visit: Any, image: Path
         send(tab, image)
         tab.locator("[data-testid=label-output-value], img.mask").first.wait_for()
         assert page.fits(), name
+        for answer in tab.locator(".answer").all():
+            parts = answer.locator("h2, .text, .confidence").all()
+            assert max(right_edge(part) for part in parts) <= right_edge(answer)
     page.open_tab("What changed").get_by_text("Use the adapted weights.").wait_for()
     assert page.fits()

@@ -21,7 +21,7 @@ from tpssl_hf.models.segmenter import build_segmenter, save_segmenter
 from tpssl_hf.models.timm_export import Preprocessing, save_timm_folder
 
 DEMO = Path(__file__).parents[2] / "spaces/demo"
-CLASSES = ["cat", "dog", "<b>bird</b>"]
+CLASSES = ["cat", "dog_of_a_breed_whose_name_is_wider_than_a_telephone", "<b>bird</b>"]
 SIDE = 32
 LEAKED = (
     "unclosed event loop",

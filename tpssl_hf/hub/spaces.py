@@ -189,16 +189,18 @@ def _carried(content: dict[str, Any], demo_config: Path, folder: Path, known: li
                     location += path.suffix
                     files[location] = _file(path, what)
                 entry[key] = location
-    for tab, locations in (content.get("examples") or {}).items():
-        for number, name in enumerate(locations):
-            what = f"{demo_config.name}, examples, {tab}"
-            path = _file(_found(name, what, demo_config.parent, folder), what)
-            own = (folder / EXAMPLES).resolve()
-            if path.resolve().is_relative_to(own):  # they go along anyway
-                locations[number] = f"{EXAMPLES}/{path.resolve().relative_to(own).as_posix()}"
-            else:
-                locations[number] = f"{DATA}/{EXAMPLES}/{tab}_{number + 1}{path.suffix}"
-                files[locations[number]] = path
+    for group in MODELS:
+        for number, entry in enumerate(content.get(group, []), 1):
+            locations = entry.get("examples") or []
+            for place, name in enumerate(locations):
+                what = f"{demo_config.name}, {group}, {entry['name']!r}: examples"
+                path = _file(_found(name, what, demo_config.parent, folder), what)
+                own = (folder / EXAMPLES).resolve()
+                if path.resolve().is_relative_to(own):  # they go along anyway
+                    locations[place] = f"{EXAMPLES}/{path.resolve().relative_to(own).as_posix()}"
+                else:
+                    locations[place] = f"{DATA}/{group}_{number}/example_{place + 1}{path.suffix}"
+                    files[locations[place]] = path
     return files
 
 
