@@ -36,6 +36,7 @@ CSS = """
 .answer .output-class { padding: 28px 8px 16px; font-size: 1.3em; overflow-wrap: anywhere; text-align: center; }
 .answer .confidence-set { font-family: inherit; font-size: 0.9em; }
 .answer .text, .answers td { overflow-wrap: anywhere; }
+.answers :is(th, td) { font-family: var(--font); }
 .right { font-size: 0.9em; }
 .right .track { display: block; height: 8px; border-radius: 4px; margin-top: 4px;
   background: var(--border-color-primary); }

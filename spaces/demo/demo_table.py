@@ -10,7 +10,7 @@ from uploads import UploadError, read_image
 
 MOST_IMAGES = 24  # of one request; each is computed by two networks
 HEADERS = ["Image", "Base weights", "Adapted weights", "Same"]
-WIDTHS = ["26%", "29%", "29%", "16%"]  # given, or a long name in one column hides the others
+WIDTHS = ["24%", "28%", "28%", "20%"]  # given, or a long name in one column hides the others
 NO_IMAGES = "There are no images yet; upload some, at most {most} at a time."
 MANY = "These are {count} images and {most} are answered at a time; upload fewer. `tpssl-hf predict` labels folders."
 
