@@ -184,7 +184,7 @@ def compare(image_size: int, arguments: argparse.Namespace) -> None:
     """Measure one size and print its three tables."""
     batch, steps = BATCH.get(image_size, 16), arguments.steps
     with images(arguments.dataset, image_size) as store:
-        ours = our_step(store, image_size, batch, optimizer=arguments.optimizer)
+        ours = our_step(store, image_size, batch, optimizer=arguments.optimizer, precision=arguments.precision)
         theirs = LightlyStep(store, image_size, batch, steps)
         with FlopCounterMode(display=False) as counter:
             ours.run(1, ours.batches())
@@ -230,6 +230,7 @@ def main() -> int:
     parser.add_argument("--sizes", type=whole_numbers, default=[64, 224])
     parser.add_argument("--threads", type=int, help="CPU threads of both; chosen for the machine when not given")
     parser.add_argument("--optimizer", choices=("lars", "sgd", "adamw"), default="lars")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of our step")
     parser.add_argument("--dataset", help="folder or name of a data set; 2,000 made images of 32 px by default")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -110,6 +110,7 @@ def our_step(
     build: Callable[[nn.Module, Any], nn.Module] | None = None,
     compile_mode: str | None = None,
     device: str | None = None,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> OurStep:
     """Put BYOL together as the recipe does.
 
@@ -122,8 +123,9 @@ def our_step(
         build: (backbone, config) -> method; BYOL by default.
         compile_mode: mode of ``torch.compile``, or None for none.
         device: where to compute if not where the recipe would.
+        precision: auto is the recipe's choice.
     """
-    accelerator = Accelerator(cpu=True) if device == "cpu" else make_accelerator(RunConfig())
+    accelerator = Accelerator(cpu=True) if device == "cpu" else make_accelerator(RunConfig(precision=precision))
     spec = PRETRAIN["byol"]
     network, _ = load_backbone(backbone, init="random")
     method = Anchor((build or spec.build)(network, spec.config()), ANCHOR_WEIGHT)

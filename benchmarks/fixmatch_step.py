@@ -197,7 +197,8 @@ class OurFixMatch:
     """FixMatch put together as the recipe does it, in the precision the recipe picks."""
 
     def __init__(self, store: ImageCache, arguments: argparse.Namespace) -> None:
-        accelerator, spec, tune = make_accelerator(RunConfig()), CLASSIFY["fixmatch"], FinetuneConfig()
+        accelerator = make_accelerator(RunConfig(precision=arguments.precision))
+        spec, tune = CLASSIFY["fixmatch"], FinetuneConfig()
         if accelerator.device.type != "cpu":
             raise InputError("this measures CPU time; hide the GPU by CUDA_VISIBLE_DEVICES= before the command.")
         self.bf16, self.steps, size = accelerator.mixed_precision == "bf16", arguments.steps, arguments.image_size
@@ -271,6 +272,7 @@ def main() -> int:
     parser.add_argument("--unlabeled_ratio", type=int, default=7, help="unlabeled images per labeled one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="steps per round")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both")
     parser.add_argument("--threads", type=int, help="CPU threads of both; chosen for the machine when not given")
     arguments = parser.parse_args()
     if arguments.image_size < SIDE:

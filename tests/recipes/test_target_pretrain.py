@@ -31,6 +31,7 @@ from tpssl_hf.tasks.pretrain import run as pretraining
 from tpssl_hf.tasks.pretrain.config import parse_pretrain
 from tpssl_hf.tasks.pretrain.crops import Crops
 from tpssl_hf.tasks.pretrain.shown_images import ShownImages
+from tpssl_hf.tasks.pretrain.untouched import Untouched
 from tpssl_hf.training.checkpoint import load_latest
 from tpssl_hf.training.run_dir import read_metrics
 
@@ -222,6 +223,7 @@ def test_what_labels_show_to_be_no_better_than_the_start_is_not_saved(
         return [int(is_start != better)] * 120
 
     monkeypatch.setattr(pretraining, "choosing_answers", answers)
+    monkeypatch.setattr(Untouched, "answers", lambda asked, split: answers(None, asked.network))
     keys = {"dataset": tmp_path / "table", "init": tmp_path / "start", "base_learning_rate": 0.1, "method": "simclr"}
     keys |= {"backbone_batchnorm": "frozen"}  # or the start is asked about while that is chosen
     keys |= {"hidden_features": None, "optimizer": "sgd"}

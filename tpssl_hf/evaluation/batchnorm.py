@@ -13,6 +13,7 @@ from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.evaluation.features import batches_of
 from tpssl_hf.models.batchnorm import BatchNorm, batch_statistics, batchnorm_layers
+from tpssl_hf.models.cpu_convolutions import fast_convolutions, laid_out
 
 REESTIMATION_IMAGES = 1024
 
@@ -62,9 +63,10 @@ def with_reestimated_batchnorm(
 
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
     seen = 0
-    for images in batches if layers else ():
-        network(eval_view(images.to(device), settings))
-        seen += 1
+    with fast_convolutions(device):
+        for images in batches if layers else ():
+            network(laid_out(eval_view(images.to(device), settings)))
+            seen += 1
     for hook in hooks:
         hook.remove()
     for layer, (mean, variance) in sums.items():

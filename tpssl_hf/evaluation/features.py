@@ -10,7 +10,7 @@ from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.errors import InputError
-from tpssl_hf.models.cpu_convolutions import fast_convolutions
+from tpssl_hf.models.cpu_convolutions import fast_convolutions, laid_out
 from tpssl_hf.models.evaluation_mode import evaluation_mode
 
 
@@ -47,7 +47,7 @@ def extract_features(
     with evaluation_mode(backbone), fast_convolutions(device):
         for start in range(0, len(indices), batch_size):
             images = store.gather(indices[start : start + batch_size], epoch=0).to(device)
-            features.append(backbone(eval_view(images, settings)).float().cpu().numpy())
+            features.append(backbone(laid_out(eval_view(images, settings))).float().cpu().numpy())
     return np.concatenate(features)
 
 
@@ -77,7 +77,7 @@ def features_of_views(
             if "view2" not in views:
                 views["view2"] = transform(store.gather(part, epoch=epoch + 1).to(device))["view1"]
             for collected, name in zip(features, ("view1", "view2"), strict=True):
-                collected.append(backbone(views[name]).float().cpu().numpy())
+                collected.append(backbone(laid_out(views[name])).float().cpu().numpy())
     return np.concatenate(features[0]), np.concatenate(features[1])
 
 

@@ -30,6 +30,11 @@ def fast_convolutions(device: torch.device) -> AbstractContextManager[object]:
     return _FastConvolutions() if device.type == "cpu" and has_onednn else nullcontext()
 
 
+def laid_out(images: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) in the layout that :func:`fast_convolutions` treats; on a GPU as they are."""
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
+
+
 class _FastConvolutions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None

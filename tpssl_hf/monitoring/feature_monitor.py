@@ -68,10 +68,14 @@ class HealthWatch:
         self.stop_reason: str | None = None
         self._checked = 0
 
-    def begin(self, backbone: nn.Module) -> None:
-        """Keep what Φ_pre makes of the sample, with the BatchNorm statistics of the sample as in every check."""
+    def begin(self, backbone: nn.Module, known: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        """Keep what Φ_pre makes of the sample, with the BatchNorm statistics of the sample as in every check.
+
+        ``known`` are its features of images by index, where they have been made already.
+        """
         backbone = self._reestimated(backbone)
-        self.monitor.begin(self._features(backbone, self.sample))
+        features = self._features(backbone, self.sample) if known is None else known(self.sample)
+        self.monitor.begin(features)
         self.stages.begin(backbone, self._images())
 
     def due(self, step: int) -> bool:

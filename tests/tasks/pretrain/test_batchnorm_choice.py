@@ -1,5 +1,6 @@
 """Frozen or trained BatchNorm is decided by what labels say of either, and said."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,25 +15,23 @@ SPLIT = ProbeSplit(np.arange(20), np.arange(20, 60), np.arange(20) % 2, np.arang
 NORMED = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
 
 
-class Shown:
-    """Images of which the tests say what either network is worth; a re-estimated one has a running mean of 1."""
+@dataclass
+class Asked:
+    """A network of which the tests say what it is worth."""
 
-    def __init__(self, kept: float, other: float) -> None:
-        self.worth = {0.0: kept, 1.0: other}
+    worth: float
 
-    def of(self, network: nn.Module) -> float:
-        return self.worth[float(network[1].running_mean[0])]  # type: ignore[index]
+    def answers(self, split: ProbeSplit) -> list[int]:
+        return [int(number < self.worth * 40) for number in range(40)] * (1 + DRAWS)
 
-    def reestimated(self, backbone: nn.Module) -> nn.Module:
-        other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-        nn.init.constant_(other[1].running_mean, 1.0)  # type: ignore[arg-type]
-        return other
+    def crops(self) -> Crops:
+        return Crops(np.random.default_rng(0).uniform(0.0, 2 * self.worth, 500).tolist(), 10.0)
 
-    def answers(self, network: nn.Module, split: ProbeSplit) -> list[int]:
-        return [int(number < self.of(network) * 40) for number in range(40)] * (1 + DRAWS)
 
-    def crops(self, network: nn.Module) -> Crops:
-        return Crops(np.random.default_rng(0).uniform(0.0, 2 * self.of(network), 500).tolist(), 10.0)
+@dataclass
+class Start:
+    kept: Asked
+    bn_only: Asked
 
 
 WORTH = [(0.9, 0.1, "frozen"), (0.1, 0.9, "train"), (0.5, 0.5, "frozen")]
@@ -40,16 +39,16 @@ WORTH = [(0.9, 0.1, "frozen"), (0.1, 0.9, "train"), (0.5, 0.5, "frozen")]
 
 @pytest.mark.parametrize(("kept", "other", "mode"), WORTH)
 def test_labels_decide_and_a_tie_is_frozen(kept: float, other: float, mode: str) -> None:
-    shown: Any = Shown(kept, other)
-    found = choose_batchnorm("auto", NORMED, "timm", shown, SPLIT)
+    start: Any = Start(Asked(kept), Asked(other))
+    found = choose_batchnorm("auto", NORMED, "timm", start, SPLIT)
     assert found.mode == mode and "points" in found.why and mode in found.sentence()
     assert BatchNormChoice.restored(found.values()) == found and set(found.answers) == {"start", "bn_only"}
 
 
 @pytest.mark.parametrize(("kept", "other", "mode"), [*WORTH, (0.01, 0.02, "frozen")])
 def test_without_labels_crops_decide_unless_neither_knows_any(kept: float, other: float, mode: str) -> None:
-    shown: Any = Shown(kept, other)
-    found = choose_batchnorm("auto", NORMED, "timm", shown, None)
+    start: Any = Start(Asked(kept), Asked(other))
+    found = choose_batchnorm("auto", NORMED, "timm", start, None)
     assert found.mode == mode and "no labels" in found.why and not found.answers
 
 

@@ -11,7 +11,7 @@ from tpssl_hf.models.batchnorm import batchnorm_layers
 from tpssl_hf.tasks.pretrain.crops import Crops
 from tpssl_hf.tasks.pretrain.helped import in_points
 from tpssl_hf.tasks.pretrain.selection import BN_ONLY, START, Right, query_difference
-from tpssl_hf.tasks.pretrain.shown_images import ShownImages
+from tpssl_hf.tasks.pretrain.untouched import Start
 
 FILE = "batchnorm.json"  # in a run's folder: a resumed run keeps its choice
 RECOGNIZED = 0.1  # least mean reciprocal rank of statistics that are taken without labels to say so
@@ -55,7 +55,7 @@ def choose_batchnorm(
     asked: Literal["auto", "frozen", "train"],
     backbone: nn.Module,
     kind: str,
-    images: ShownImages | None,
+    start: Start | None,
     split: ProbeSplit | None,
 ) -> BatchNormChoice:
     """Decide between frozen and trained BatchNorm.
@@ -69,7 +69,7 @@ def choose_batchnorm(
         asked: the key ``backbone_batchnorm``.
         backbone: Φ_pre.
         kind: of its weights; random ones know no statistics.
-        images: to measure on; None when streaming.
+        start: Φ_pre and the images to measure on; None when streaming.
         split: labels to measure by, or None.
     """
     if not batchnorm_layers(backbone):
@@ -78,15 +78,14 @@ def choose_batchnorm(
         return BatchNormChoice(asked, "as asked")
     if kind == "random":
         return BatchNormChoice("train", "random weights have no statistics")
-    if images is None:
+    if start is None:
         return BatchNormChoice("frozen", "streamed images are not measured on, and pretrained statistics rarely lose")
-    other = images.reestimated(backbone)
     if split is not None:
-        answers = {START: images.answers(backbone, split), BN_ONLY: images.answers(other, split)}
+        answers = {START: start.kept.answers(split), BN_ONLY: start.bn_only.answers(split)}
         gain = query_difference(answers[START], answers[BN_ONLY])
         why = f"re-estimated statistics alone: {in_points(gain)} on {len(split.queries)} images"
         return BatchNormChoice("train" if gain["low"] > 0 else "frozen", why, answers)
-    return by_crops(images.crops(backbone), images.crops(other))
+    return by_crops(start.kept.crops(), start.bn_only.crops())
 
 
 def by_crops(kept: Crops, new: Crops) -> BatchNormChoice:

@@ -38,6 +38,7 @@ from tpssl_hf.tasks.pretrain.data import open_images
 from tpssl_hf.tasks.pretrain.memory import too_large_step
 from tpssl_hf.tasks.pretrain.selection import Right, choosing_and_judging
 from tpssl_hf.tasks.pretrain.shown_images import ShownImages
+from tpssl_hf.tasks.pretrain.untouched import Start
 from tpssl_hf.training.accelerator import per_device_batch_size, prepare_method
 from tpssl_hf.training.loop import Stream
 from tpssl_hf.training.open_data import open_source
@@ -70,6 +71,7 @@ class PretrainRun:
     choosing: ProbeSplit | None  # labels that choose between candidates, None where there are none or none is wanted
     judging: ProbeSplit | None  # other labels, which judge what is saved
     batchnorm: BatchNormChoice
+    start: Start | None  # what is known of Φ_pre until the first step; None when streaming
 
     @property
     def selects(self) -> bool:
@@ -105,10 +107,11 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
     learning_rate = schedule(optim, max_steps, epoch_steps)
     choosing, judging = label_splits(args, store)
     shown = shown_images(args, store, views, accelerator)
+    start = Start(backbone, shown) if shown else None
     batchnorm = chosen_once(
         run_dir,
         accelerator,
-        lambda: choose_batchnorm(model.backbone_batchnorm, backbone, origin.kind, shown, choosing),
+        lambda: choose_batchnorm(model.backbone_batchnorm, backbone, origin.kind, start, choosing),
     )
     if batchnorm.mode == "frozen":
         freeze_statistics(backbone)
@@ -137,6 +140,7 @@ def prepare(args: PretrainArgs, accelerator: Accelerator, run_dir: RunDir | None
         choosing=choosing,
         judging=judging,
         batchnorm=batchnorm,
+        start=start,
     )
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from tpssl_hf.config.parser import flat
 from tpssl_hf.evaluation.probes import probe_split
-from tpssl_hf.models.batchnorm import fair_random
+from tpssl_hf.models.batchnorm import batchnorm_layers, fair_random
 from tpssl_hf.monitoring.feature_monitor import HealthWatch
 from tpssl_hf.plots.training import draw_views
 from tpssl_hf.tasks.pretrain.prepare import (
@@ -20,11 +19,10 @@ from tpssl_hf.tasks.pretrain.prepare import (
     choosing_answers,
     finished_backbone,
     first_batches,
-    probed,
-    reestimated,
     teacher_facts,
 )
 from tpssl_hf.tasks.pretrain.selection import BN_ONLY, CHOOSING, KNOWN_AGAIN, START, Selection
+from tpssl_hf.tasks.pretrain.untouched import Start
 from tpssl_hf.training.accelerator import start_tracker
 from tpssl_hf.training.checkpoint_manager import CheckpointManager
 from tpssl_hf.training.loop import (
@@ -126,7 +124,10 @@ def begin(
         return checkpoint.step, Progress.restored(checkpoint.state, checkpoint.tensors.get("selection", {}))
     progress = probed_before(run) if run_dir else Progress()
     if watch:
-        watch.begin(run.method.deployed)
+        known = run.start.kept.features if run.start and run.batchnorm.mode == "frozen" else None
+        watch.begin(run.method.deployed, known)
+    if run.start:
+        run.start.forget()
     run.method.begin(first_batches(run))
     if run_dir:
         draw_first_views(run, run_dir.path / "augmentations.png")
@@ -201,25 +202,31 @@ def draw_first_views(run: PretrainRun, path: Path) -> None:
     draw_views(path, images, views, mean=run.views.mean, std=run.views.std)
 
 
-def probed_before(run: PretrainRun) -> Progress:
-    """Probe Φ_pre, and Φ_pre with re-estimated BatchNorm statistics and nothing else.
+def known_start(run: PretrainRun) -> Start | None:
+    """Return what Φ_pre is asked through; None when streaming.
 
     Random weights are probed as a fair random network, see :func:`tpssl_hf.models.batchnorm.fair_random`.
     """
-    backbone = run.method.deployed
-    if run.origin.kind == "random":
-        backbone = fair_random(backbone)
-    alone = reestimated(run, backbone)
-    before = probed(run, backbone)
-    moved = any(not torch.equal(a, b) for a, b in zip(backbone.buffers(), alone.buffers(), strict=True))
-    progress = Progress(before=before, statistics_only=probed(run, alone) if moved else before)
-    known = run.batchnorm.answers  # what choosing between them has asked already
-    if (right := known.get(START) or choosing_answers(run, backbone)) is not None:
-        progress.selection.begin(right)
-        if moved:
-            other = known.get(BN_ONLY) or choosing_answers(run, alone)
-            assert other is not None
-            progress.selection.consider(BN_ONLY, alone, other)
-    elif run.selects and run.shown is not None:
-        progress.selection.crops = run.shown.crops(backbone)
+    if run.origin.kind == "random" and run.start is not None:
+        return Start(fair_random(run.method.deployed), run.start.images)
+    return run.start
+
+
+def probed_before(run: PretrainRun) -> Progress:
+    """Probe Φ_pre, and Φ_pre with re-estimated BatchNorm statistics and nothing else."""
+    progress, start = Progress(), known_start(run)
+    if start is None:
+        return progress
+    normed = bool(batchnorm_layers(start.backbone))
+    if run.judging is not None:
+        progress.before = start.kept.probed(run.judging)
+        progress.statistics_only = start.bn_only.probed(run.judging) if normed else progress.before
+    if run.choosing is not None:
+        known = run.batchnorm.answers  # what choosing between them has asked already
+        progress.selection.begin(known.get(START) or start.kept.answers(run.choosing))
+        if normed:
+            other = known.get(BN_ONLY) or start.bn_only.answers(run.choosing)
+            progress.selection.consider(BN_ONLY, start.bn_only.network, other)
+    elif run.selects:
+        progress.selection.crops = start.kept.crops()
     return progress
