@@ -36,12 +36,16 @@ def main() -> None:
     parser.add_argument("--sizes", type=whole_numbers, default=[64, 224])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; chosen for the machine when not given")
+    parser.add_argument(
+        "--output_stride", type=int, help="as segmenters have it, 16 or 8; the network's own by default"
+    )
     arguments = parser.parse_args()
+    options = {} if arguments.output_stride is None else {"output_stride": arguments.output_stride}
     print(machine())
     print("| network | px | precision | images/CPU-s, torch's | fast | times as fast |\n|---|---|---|---|---|---|")
     for name in arguments.backbones.split(","):
         for size in arguments.sizes:
-            network = timm.create_model(name, num_classes=0).train()
+            network = timm.create_model(name, num_classes=0, **options).train()
             freeze_statistics(network)  # as from pretrained weights
             compare(f"{name} | {size}", network, size, BATCH.get(size, 16), arguments.rounds)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,8 +46,9 @@ def compare(
     layer: nn.Conv2d, images: Tensor, monkeypatch: pytest.MonkeyPatch, way: str, precisions: tuple[str, ...]
 ) -> None:
     taken = []
-    other = getattr(cpu_convolutions, way).apply
-    monkeypatch.setattr(getattr(cpu_convolutions, way), "apply", lambda *a: taken.append(way) or other(*a))
+    holder, name = (cpu_convolutions, way) if way == "_conv2d_of_phases" else (getattr(cpu_convolutions, way), "apply")
+    other = getattr(holder, name)
+    monkeypatch.setattr(holder, name, lambda *a: taken.append(way) or other(*a))
     layer, images = layer.to(memory_format=LAST), images.contiguous(memory_format=LAST)
     for precision in precisions:
         autocast, tolerance = precision == "bf16", 1e-4 if precision == "fp32" else 3e-2
@@ -75,11 +78,25 @@ def test_a_depthwise_convolution_keeps_its_gradients(case: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
+    ("kernel", "padding", "dilation", "side"),
+    [(5, 4, 2, 8), (3, 2, 2, 8), (3, 2, 2, 9), (3, 6, 3, 8), (3, 0, 2, 7), (3, (4, 3), (4, 3), 5), (5, 2, 2, 8)],
+)
+def test_a_dilated_depthwise_convolution_is_one_of_each_phase(
+    kernel: int, padding: Any, dilation: Any, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 6, kernel, padding=padding, dilation=dilation, groups=6)
+    compare(layer, torch.randn(3, 6, side, side + 1), monkeypatch, "_conv2d_of_phases", ("fp32", "bf16"))
+
+
+@pytest.mark.parametrize(
     ("layer", "side", "layout"),
     [
         (nn.Conv2d(4, 4, 3, padding=1), 8, LAST),
         (nn.Conv2d(4, 4, 3, padding=1, groups=4), 8, LAST),
         (nn.Conv2d(4, 4, 3, padding=2, dilation=2), 4, LAST),
+        (nn.Conv2d(4, 4, 3, padding=1, dilation=2, groups=4), 8, LAST),
+        (nn.Conv2d(4, 4, 3, 2, padding=2, dilation=2, groups=4), 8, LAST),
         (nn.Conv2d(4, 4, 3, padding="same"), 4, LAST),
         (nn.Conv2d(4, 8, 3, groups=2), 4, LAST),
         (nn.Conv2d(4, 4, 3, padding=1), 4, torch.contiguous_format),
@@ -88,7 +105,7 @@ def test_a_depthwise_convolution_keeps_its_gradients(case: str, monkeypatch: pyt
 def test_others_stay_torch_s(
     layer: nn.Conv2d, side: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for way in ("_Product", "_Depthwise"):
+    for way in ("_Product", "_Depthwise", "_conv2d_of_phases"):
         monkeypatch.setattr(cpu_convolutions, way, None)
     images = torch.randn(2, 4, side, side).contiguous(memory_format=layout)
     for one, other in zip(*(outcome(layer, images, fast=fast) for fast in (False, True)), strict=True):

@@ -113,8 +113,9 @@ def test_the_budget_of_images_is_the_same_for_every_learner_at_small_scale() -> 
     for name, cell in cells(table="V", scale="small").items():
         settings = cell.stages[-1].overrides
         budgets.add((settings["max_steps"], settings["batch_size"], settings["learning_rate"]))
-        wanted = 3 if name.partition("/")[2] in ("fixmatch", "uda", "pseudo_label") else None  # else the learner's own
+        wanted = 4 if name.partition("/")[2] in ("fixmatch", "uda", "pseudo_label") else None  # else the learner's own
         assert settings.get("unlabeled_ratio") == wanted and settings["label_seeds"] == "1,2,3"
+        assert "--learning_rate=null" in cell.stages[-1].arguments(Path("runs"))  # the default's, not the preset's
     assert len(budgets) == 1
 
 

@@ -23,8 +23,8 @@ BLOCK = 3  # side of the depthwise kernels whose weight gradient is fast
 def fast_convolutions(device: torch.device) -> AbstractContextManager[object]:
     """Return what makes convolutions faster while it is entered, forward and backward; on a GPU it does nothing.
 
-    Only channels-last maps in float32 or bfloat16 are treated, of convolutions without dilation; the others stay
-    torch's. What is recorded inside must be differentiated once only.
+    Only channels-last maps in float32 or bfloat16 are treated, and of convolutions with dilation only depthwise ones
+    without a stride; the others stay torch's. What is recorded inside must be differentiated once only.
     """
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return _FastConvolutions() if device.type == "cpu" and has_onednn else nullcontext()
@@ -55,7 +55,12 @@ def _conv2d(
 ) -> Tensor:
     """``torch.conv2d``, by a faster way where there is one."""
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    if isinstance(padding, str) or _pair(dilation) != (1, 1) or not _is_ours(input, weight, autocast):
+    if isinstance(padding, str) or not _is_ours(input, weight, autocast):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if _pair(dilation) != (1, 1):
+        if _pair(stride) == (1, 1) and _has_phases(input, weight, _pair(padding), _pair(dilation), groups):
+            input = input if autocast is None else input.to(autocast)
+            return _conv2d_of_phases(input, weight, bias, _pair(padding), _pair(dilation), groups)
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     way = _faster_way(input, weight, _pair(stride), _pair(padding), groups, autocast or input.dtype)
     if way is None:
@@ -72,11 +77,43 @@ def _faster_way(
     """Return what convolves faster than torch when it computes in ``dtype``, if anything does."""
     if groups == 1:
         return _Product if _dense_is_product(input, weight, stride, padding) else None
-    differentiated = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    if not differentiated or not groups == input.shape[1] == weight.shape[0]:
+    if not _depthwise_differentiated(input, weight, groups):
         return None
     slow_input = _slow_input(weight, stride, padding, dtype)
     return _Depthwise if slow_input or _slow_weights(input, weight, stride, padding, dtype) else None
+
+
+def _depthwise_differentiated(input: Tensor, weight: Tensor, groups: int) -> bool:
+    differentiated = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    return differentiated and groups == input.shape[1] == weight.shape[0]
+
+
+def _has_phases(input: Tensor, weight: Tensor, padding: Pair, dilation: Pair, groups: int) -> bool:
+    """Whether :func:`_conv2d_of_phases` can make a convolution, and is faster: oneDNN is slow at its gradients."""
+    whole = all(padding[n] % dilation[n] == 0 for n in range(2))
+    sides = (input.shape[2 + n] + 2 * padding[n] - dilation[n] * (weight.shape[2 + n] - 1) for n in range(2))
+    return whole and min(sides) > 0 and _depthwise_differentiated(input, weight, groups)
+
+
+def _conv2d_of_phases(
+    input: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:
+    """Convolve without dilation: every second pixel (with dilation 2) as an image of its own, then put them together.
+
+    ``padding`` is a multiple of ``dilation``.
+    """
+    batch, channels, *sides = input.shape
+    size = [sides[n] + 2 * padding[n] - dilation[n] * (weight.shape[2 + n] - 1) for n in range(2)]
+    filled = F.pad(input, (0, -sides[1] % dilation[1], 0, -sides[0] % dilation[0])).permute(0, 2, 3, 1)
+    high, wide = (filled.shape[1 + n] // dilation[n] for n in range(2))
+    phases = filled.reshape(batch, high, dilation[0], wide, dilation[1], channels).permute(0, 2, 4, 1, 3, 5)
+    images = phases.reshape(-1, high, wide, channels).permute(0, 3, 1, 2)
+    inner = padding[0] // dilation[0], padding[1] // dilation[1]
+    found = _conv2d(images, weight, bias, 1, inner, 1, groups).permute(0, 2, 3, 1)
+    high, wide = found.shape[1:3]
+    parts = found.reshape(batch, *dilation, high, wide, channels).permute(0, 3, 1, 4, 2, 5)
+    whole = parts.reshape(batch, high * dilation[0], wide * dilation[1], channels).permute(0, 3, 1, 2)
+    return whole[:, :, : size[0], : size[1]].contiguous(memory_format=torch.channels_last)
 
 
 def _is_ours(input: Tensor, weight: Tensor, autocast: torch.dtype | None) -> bool:

@@ -51,7 +51,8 @@ class Stage:
     def arguments(self, runs: Path) -> list[str]:
         """Return the command line after the script."""
         preset = [f"--config={self.preset}"] if self.preset else []
-        overrides = [f"--{name}={value}".replace(RUNS, str(runs)) for name, value in self.overrides.items()]
+        values = {name: "null" if value is None else value for name, value in self.overrides.items()}
+        overrides = [f"--{name}={value}".replace(RUNS, str(runs)) for name, value in values.items()]
         return [*preset, *overrides, f"--output_dir={runs / self.name}"]
 
     def results(self, runs: Path) -> dict[str, Any] | None:

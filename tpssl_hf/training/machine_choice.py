@@ -26,7 +26,9 @@ CLEAR_GAIN = 1.1  # speed over the default's, below which the default stays, so 
 CLEAR_GAIN_OF_THREADS = 1.25  # the same for another number of threads: a second one may only be half a core
 HOPELESS = 1.5  # times the best so far, from which on a setting is not timed again; twice that in the first pass
 GROWTH = 1.5  # of a pass's time at least, with twice the images
-TIMED = "with fast_convolutions"  # what a kept measurement is of; another name makes all of them anew
+TIMED = (
+    "with fast_convolutions, of dilated ones too"  # what a kept measurement is of; another name makes all of them anew
+)
 
 
 @dataclass(frozen=True)
