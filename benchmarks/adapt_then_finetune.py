@@ -7,7 +7,8 @@ The claim of arXiv 2205.03001 is about this difference, and that it grows as lab
 and data: adapted without labels by `tpssl_hf.pretrain` with each method for so many epochs, then finetuned by FixMatch
 with few labels a class, from the base and from each adaptation, with the same labels and the same seeds. The last
 averaged network is asked about the test split, once. Labels are drawn by label seed, by which differences are paired.
-A run that is there is not made again. `python benchmarks/does_it_help.py page` writes the page.
+A run that is there is not made again. FixMatch as published is `--alignment 0`, a cell of its own. `python
+benchmarks/does_it_help.py page` writes the page.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from cells import BATCH_SIZE, BATCH_SIZES, EVIDENCE, read_cell, read_pair, write
 
 import tpssl_hf
 from tpssl_hf.data.sources import load_source
+from tpssl_hf.tasks.classify.config import FITTED_ALIGNMENT
 
 BASE = "base"  # among the starts of FixMatch
 
@@ -36,6 +38,8 @@ def main() -> None:
     parser.add_argument("--labels", default="1,4,25", help="of each class, with commas")
     parser.add_argument("--seeds", type=int, default=5, help="label seeds")
     parser.add_argument("--max_steps", type=int, default=300, help="of each finetuning")
+    parser.add_argument("--alignment", type=float, default=FITTED_ALIGNMENT, help="of FixMatch; 0 as published")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of everything")
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--limit_images", type=int, default=10000)
     parser.add_argument("--limit_test_images", type=int, default=2000)
@@ -48,20 +52,22 @@ def main() -> None:
 def run_cell(data: str, arguments: argparse.Namespace) -> None:
     """Adapt, then finetune from each start with each number of labels and label seed; write the cell after each."""
     pair = read_pair(arguments.weights, data)
-    file = EVIDENCE / f"finetuned_{pair.weights}_{pair.data}.json"
-    folder = Path(arguments.work_dir) / f"{pair.weights}_{pair.data}"
+    name = f"{pair.weights}_{pair.data}" + (f"_aligned{arguments.alignment:g}" if arguments.alignment else "")
+    file, folder = EVIDENCE / f"finetuned_{name}.json", Path(arguments.work_dir) / name
     cell = read_cell(file)
     cell |= {
         "weights": pair.weights,
         "data": pair.data,
         "max_steps": arguments.max_steps,
         "image_size": arguments.image_size,
+        "alignment": arguments.alignment,
+        "precision": arguments.precision,
     }
     adaptations, accuracies = cell.setdefault("adaptations", {}), cell.setdefault("accuracies", {})
     shared = {
         "backbone": pair.architecture,
         "dataset": pair.dataset,
-        "precision": "fp32",
+        "precision": arguments.precision,
         "image_size": arguments.image_size,
     }
     shared |= {"limit_images": arguments.limit_images, "cache_dir": f"{arguments.work_dir}/cache"}
@@ -99,6 +105,7 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
                     **shared,
                     init=weights,
                     method="fixmatch",
+                    alignment=arguments.alignment,
                     labels=int(per_class) * classes,
                     label_seed=seed,
                     select="last",

@@ -121,16 +121,22 @@ def claim_table(cells: Sequence[Mapping[str, Any]], page: Path) -> list[str]:
         f"![FixMatch from adapted weights minus FixMatch from the base, by labels of each class]({CLAIM.as_posix()})",
         "",
         "| weights | data | labels a class | adapted by | epochs | its CPU minutes | from base | from adapted | "
-        "difference | steps of FixMatch | label seeds |",
+        "difference | FixMatch | label seeds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         for count, adaptation, base, adapted in claimed(cell):
             minutes, (method, epochs) = cell["adaptations"][adaptation]["cpu_minutes"], adaptation.split(":")
-            values = [mean_of(base), mean_of(adapted), paired(base, adapted), str(cell["max_steps"]), str(len(base))]
+            values = [mean_of(base), mean_of(adapted), paired(base, adapted), described(cell), str(len(base))]
             what = f"{cell['weights']} | {cell['data']} | {count} | {method} | {epochs} | {minutes:.0f}"
             lines.append(f"| {what} | {' | '.join(values)} |")
     return lines
+
+
+def described(cell: Mapping[str, Any]) -> str:
+    """Return the steps of FixMatch, and whether its predictions were aligned."""
+    aligned = f", alignment {cell['alignment']:g}" if cell.get("alignment") else ", as published"
+    return f"{cell['max_steps']} steps{aligned}" + (", bf16" if cell.get("precision") == "bf16" else "")
 
 
 def claimed(cell: Mapping[str, Any]) -> list[tuple[str, str, list[float], list[float]]]:
@@ -161,7 +167,8 @@ def draw_claim(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
                 [half for _, half in spans],
                 fmt="o-",
                 capsize=3,
-                label=f"{cell['data']}, {adaptation.partition(':')[0]}",
+                label=f"{cell['data']}, {adaptation.partition(':')[0]}"
+                + (", aligned" if cell.get("alignment") else ""),
             )
     counts = sorted({int(count) for cell in cells for count in cell["accuracies"]})
     axis.axhline(0.0, color="#999999", linewidth=0.8)

@@ -84,6 +84,31 @@ def test_fixmatch_by_hand() -> None:
     assert method.pseudo_labels.labels.tolist() == [0, 1, 2, 0] and losses["accepted"].item() == 0.5
 
 
+def test_fixmatch_aligns_predictions_with_the_shares_of_the_labels() -> None:
+    """By the running means of Berthelot et al., 2020: q · p(y) / p̃(y), normalized; here with p(y) = (1/2, 1/2, 0)."""
+    weak = confident((0, 0.9), (0, 0.9), (0, 0.5), (2, 0.9))
+    method = FixMatch(Given(), FixMatchConfig(alignment=1.0, threshold=0.8), 4)
+    method(given(weak, weak), 0.0)
+    share = 0.9  # of the first update: 1 - 1 / 10
+    predicted = share * weak.softmax(dim=1).mean(dim=0) + (1 - share) / CLASSES
+    labeled = share * torch.tensor([0.5, 0.5, 0.0]) + (1 - share) / CLASSES
+    torch.testing.assert_close(method.predicted_shares, predicted)
+    torch.testing.assert_close(method.labeled_shares, labeled)
+    expected = F.normalize(weak.softmax(dim=1) * labeled / predicted, p=1.0)
+    assert method.pseudo_labels is not None
+    torch.testing.assert_close(method.pseudo_labels.confidence, expected.amax(dim=1))
+    assert method.pseudo_labels.labels.tolist() == expected.argmax(dim=1).tolist() == [0, 0, 1, 1]
+
+
+def test_fixmatch_without_alignment_takes_predictions_as_they_are() -> None:
+    weak = confident((0, 0.96), (0, 0.96), (0, 0.96))
+    method = FixMatch(Given(), FixMatchConfig(alignment=0.0), 3)
+    method(given(weak, weak), 0.0)
+    assert method.pseudo_labels is not None
+    torch.testing.assert_close(method.pseudo_labels.confidence, torch.full((3,), 0.96))
+    torch.testing.assert_close(method.predicted_shares, torch.full((CLASSES,), 1 / CLASSES))
+
+
 def test_fixmatch_counts_rejected_images_in_the_mean() -> None:
     weak, strong = confident((0, 0.99)), confident((0, 0.5))
     alone = FixMatch(Given(), FixMatchConfig(), 9)(given(weak, strong), 0.0)["loss_unlabeled"]

@@ -1,5 +1,9 @@
 """FixMatch (Sohn et al., 2020, arXiv 2001.07685), the paper's main learner (Eq. 4).
 
+Predictions may be aligned with the shares of the classes among the labels before pseudo-labels are taken (Berthelot et
+al., 2020, arXiv 1911.09785, §3.1), which Sohn et al. tried as well (§4.1): with few labels a network soon takes most
+images for a few classes. A root of the ratio (``alignment`` below 1) does so by half, because nobody knows the shares.
+
 Deviations: the original's code distorts strongly by CTAugment, here it is RandAugment, which its paper reports as
 equal; and the evaluated average has a smaller momentum in the first updates, for runs much shorter than 2^20 steps.
 
@@ -12,6 +16,8 @@ labels, as Eq. 4 of FixMatch is over all images.
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
@@ -20,8 +26,11 @@ from tpssl_hf.losses.semi_supervised import labeled_cross_entropy, masked_binary
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify.passes import Passes
 from tpssl_hf.methods.classify.streams import weak_and_strong
-from tpssl_hf.models.ema import EMATeacher
+from tpssl_hf.models.ema import EMATeacher, average_into
+from tpssl_hf.models.queue import gather_rows
+from tpssl_hf.models.timm_network import timm_network
 
+SHARES_MOMENTUM = 0.99  # about the 128 batches of Berthelot et al., 2020, less early
 PUBLISHED_THRESHOLD = 0.95  # Sohn et al., 2020, Table 4
 
 
@@ -35,6 +44,12 @@ class FixMatchConfig:
         "where the head is fitted, whose probabilities are less sharp.",
     )
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Sohn et al., 2020, Table 4).")
+    alignment: float | None = key(
+        None,
+        "Exponent, 0 to 1, by which predictions are brought to the classes' shares among the labels before "
+        "pseudo-labels are taken: 0 is FixMatch as published, 1 is distribution alignment (Berthelot et al., 2020). "
+        "When not given: 0.5 where the head is fitted, else 0.",
+    )
     ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
 
 
@@ -45,8 +60,14 @@ class FixMatch(Method):
         super().__init__()
         self.config = config
         self.threshold = PUBLISHED_THRESHOLD if config.threshold is None else config.threshold
+        self.alignment = config.alignment or 0.0
         self.student = classifier
         self.teacher = EMATeacher(classifier, config.ema_momentum)
+        classes = timm_network(classifier).num_classes
+        self.predicted_shares: Tensor
+        self.labeled_shares: Tensor
+        for name in ("predicted_shares", "labeled_shares"):
+            self.register_buffer(name, torch.full((classes,), 1.0 / classes))
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` for ``labeled``: ``weak``, ``labels``; and ``unlabeled``: ``weak``, ``strong``, ``index``.
@@ -58,7 +79,8 @@ class FixMatch(Method):
         passes = Passes(self.student, batch)
         if labeled["labels"].ndim == 2:
             return self._learn_several(passes, labeled["labels"])
-        confidence, labels = passes.weak.softmax(dim=1).max(dim=1)
+        probabilities = self.aligned(passes.weak.softmax(dim=1), labeled["labels"])
+        confidence, labels = probabilities.max(dim=1)
         weights = (confidence >= self.threshold).float()
         logits, strong = passes.learn(weights)
         loss_labeled = labeled_cross_entropy(logits, labeled["labels"])
@@ -70,6 +92,21 @@ class FixMatch(Method):
             "loss_unlabeled": loss_unlabeled.detach(),
             "accepted": weights.mean(),
         }
+
+    def aligned(self, probabilities: Tensor, labels: Tensor) -> Tensor:
+        """Return predictions (U, K), divided by their own running mean and multiplied by that of the labels (B,).
+
+        Both means are those of all processes. Rows sum to 1.
+        """
+        if self.alignment == 0:
+            return probabilities
+        shown = F.one_hot(labels, probabilities.shape[1]).to(probabilities)
+        for mean, rows in ((self.predicted_shares, probabilities), (self.labeled_shares, shown)):
+            found = gather_rows(rows, with_gradient=False).mean(dim=0)
+            average_into(mean, found, SHARES_MOMENTUM, self.teacher.updates)
+        ratio = (self.labeled_shares / self.predicted_shares.clamp_min(1e-6)) ** self.alignment
+        aligned = probabilities * ratio
+        return aligned / aligned.sum(dim=1, keepdim=True)
 
     def _learn_several(self, passes: Passes, labels: Tensor) -> Losses:
         """Return the losses of labels (B, K), as above."""

@@ -26,7 +26,7 @@ DEFAULTS = Path(__file__).parent / "defaults"
 DIGITS, PRETRAINED_DIGITS = DEFAULTS / "digits.yaml", DEFAULTS / "digits_pretrained.yaml"
 DEFAULT_METHOD = "fixmatch"
 RANDOM_RATE, FITTED_RATE = 0.03 / 64, 0.002 / 16  # learning rate per labeled image of a step
-FITTED_THRESHOLD, FITTED_NORM = 0.8, 5.0
+FITTED_THRESHOLD, FITTED_ALIGNMENT, FITTED_NORM = 0.8, 0.5, 5.0
 METHODS = Methods({name: (spec.config, spec.defaults) for name, spec in CLASSIFY.items()}, DEFAULT_METHOD)
 
 
@@ -192,5 +192,7 @@ def resolve(args: ClassifyArgs) -> ClassifyArgs:
         args = replace(args, optim=replace(args.optim, max_gradient_norm=FITTED_NORM if head == "probe" else 0.0))
     if getattr(args.method, "threshold", 0.0) is None:
         args = replace(args, method=replace(args.method, threshold=threshold))
+    if getattr(args.method, "alignment", 0.0) is None:
+        args = replace(args, method=replace(args.method, alignment=FITTED_ALIGNMENT if head == "probe" else 0.0))
     data = with_image_size(args.data, args.model.backbone, args.model.init, args.time)
     return replace(args, data=data, task=replace(args.task, head_init=head))
