@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=400, help="of each finetuning")
     parser.add_argument("--adapt_steps", type=int, default=100, help="of PixPro, of 32 images at 128 pixels")
     parser.add_argument("--shorter_side", type=int, default=256)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of everything")
     parser.add_argument("--work_dir", default="outputs/does_it_help_masks")
     arguments = parser.parse_args()
     for data in arguments.data:
@@ -50,9 +51,15 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
     file = EVIDENCE / f"masks_{pair.weights}_{pair.data}_{arguments.masks}.json"
     folder = Path(arguments.work_dir) / f"{pair.weights}_{pair.data}_{arguments.masks}"
     cell = read_cell(file)
-    cell |= {"weights": pair.weights, "data": pair.data, "masks": arguments.masks, "steps": arguments.max_steps}
+    cell |= {
+        "weights": pair.weights,
+        "data": pair.data,
+        "masks": arguments.masks,
+        "steps": arguments.max_steps,
+        "precision": arguments.precision,
+    }
     cell.setdefault("learners", {})
-    shared = {"backbone": pair.architecture, "dataset": pair.dataset, "precision": "fp32"}
+    shared = {"backbone": pair.architecture, "dataset": pair.dataset, "precision": arguments.precision}
     shared["cache_dir"] = f"{arguments.work_dir}/cache"
     for start in arguments.starts.split(","):
         weights = pair.init if start == "base" else adapted({**shared, "init": pair.init}, arguments, folder, cell)
