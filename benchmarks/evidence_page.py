@@ -83,6 +83,8 @@ def learner_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "## Finetuned",
         "",
+        "FixMatch is as published, without the alignment that is its default here (`alignment=0`).",
+        "",
         "| weights | data | labels a class | learner | accuracy | minus the probe of its start | "
         "minus the base's probe at its own size | minus supervised from the same start | minus the same from base | "
         "steps | CPU minutes each | label seeds |",
