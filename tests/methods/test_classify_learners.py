@@ -85,19 +85,19 @@ def test_fixmatch_by_hand() -> None:
 
 
 def test_fixmatch_aligns_predictions_with_the_shares_of_the_labels() -> None:
-    """By the running means of Berthelot et al., 2020: q · p(y) / p̃(y), normalized; here with p(y) = (1/2, 1/2, 0)."""
+    """By the means of Berthelot et al., 2020: q · p(y) / p̃(y), normalized; the labels are half 0, half 1."""
     weak = confident((0, 0.9), (0, 0.9), (0, 0.5), (2, 0.9))
     method = FixMatch(Given(), FixMatchConfig(alignment=1.0, threshold=0.8), 4)
     method(given(weak, weak), 0.0)
     share = 0.9  # of the first update: 1 - 1 / 10
     predicted = share * weak.softmax(dim=1).mean(dim=0) + (1 - share) / CLASSES
-    labeled = share * torch.tensor([0.5, 0.5, 0.0]) + (1 - share) / CLASSES
+    labeled = (torch.tensor([0.5, 0.5, 0.0]) + 10 / CLASSES) / 11
     torch.testing.assert_close(method.predicted_shares, predicted)
     torch.testing.assert_close(method.labeled_shares, labeled)
     expected = F.normalize(weak.softmax(dim=1) * labeled / predicted, p=1.0)
     assert method.pseudo_labels is not None
     torch.testing.assert_close(method.pseudo_labels.confidence, expected.amax(dim=1))
-    assert method.pseudo_labels.labels.tolist() == expected.argmax(dim=1).tolist() == [0, 0, 1, 1]
+    assert method.pseudo_labels.labels.tolist() == expected.argmax(dim=1).tolist() == [0, 0, 1, 2]
 
 
 def test_fixmatch_without_alignment_takes_predictions_as_they_are() -> None:

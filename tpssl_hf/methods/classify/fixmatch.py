@@ -26,11 +26,12 @@ from tpssl_hf.losses.semi_supervised import labeled_cross_entropy, masked_binary
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
 from tpssl_hf.methods.classify.passes import Passes
 from tpssl_hf.methods.classify.streams import weak_and_strong
-from tpssl_hf.models.ema import EMATeacher, average_into
+from tpssl_hf.models.ema import EMATeacher, average_into, mean_share
 from tpssl_hf.models.queue import gather_rows
 from tpssl_hf.models.timm_network import timm_network
 
 SHARES_MOMENTUM = 0.99  # about the 128 batches of Berthelot et al., 2020, less early
+EVEN_BATCHES = 10
 PUBLISHED_THRESHOLD = 0.95  # Sohn et al., 2020, Table 4
 
 
@@ -94,16 +95,19 @@ class FixMatch(Method):
         }
 
     def aligned(self, probabilities: Tensor, labels: Tensor) -> Tensor:
-        """Return predictions (U, K), divided by their own running mean and multiplied by that of the labels (B,).
+        """Return predictions (U, K), divided by their own running mean and multiplied by the labels' shares.
 
-        Both means are those of all processes. Rows sum to 1.
+        Those are a mean over all labels (B,) so far, and even ones for as many as ``EVEN_BATCHES`` have: a few labels
+        say little of them. Both are of all processes. Rows sum to 1.
         """
         if self.alignment == 0:
             return probabilities
-        shown = F.one_hot(labels, probabilities.shape[1]).to(probabilities)
-        for mean, rows in ((self.predicted_shares, probabilities), (self.labeled_shares, shown)):
-            found = gather_rows(rows, with_gradient=False).mean(dim=0)
-            average_into(mean, found, SHARES_MOMENTUM, self.teacher.updates)
+        updates = self.teacher.updates
+        predicted = gather_rows(probabilities, with_gradient=False).mean(dim=0)
+        average_into(self.predicted_shares, predicted, SHARES_MOMENTUM, updates)
+        shown = F.one_hot(labels, probabilities.shape[1]).to(self.labeled_shares)
+        labeled = gather_rows(shown, with_gradient=False).mean(dim=0)
+        self.labeled_shares.lerp_(labeled, mean_share(EVEN_BATCHES + updates))
         ratio = (self.labeled_shares / self.predicted_shares.clamp_min(1e-6)) ** self.alignment
         aligned = probabilities * ratio
         return aligned / aligned.sum(dim=1, keepdim=True)
