@@ -74,14 +74,15 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
     starts = {BASE: pair.init}
     for adaptation in arguments.adaptations.split(","):
         method, epochs = adaptation.split(":")
-        began = time.process_time()
+        began, output_dir = time.process_time(), folder / f"adapted_{method}_{epochs}"
+        begun_before = output_dir.exists()
         adapted = tpssl_hf.pretrain(
             **shared,
             init=pair.init,
             method=method,
             epochs=int(epochs),
             batch_size=BATCH_SIZES.get(method, BATCH_SIZE),
-            output_dir=folder / f"adapted_{method}_{epochs}",
+            output_dir=output_dir,
         )
         starts[adaptation] = str(adapted.model_path)
         if adaptation not in adaptations:
@@ -89,7 +90,7 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
             adaptations[adaptation] = {
                 "steps": results["steps"],
                 "batch_size": results["config"]["batch_size"],
-                "cpu_minutes": (time.process_time() - began) / 60,
+                "cpu_minutes": None if begun_before else (time.process_time() - began) / 60,
                 "saved": results["saved"]["candidate"],
             }
             cell |= {"machine": results["machine"], "versions": results["versions"]}

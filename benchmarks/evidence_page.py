@@ -130,7 +130,8 @@ def claim_table(cells: Sequence[Mapping[str, Any]], page: Path) -> list[str]:
         for count, adaptation, base, adapted in claimed(cell):
             minutes, (method, epochs) = cell["adaptations"][adaptation]["cpu_minutes"], adaptation.split(":")
             values = [mean_of(base), mean_of(adapted), paired(base, adapted), described(cell), str(len(base))]
-            what = f"{cell['weights']} | {cell['data']} | {count} | {method} | {epochs} | {minutes:.0f}"
+            what = f"{cell['weights']} | {cell['data']} | {count} | {method} | {epochs} | "
+            what += "not measured" if minutes is None else f"{minutes:.0f}"
             lines.append(f"| {what} | {' | '.join(values)} |")
     return lines
 
