@@ -158,12 +158,13 @@ def draw_claim(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the differences by labels of each class, with their intervals."""
     figure = Figure(figsize=(5.5, 3.4))
     axis = figure.subplots()
-    lines = sorted({(cell["data"], adaptation) for cell in cells for _, adaptation, _, _ in claimed(cell)})
+    lines = sorted({(c["data"], adapted, c.get("alignment", 0)) for c in cells for _, adapted, _, _ in claimed(c)})
     for cell in cells:
         for adaptation in cell["adaptations"]:
             rows = [(int(count), b, a) for count, known, b, a in claimed(cell) if known == adaptation and len(b) > 1]
             spans = [difference(before, after) for _, before, after in rows]
-            place = 1.0 + 0.06 * lines.index((cell["data"], adaptation)) if rows else 1.0
+            line = cell["data"], adaptation, cell.get("alignment", 0)
+            place = 1.0 + 0.06 * lines.index(line) if rows else 1.0
             axis.errorbar(
                 [place * count for count, _, _ in rows],
                 [mean for mean, _ in spans],
