@@ -100,6 +100,9 @@ def test_every_command_is_understood_by_its_recipe(scale: Any, tmp_path: Path) -
     for stage in understood.values():
         settings = flat(PARSERS[stage.recipe](stage.arguments(tmp_path)))
         for name, value in stage.overrides.items():
+            if value is None:  # not the preset's: the recipe puts its own in
+                assert settings[name] is not None, name
+                continue
             given = str(value).replace("{runs}", str(tmp_path))
             assert str(settings[name]) == given or settings[name] in (
                 yaml.safe_load(given),
