@@ -74,8 +74,14 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+LOADED = """image => Promise.race([
+    image.decode().then(() => image.naturalWidth > 0, () => false),
+    new Promise(answer => setTimeout(() => answer(false), 20000)),
+])"""  # a busy machine may still be loading it
+
+
 def loaded(images: Any) -> list[bool]:
-    return [image.evaluate("image => image.complete && image.naturalWidth > 0") for image in images.all()]
+    return [image.evaluate(LOADED) for image in images.all()]
 
 
 def right_edge(part: Any) -> float:
