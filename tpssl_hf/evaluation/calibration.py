@@ -6,6 +6,7 @@ binomial bound whose level is shared among the thresholds that are tried; they h
 labels are tried.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -125,12 +126,13 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         logits: (N, K) of images that the classifier was not shown the labels of; log-probabilities will do.
         labels: (N,) int64 in [0, K).
     """
+    return best_temperature(lambda temperature: negative_log_likelihood(logits, labels, temperature))
+
+
+def best_temperature(loss: Callable[[float], float]) -> float:
+    """Return the temperature from 1/20 to 20 that minimizes ``loss`` of it."""
     widest = np.log(LARGEST_TEMPERATURE)
-    found = minimize_scalar(
-        lambda log: negative_log_likelihood(logits, labels, float(np.exp(log))),
-        bounds=(-widest, widest),
-        method="bounded",
-    )
+    found = minimize_scalar(lambda log: loss(float(np.exp(log))), bounds=(-widest, widest), method="bounded")
     return float(np.exp(found.x))
 
 

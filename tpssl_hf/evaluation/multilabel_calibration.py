@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
-from tpssl_hf.evaluation.calibration import LARGEST_TEMPERATURE
+from tpssl_hf.evaluation.calibration import best_temperature
 
 # Below these a fitted temperature may do harm. In simulations of 2, 5 and 20 labels, 40 images of a classifier that
 # was calibrated already cost 0.001 to 0.006 nats a label on average, 10 images up to 0.028; those of logits twice or
@@ -82,8 +81,4 @@ def log_loss(logits: np.ndarray, having: np.ndarray, temperature: float = 1.0) -
 
 def fit_temperature(logits: np.ndarray, having: np.ndarray) -> float:
     """Return the temperature that minimizes :func:`log_loss`, from 1/20 to 20."""
-    widest = np.log(LARGEST_TEMPERATURE)
-    found = minimize_scalar(
-        lambda log: log_loss(logits, having, float(np.exp(log))), bounds=(-widest, widest), method="bounded"
-    )
-    return float(np.exp(found.x))
+    return best_temperature(lambda temperature: log_loss(logits, having, temperature))
