@@ -91,8 +91,8 @@ def _depthwise_differentiated(input: Tensor, weight: Tensor, groups: int) -> boo
 def _has_phases(input: Tensor, weight: Tensor, padding: Pair, dilation: Pair, groups: int) -> bool:
     """Whether :func:`_conv2d_of_phases` can make a convolution, and is faster: oneDNN is slow at its gradients."""
     whole = all(padding[n] % dilation[n] == 0 for n in range(2))
-    sides = (input.shape[2 + n] + 2 * padding[n] - dilation[n] * (weight.shape[2 + n] - 1) for n in range(2))
-    return whole and min(sides) > 0 and _depthwise_differentiated(input, weight, groups)
+    size = _output_size(input, weight, (1, 1), padding, dilation)
+    return whole and min(size) > 0 and _depthwise_differentiated(input, weight, groups)
 
 
 def _conv2d_of_phases(
@@ -103,7 +103,7 @@ def _conv2d_of_phases(
     ``padding`` is a multiple of ``dilation``.
     """
     batch, channels, *sides = input.shape
-    size = [sides[n] + 2 * padding[n] - dilation[n] * (weight.shape[2 + n] - 1) for n in range(2)]
+    size = _output_size(input, weight, (1, 1), padding, dilation)
     filled = F.pad(input, (0, -sides[1] % dilation[1], 0, -sides[0] % dilation[0])).permute(0, 2, 3, 1)
     high, wide = (filled.shape[1 + n] // dilation[n] for n in range(2))
     phases = filled.reshape(batch, high, dilation[0], wide, dilation[1], channels).permute(0, 2, 4, 1, 3, 5)
@@ -128,8 +128,9 @@ def _pair(value: int | Pair | list[int]) -> Pair:
     return (value[0], value[-1])
 
 
-def _output_size(input: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Pair:
-    high, wide = ((input.shape[2 + n] + 2 * padding[n] - weight.shape[2 + n]) // stride[n] + 1 for n in range(2))
+def _output_size(input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> Pair:
+    reach = [dilation[n] * (weight.shape[2 + n] - 1) + 1 for n in range(2)]  # of a kernel
+    high, wide = ((input.shape[2 + n] + 2 * padding[n] - reach[n]) // stride[n] + 1 for n in range(2))
     return high, wide
 
 
