@@ -232,6 +232,16 @@ def test_folder_that_cannot_be_written_is_explained(image_folder: MakeFolder, tm
         opened(load_source(str(image_folder(3))), tmp_path)
 
 
+def test_a_file_changed_since_is_decoded_anew_though_it_counts_as_the_same(
+    image_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = image_folder(3)
+    before, _ = opened(load_source(str(folder)), tmp_path)
+    os.utime(folder / "0000.png", (1, 1))
+    after, _ = opened(load_source(str(folder)), tmp_path)
+    assert after.key != before.key and after.fingerprint == before.fingerprint
+
+
 def test_changed_file_is_noticed_on_demand(image_folder: MakeFolder, tmp_path: Path, encode: Any) -> None:
     folder = image_folder(3)
     store, _ = opened(load_source(str(folder)), tmp_path, cache_budget=0)
@@ -252,7 +262,7 @@ def test_streamed_and_empty_sources_have_no_store(tmp_path: Path, table: MakeTab
 def test_default_place_is_below_the_hub_cache(tmp_path: Path) -> None:
     source = load_source("digits", split="test")
     store, _ = load_image_cache(source, image_size=8, cache_budget=2**30, num_workers=1, progress=False)
-    assert (tmp_path / "home" / "tpssl_hf" / "images" / store.fingerprint / "pixels.bin").exists()
+    assert (tmp_path / "home" / "tpssl_hf" / "images" / store.key / "pixels.bin").exists()
     assert len(store) == 300 and store.labels is not None
 
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
+from tpssl_hf.data.fingerprints import fingerprint_files
 from tpssl_hf.data.reading import decode_image
 from tpssl_hf.data.registry import DATASETS
 from tpssl_hf.data.sources import load_source
@@ -79,14 +81,29 @@ def test_folders_named_like_splits_are_splits(tmp_path: Path, image: Any, encode
         load_source(str(tmp_path / "set"), split="validation")
 
 
-def test_fingerprint_follows_the_files(image_folder: MakeFolder) -> None:
+def test_fingerprint_follows_the_files_and_is_that_of_their_copies(image_folder: MakeFolder, tmp_path: Path) -> None:
     folder = image_folder(3)
     before = load_source(str(folder)).fingerprint
     assert load_source(str(folder)).fingerprint == before
     moved = folder.rename(folder.with_name("moved"))
     assert load_source(str(moved)).fingerprint == before
-    os.utime(moved / "0000.png", (1, 1))
+    shutil.copytree(moved, tmp_path / "copy", copy_function=shutil.copyfile)  # as a download to another machine is
+    os.utime(tmp_path / "copy" / "0000.png", (1, 1))
+    copy = load_source(str(tmp_path / "copy"))
+    assert copy.fingerprint == before and copy.times != load_source(str(moved)).times
+    content = (moved / "0000.png").read_bytes()
+    (moved / "0000.png").write_bytes(content[:-20] + b"x" + content[-19:])
     assert load_source(str(moved)).fingerprint != before
+
+
+def test_a_pipe_or_an_unreadable_file_among_many_does_not_hold_up_a_fingerprint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "nowhere.png").symlink_to("missing")
+    names = [tmp_path / name for name in ("empty.png", "nowhere.png", "pipe.png")]
+    content, times = fingerprint_files(tmp_path, names)
+    assert content == fingerprint_files(tmp_path, names)[0] != fingerprint_files(tmp_path, names[:2])[0]
+    assert times != content
 
 
 @pytest.mark.parametrize("streaming", [False, True])

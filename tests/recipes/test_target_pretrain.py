@@ -478,6 +478,18 @@ def test_file_in_the_place_of_the_folder_ends_with_code_2(
     assert (tmp_path / "run").read_text() == "mine"
 
 
+def test_a_stopped_run_continues_where_its_images_were_copied_anew(
+    adapt: Adapt, images: ImageBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = images(name="copied")
+    with monkeypatch.context() as patch:
+        stop_after_forward(1, patch)
+        assert adapt(dataset=dataset) == 143
+    for number, path in enumerate(sorted(dataset.iterdir())):
+        os.utime(path, (number, number))  # a download or a plain copy does not keep times
+    assert adapt(dataset=dataset) == 0
+
+
 def test_checkpoints_of_another_run_are_not_touched(
     adapt: Adapt, adapted: Path, images: ImageBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,7 @@
 """Data sets that are already on this machine: folders of images or tables, saved data sets, embedded digits."""
 
-import hashlib
 import io
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from tpssl_hf.data.fingerprints import fingerprint_files
 from tpssl_hf.data.folder_layout import (
     SPLIT_WORDS,
     MissingSplit,
@@ -37,13 +36,15 @@ class Loaded:
 
     Attributes:
         dataset: the images of a split, still encoded.
-        fingerprint: of its files.
+        fingerprint: of its files, the same for a copy of them.
+        times: hash of when they changed.
         left_out: files, below the folder, that look like images and are not read.
         notes: how the folder was understood, a sentence each.
     """
 
     dataset: Any
     fingerprint: str
+    times: str = ""
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -104,8 +105,8 @@ def _load_saved(folder: Path, split: str, streaming: bool) -> Loaded:
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     key = split_key(splits, split, folder)
     chosen, root = splits[key], folder / key if isinstance(loaded, datasets.DatasetDict) else folder
-    fingerprint = fingerprint_files(folder, sorted(path for path in root.rglob("*") if path.is_file()))
-    return Loaded(chosen.to_iterable_dataset() if streaming else chosen, fingerprint)
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return Loaded(chosen.to_iterable_dataset() if streaming else chosen, *fingerprint_files(folder, files))
 
 
 def _find_tables(folder: Path, config: str | None) -> list[Path]:
@@ -153,7 +154,7 @@ def _load_tables(folder: Path, tables: list[Path], split: str, streaming: bool) 
     unnamed = [path.name for path in by_split.get("", ())]
     notes = (f"tables that are named like no split are left out: {few(unnamed)}",) if unnamed else ()
     beside = sorted(str(path.relative_to(folder)) for found in look_below(folder) for path in found)
-    return Loaded(loaded, fingerprint_files(folder, files), tuple(beside), notes)
+    return Loaded(loaded, *fingerprint_files(folder, files), tuple(beside), notes)
 
 
 def _load_images(folder: Path, split: str, streaming: bool, folder_labels: bool) -> Loaded:
@@ -167,17 +168,8 @@ def _load_images(folder: Path, split: str, streaming: bool, folder_labels: bool)
         features[FOLDER_LABELS] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
     loaded = datasets.Dataset.from_dict(columns, features=features)
     loaded = loaded.cast_column("image", datasets.Image(decode=False))
-    fingerprint = fingerprint_files(folder, layout.images)
-    return Loaded(loaded.to_iterable_dataset() if streaming else loaded, fingerprint, layout.left_out, layout.notes)
-
-
-def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
-    """Hash relative names, sizes and times of change: cheap, and the same wherever the folder is mounted."""
-    digest = hashlib.sha256()
-    for path in files:
-        status = path.stat() if path.exists() else path.lstat()
-        digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
+    hashes = fingerprint_files(folder, layout.images)
+    return Loaded(loaded.to_iterable_dataset() if streaming else loaded, *hashes, layout.left_out, layout.notes)
 
 
 def as_png(pixels: np.ndarray) -> bytes:

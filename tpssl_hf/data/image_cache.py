@@ -15,7 +15,15 @@ import torch
 from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.decode import decode_row, describe_location
 from tpssl_hf.data.image_batch import ImageBatch
-from tpssl_hf.data.image_cache_folder import choose_rows, is_usable, key_of, locked, read_meta, report_of
+from tpssl_hf.data.image_cache_folder import (
+    choose_rows,
+    fingerprint_of,
+    is_usable,
+    key_of,
+    locked,
+    read_meta,
+    report_of,
+)
 from tpssl_hf.data.image_cache_writer import CHUNK, EncodedImages, write_image_cache
 from tpssl_hf.data.masks import IGNORED, color_map, count_classes
 from tpssl_hf.data.reading import UnreadableImage
@@ -42,7 +50,8 @@ class ImageCache:
             numbers up to the highest that was seen.
         palette: RGB color in which to show each class of the masks; None for data without masks.
         has_mask: (N,) bool, whether an image has a mask.
-        fingerprint: of the files, the choice of rows and the stored size; equal stores give equal batches.
+        fingerprint: of the files, the rows that are used and the stored size; a copy of the files shares it.
+        key: the name of its folder, which is another one if a file was changed since.
         source_name: short name of the data set.
         is_cached: whether pixels come from the cache.
         full_sizes: (N, 2) int64, height and width of each image before it was shrunk.
@@ -77,7 +86,7 @@ class ImageCache:
         self._source = source
         self._shorter_side = shorter_side
         self.labels = None if source.label_column is None else np.load(folder / "labels.npy", allow_pickle=False)
-        self.fingerprint = folder.name
+        self.key, self.fingerprint = folder.name, fingerprint_of(source, shorter_side, wide_range, self.rows)
         self.source_name = source.name
         self.is_cached = is_cached
         if is_cached:
@@ -137,7 +146,7 @@ class ImageCache:
             # rows of a narrower image do not lie one behind the other in the padded batch
             part = target if (height, width) == whole else np.empty((height, width, *depth), dtype=np.uint8)
             if self._read_at(offset, part) != part.nbytes:
-                raise InputError(f"The image cache {self.fingerprint} of {self.source_name!r} is damaged: remove it.")
+                raise InputError(f"The image cache {self.key} of {self.source_name!r} is damaged: remove it.")
             if part is not target:
                 target[:height, :width] = part
 
@@ -246,9 +255,8 @@ def _open(
     """Open a cache that was written, and its report with what is true of this use of it."""
     meta = read_meta(folder)
     is_cached = meta["has_pixels"] and meta["pixel_bytes"] <= cache_budget
-    report = replace(
-        report_of(meta["report"]), cached=is_cached, left_out=list(source.left_out), notes=list(source.notes)
-    )
+    known = {"cached": is_cached, "left_out": list(source.left_out), "notes": list(source.notes)}
+    report = replace(report_of(meta["report"]), **known)
     cache = ImageCache(
         folder,
         source,

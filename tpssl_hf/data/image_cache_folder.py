@@ -55,13 +55,21 @@ def choose_rows(total: int, limit: int | None, name: str) -> np.ndarray:
 
 def key_of(source: Source, shorter_side: int, wide_range: Range | None, limit: int | None) -> str:
     """Return a name that is different whenever the stored numbers might be."""
-    parts = [FORMAT_VERSION, PIL.__version__, source.fingerprint, source.image_column, source.label_column]
-    parts += [source.class_names, shorter_side, wide_range, limit]
-    if source.masks is not None:
-        parts += [MASK_FORMAT_VERSION, source.mask_column, asdict(source.masks)]
+    parts = [FORMAT_VERSION, MASK_FORMAT_VERSION, PIL.__version__, source.times, limit]
     parts += PLUGINS_IN_USE  # or images stay unread that no longer are
-    parts_text = json.dumps(parts)
-    return hashlib.sha256(parts_text.encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([parts, _facts(source, shorter_side, wide_range)]).encode()).hexdigest()[:32]
+
+
+def fingerprint_of(source: Source, shorter_side: int, wide_range: Range | None, rows: np.ndarray) -> str:
+    """Return a name of what is stored, of ``rows`` (N,) that can be read: the same for a copy of the files."""
+    facts = json.dumps(_facts(source, shorter_side, wide_range))
+    return hashlib.sha256(facts.encode() + rows.tobytes()).hexdigest()[:32]
+
+
+def _facts(source: Source, shorter_side: int, wide_range: Range | None) -> list[Any]:
+    columns = source.image_column, source.label_column, source.mask_column
+    masks = None if source.masks is None else asdict(source.masks)
+    return [source.fingerprint, *columns, source.class_names, shorter_side, wide_range, masks]
 
 
 def is_usable(folder: Path, cache_budget: int) -> bool:

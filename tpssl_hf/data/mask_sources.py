@@ -7,8 +7,8 @@ from typing import Any
 
 import datasets
 
+from tpssl_hf.data.fingerprints import fingerprint_files
 from tpssl_hf.data.folder_layout import look_below
-from tpssl_hf.data.folders import fingerprint_files
 from tpssl_hf.data.mask_folders import Pairs, find_official_pairs, find_pairs
 from tpssl_hf.data.masks import MAX_CLASSES, Color, Masks, binary_masks, numbered_masks
 from tpssl_hf.data.registry import DATASETS
@@ -59,9 +59,9 @@ def load_mask_source(
     folder = given.resolve() if dataset not in DATASETS and given.is_dir() else None
     pairs = _find_files(folder, split, image_column, mask_column) if folder is not None else None
     if pairs is not None and folder is not None:
-        loaded, fingerprint, image_column, mask_column = _load_pairs(folder, pairs, dataset_config)
+        loaded, hashes, image_column, mask_column = _load_pairs(folder, pairs, dataset_config)
     else:
-        loaded, fingerprint, folder, image_column, mask_column = _load_columns(
+        loaded, hashes, folder, image_column, mask_column = _load_columns(
             dataset, split, dataset_config, image_column, mask_column
         )
     masks = replace(_find_masks(dataset, folder, pairs, mask_threshold), orientation=mask_orientation)
@@ -72,12 +72,13 @@ def load_mask_source(
         label_column=None,
         class_names=masks.class_names,
         name=folder.name if folder is not None else dataset,
-        fingerprint=fingerprint,
+        fingerprint=hashes[0],
         flip_is_safe=spec is None or spec.flip_is_safe,
         spec=spec,
         folder=folder,
         mask_column=mask_column,
         masks=masks,
+        times=hashes[1],
         left_out=_left_out(folder) if pairs is not None and folder is not None else (),
     )
 
@@ -101,8 +102,8 @@ def _cast(loaded: Any, *columns: str) -> Any:
     return loaded
 
 
-def _load_pairs(folder: Path, pairs: Pairs, config: str | None) -> tuple[Any, str, str, str]:
-    """Return a data set of the files, the fingerprint of those that are used, and its columns of images and masks."""
+def _load_pairs(folder: Path, pairs: Pairs, config: str | None) -> tuple[Any, tuple[str, str], str, str]:
+    """Return a data set of the files, the hashes of those that are used, and its columns of images and masks."""
     if config is not None:
         raise InputError(f"Folder {folder.name!r} has no configuration {config!r}: leave `dataset_config` out.")
     used = [path for path in pairs.labels if path is not None]
@@ -122,17 +123,17 @@ def _load_pairs(folder: Path, pairs: Pairs, config: str | None) -> tuple[Any, st
 
 def _load_columns(
     dataset: str, split: str, config: str | None, image_column: str | None, mask_column: str | None
-) -> tuple[Any, str, Path | None, str, str]:
+) -> tuple[Any, tuple[str, str], Path | None, str, str]:
     """Return what :func:`tpssl_hf.data.sources.open_dataset` does, and the columns of images and masks."""
     spec = DATASETS.get(dataset)
     if spec is not None and spec.task != "segmentation":
         known = ", ".join(name for name, entry in DATASETS.items() if entry.task == "segmentation")
         raise InputError(f"{dataset!r} has no masks: give a folder or Hub id of images with masks, or {known}.")
     opened, folder = open_dataset(dataset, split, config)
-    loaded, fingerprint = opened.dataset, opened.fingerprint
+    loaded, hashes = opened.dataset, (opened.fingerprint, opened.times)
     image_column = find_image_column(loaded.features, image_column or (spec.image_column if spec else None))
     mask_column = mask_column or (spec.label_column if spec else None)
-    return loaded, fingerprint, folder, image_column, _find_mask_column(loaded.features, image_column, mask_column)
+    return loaded, hashes, folder, image_column, _find_mask_column(loaded.features, image_column, mask_column)
 
 
 def _find_mask_column(features: Any, image_column: str, asked: str | None) -> str:

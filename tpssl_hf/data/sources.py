@@ -36,7 +36,8 @@ class Source:
         label_lists: column that holds a list of labels for each image, or None; looked for if it was asked for.
         class_names: names in the order of the class numbers, or None where they are unknown.
         name: short name for reports and cards: registry name, Hub id or the folder's own name, never a full path.
-        fingerprint: changes when the files change; two sources of equal fingerprint hold equal images.
+        fingerprint: of the files; the same for a copy of them, on this machine or another.
+        times: hash of when the files changed; for what is kept of their content on this machine.
         flip_is_safe: whether an image means the same when mirrored.
         spec: the registry's entry, or None for the user's own data.
         folder: the local folder the files were found in, or None.
@@ -60,6 +61,7 @@ class Source:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     label_lists: str | None = None
+    times: str = ""
 
 
 def load_source(
@@ -119,6 +121,7 @@ def load_source(
         left_out=() if is_path else opened.left_out,
         notes=opened.notes,
         label_lists=label_lists,
+        times=opened.times,
     )
 
 

@@ -90,9 +90,9 @@ def features_of(
         InputError: for weights that cannot be had, or whose features are not finite.
     """
     network, views, origin = open_backbone(backbone, init=init, image_size=image_size, device=device, seed=seed)
-    measured_on = None if statistics is None else statistics.fingerprint
+    measured_on = None if statistics is None else statistics.key
     weights, shown = weights_digest(network.state_dict()), astuple(views.preprocessing)
-    key = [FORMAT, timm.__version__, backbone, weights, store.fingerprint, shown, measured_on]
+    key = [FORMAT, timm.__version__, backbone, weights, store.key, shown, measured_on]
     name = hashlib.sha256(json.dumps(key).encode() + indices.tobytes()).hexdigest()[:32]
     folder = cache_dir or Path(huggingface_hub.constants.HF_HOME) / "tpssl_hf" / "features"
     path = folder / f"{name}.npy"

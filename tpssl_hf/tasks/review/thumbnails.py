@@ -23,7 +23,7 @@ AT_ONCE = 50  # encoded images in memory
 
 def thumbnail_folder(source: Source, rows: Sequence[int]) -> str:
     """Return the name of the folder for thumbnails of these rows of these images; other ones get another."""
-    content = f"{source.fingerprint} {SIDE} {PART} {list(rows)}"
+    content = f"{source.fingerprint} {source.times} {SIDE} {PART} {list(rows)}"
     return f"thumbnails-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
