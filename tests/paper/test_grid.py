@@ -119,6 +119,21 @@ def test_the_budget_of_images_is_the_same_for_every_learner_at_small_scale() -> 
     assert len(budgets) == 1
 
 
+def test_other_weights_bring_their_architecture_to_every_command() -> None:
+    options = {"table": "V", "scale": "small", "backbone": "tf_efficientnet_lite0", "init": "some/weights"}
+    for stage in cells(**options)["byol/uda"].stages:
+        assert stage.overrides["backbone"] == "tf_efficientnet_lite0"
+    assert all("backbone" not in stage.overrides for stage in cells(table="V", scale="paper")["byol/uda"].stages)
+
+
+@pytest.mark.parametrize(("scale", "asked", "handed_on"), [("small", None, "best"), ("small", "last", "last")])
+def test_small_cells_adapt_with_the_defaults_or_keep_the_last(scale: str, asked: str | None, handed_on: str) -> None:
+    adapted, tuned = cells(table="V", scale=scale, select=asked)["moco_v2/uda"].stages
+    assert adapted.overrides["select"] == handed_on and "select" not in tuned.overrides
+    for name in ("optimizer", "base_learning_rate"):
+        assert f"--{name}=null" in adapted.arguments(Path("runs"))
+
+
 def test_random_weights_are_not_pulled_back() -> None:
     adapted = cells(table="I", scale="paper")["random_byol_fixmatch/svhn_40"].stages[0]
     assert (adapted.overrides["init"], adapted.overrides["l2_weight"]) == ("random", 0)

@@ -23,10 +23,14 @@ class ReproduceConfig:
     init: str = key(
         "timm", "ImageNet-supervised weights: timm's from the Hub, or what else --init of a training takes."
     )
+    backbone: str | None = key(None, "Architecture of those weights, where it is not the presets'.")
     init_pixpro: str | None = key(None, "PixPro's ImageNet weights (Tables II and IV), likewise; there is no default.")
     dataset: str | None = key(None, "The data set, where a table has one: a folder or Hub id of your own.")
     dataset_paths: str | None = key(
         None, "Likewise for several: cifar10=PATH,svhn=PATH; --list says the names.", several=True
+    )
+    select: Literal["best", "last"] | None = key(
+        None, "What a target pretraining hands on, where it is not what the scale says: see tpssl-hf pretrain --help."
     )
     output_dir: str = key("outputs/reproduce", "Folder of runs/, logs/ and tables/; finished runs in it are kept.")
 

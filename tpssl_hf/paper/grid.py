@@ -183,6 +183,10 @@ class _Planner:
         content = read_config_file(path) if path else {}
         method = own.get("method", content.get("method"))
         overrides = dict(own) | self.scale.get(recipe, {}) | self.scale.get(f"{recipe}/{method}", {})
+        if self.options.backbone and recipe != "analyze":
+            overrides["backbone"] = self.options.backbone
+        if self.options.select and recipe == "target_pretrain":
+            overrides["select"] = self.options.select
         if "dataset" in content and "dataset" not in overrides:
             name = Path(content["dataset"]).name
             self.seen.add(name)
