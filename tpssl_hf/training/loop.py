@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -126,9 +127,10 @@ def _accumulated(
         batch = next(batches)
         together = nullcontext() if part == parts - 1 else accelerator.no_sync(method)
         compiled = inner._compiled_call_impl is not None
-        with together, nullcontext() if compiled else fast_convolutions(accelerator.device):
+        convolving = nullcontext if compiled else partial(fast_convolutions, accelerator.device)
+        with together, convolving():
             losses: Losses = method(batch, progress)
-            with backward_pass(inner):
+            with backward_pass(inner, convolving):
                 accelerator.backward(losses["loss"] / parts)
         yield losses
 
