@@ -81,6 +81,15 @@ def test_folders_named_like_splits_are_splits(tmp_path: Path, image: Any, encode
         load_source(str(tmp_path / "set"), split="validation")
 
 
+def test_a_folder_named_like_an_embedded_data_set_is_not_passed_over_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_source("digits").notes == ()
+    (tmp_path / "digits").mkdir()
+    assert load_source("digits").notes == ("a folder 'digits' is here too: ./digits would take it",)
+
+
 def test_fingerprint_follows_the_files_and_is_that_of_their_copies(image_folder: MakeFolder, tmp_path: Path) -> None:
     folder = image_folder(3)
     before = load_source(str(folder)).fingerprint

@@ -1,7 +1,7 @@
 """From what the user wrote after ``--dataset`` to a data set whose images are still encoded."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,8 @@ def open_dataset(
             f"{dataset!r} is not an existing folder: give a folder that exists, a Hub id `owner/name` or one of "
             f"{', '.join(DATASETS)}."
         )
+    if spec is not None and Path(dataset).is_dir():
+        opened = replace(opened, notes=(*opened.notes, f"a folder {dataset!r} is here too: ./{dataset} would take it"))
     if opened.dataset.features is None:
         raise InputError(f"{dataset!r} does not tell the types of its columns when streamed: turn streaming off.")
     return opened, folder
