@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,13 +8,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
+from tpssl_hf.methods.segment import SEGMENT
 from tpssl_hf.tasks import finetuning_budget as planning
 from tpssl_hf.tasks.classify import budget as classify
 from tpssl_hf.tasks.classify.config import ClassifyArgs, parse_classify
 from tpssl_hf.tasks.finetuning_budget import BudgetedTask, Costs, plan_for_budget, with_plan
-from tpssl_hf.tasks.finetuning_plan import StepBatch
+from tpssl_hf.tasks.finetuning_plan import FinetuningPlan, StepBatch
 from tpssl_hf.tasks.segment import budget as segment
-from tpssl_hf.tasks.segment.config import parse_segment
+from tpssl_hf.tasks.segment.config import SegmentArgs, parse_segment
 
 SECONDS = {StepBatch(16, 4): 1.0, StepBatch(32, 7): 3.0, StepBatch(64, 7): 6.0}
 
@@ -89,11 +91,11 @@ def test_a_classification_chooses_from_what_is_not_given(line: str, found: list[
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("", [(4, 2), (8, 2), (20, 2)]),
+        ("--method cutmix", [(4, 2), (8, 2), (20, 2)]),
         ("--method supervised", [(4, 0), (8, 0), (20, 0)]),
         ("--method classmix", [(4, 1), (8, 1), (10, 1)]),
         ("--method unimatch", [(4, 1), (8, 1)]),
-        ("--batch_size 6", [(6, 2)]),
+        ("--method cutmix --batch_size 6", [(6, 2)]),
     ],
 )
 def test_a_segmentation_chooses_from_what_is_not_given(line: str, found: list[tuple[int, int]]) -> None:
@@ -144,7 +146,7 @@ def test_a_short_segmentation_has_a_rate_that_moves_its_decoder(
 
 
 def test_the_rate_of_a_segmentation_follows_the_length_a_budget_chose() -> None:
-    args = parse_segment(["--dataset", "x", "--budget", "15m"])
+    args = parse_segment(["--dataset", "x", "--budget", "15m", "--method", "cutmix"])
     assert args.optim.learning_rate is None
     assert with_plan(args, segment.TASK, StepBatch(4, 2), 10_000).optim.learning_rate == 4e-5
 
@@ -162,3 +164,36 @@ def test_a_budget_on_a_cpu_takes_small_crops(device: str, line: str, expected: t
     args = parse_segment(["--dataset", "x", "--budget", "15m", *line.split()])
     choice = segment.with_sizes(args, torch.device(device)).task
     assert (choice.crop_height, choice.crop_width, choice.decoder_width) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "steps", "method", "ratio"),
+    [
+        ("", 1_000, "supervised", 0),
+        ("", 3_000, "cutmix", 2),
+        ("--method cutmix", 1_000, "cutmix", 2),
+        ("--unlabeled_ratio 2", 1_000, "cutmix", 2),
+        ("--confidence 0.9", 1_000, "cutmix", 2),
+    ],
+)
+def test_a_budget_too_short_for_unlabeled_images_goes_into_steps_with_masks(
+    line: str, steps: int, method: str, ratio: int, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned(args: SegmentArgs, *_: Any) -> FinetuningPlan:
+        return FinetuningPlan(900.0, segment.batches(args, 1)[-1], steps, 1, False, 0.5, 10.0, 600.0)
+
+    monkeypatch.setattr(planning, "plan_for_budget", planned)
+    args = parse_segment(["--dataset", "x", "--budget", "15m", *line.split()])
+    found = segment.apply_time_budget(args, accelerator)
+    assert (found.task.method, found.optim.unlabeled_ratio) == (method, ratio)
+    assert found.optim.max_steps == steps and SEGMENT[method].config is type(found.method)
+
+
+def test_a_run_that_has_begun_keeps_the_method_that_its_budget_had_chosen(
+    accelerator: Accelerator, tmp_path: Path
+) -> None:
+    args = parse_segment({"dataset": "x", "budget": "15m", "output_dir": str(tmp_path)})
+    for method in ("supervised", "cutmix"):
+        begun = f"method: {method}\nbudget: 15m\nmax_steps: 7\nbatch_size: 4\nunlabeled_ratio: 2\n"
+        (tmp_path / "config.yaml").write_text(begun)
+        assert segment.apply_time_budget(args, accelerator).task.method == method

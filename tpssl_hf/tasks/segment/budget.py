@@ -13,23 +13,56 @@ from tpssl_hf.tasks import finetuning_budget
 from tpssl_hf.tasks.finetuning_budget import BudgetedTask, Costs, own_batch
 from tpssl_hf.tasks.finetuning_plan import StepBatch, step_batches
 from tpssl_hf.tasks.published_path import IMAGES
-from tpssl_hf.tasks.segment.config import SIZE_KEYS, SegmentArgs, SegmentConfig, SegmentOptimConfig, resolve
+from tpssl_hf.tasks.segment.config import (
+    AUTO,
+    OF_SHORT_RUNS,
+    SIZE_KEYS,
+    USUAL_METHOD,
+    SegmentArgs,
+    SegmentConfig,
+    SegmentOptimConfig,
+    of_method,
+    resolve,
+)
 from tpssl_hf.tasks.segment.data import EvaluationImages
 from tpssl_hf.tasks.segment.report import DRAWN
 from tpssl_hf.tasks.segment.run import SCORED_TOGETHER, SegmentRun, predicted, prepare
+from tpssl_hf.tasks.time_budget import kept_plan
 
 SIZES, LEAST_RATIO = (4, 8), 2  # below the paper's 20 images with masks; every learner has its own ratio, at most 2
+ENOUGH_FOR_UNLABELED = 40_000  # crops with masks; measured up to 12,000 (docs/evidence.md), and 800,000 in the paper
+OVERRULES = "--method decides otherwise"
 ON_A_CPU = {"crop_height": 128, "crop_width": 128, "decoder_width": 64}
 
 
 def apply_time_budget(args: SegmentArgs, accelerator: Accelerator) -> SegmentArgs:
-    """Put in crops, batch and length that fit the budget, see :func:`finetuning_budget.apply_time_budget`."""
+    """Put in crops, batch and length that fit the budget, and a method where none is named.
+
+    See :func:`finetuning_budget.apply_time_budget`.
+    """
     args = with_sizes(args, accelerator.device)
     choice = args.task
     accelerator.print(
         f"crops of {choice.crop_height} x {choice.crop_width} pixels, a decoder {choice.decoder_width} wide"
     )
-    return finetuning_budget.apply_time_budget(args, accelerator, TASK)
+    if choice.method != AUTO:
+        return finetuning_budget.apply_time_budget(args, accelerator, TASK)
+    former = kept_plan(args.run.output_dir, args.time.budget)
+    method = former.get("method", USUAL_METHOD)
+    planned = finetuning_budget.apply_time_budget(of_method(args, method), accelerator, TASK)
+    seen = planned.optim.max_steps * planned.optim.batch_size
+    if former or seen >= ENOUGH_FOR_UNLABELED or not keys_fit(args):
+        return planned
+    accelerator.print(
+        f"method {OF_SHORT_RUNS}: {USUAL_METHOD} would see {seen:,} images with masks in that time, and until "
+        f"{ENOUGH_FOR_UNLABELED:,} more steps are worth more than images without; {OVERRULES}"
+    )
+    return finetuning_budget.apply_time_budget(of_method(args, OF_SHORT_RUNS), accelerator, TASK)
+
+
+def keys_fit(args: SegmentArgs) -> bool:
+    """Return whether no key was given that the method of short runs would not have."""
+    return args.method == SEGMENT[USUAL_METHOD].config() and args.optim.unlabeled_ratio == LEFT_TO_BUDGET
 
 
 def with_sizes(args: SegmentArgs, device: torch.device) -> SegmentArgs:

@@ -11,15 +11,13 @@ from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig, TimeConfi
 from tpssl_hf.methods.segment import SEGMENT
 
 DIGIT_SCENES = Path(__file__).parent / "defaults" / "digit_scenes.yaml"
-DEFAULT_METHOD = "cutmix"
+AUTO, USUAL_METHOD, OF_SHORT_RUNS = "auto", "cutmix", "supervised"
 BY_LENGTH = ("optimizer", "learning_rate", "head_lr_multiplier", "schedule")  # what depends on the length of a run
-METHODS = Methods(
-    {
-        name: (spec.config, {key: value for key, value in spec.defaults.items() if key not in BY_LENGTH})
-        for name, spec in SEGMENT.items()
-    },
-    DEFAULT_METHOD,
-)
+KEYS = {
+    name: (spec.config, {key: value for key, value in spec.defaults.items() if key not in BY_LENGTH})
+    for name, spec in SEGMENT.items()
+}
+METHODS = Methods({AUTO: KEYS[USUAL_METHOD], **KEYS}, AUTO)
 PAPER_STEPS, PAPER_RATE = 40_000, 1e-5  # §IV-B
 SIZE_KEYS = ("crop_height", "crop_width", "decoder_width")  # with a budget these depend on the device
 SHORT_RATE, SHORT_HEAD = 3e-4, 10.0  # the highest rate of a shorter run, and its multiplier for the decoder
@@ -59,7 +57,11 @@ class MaskDataConfig:
 class SegmentConfig:
     """Semi-supervised segmentation."""
 
-    method: str = key(DEFAULT_METHOD, f"Learner: {', '.join(SEGMENT)}.")
+    method: str = key(
+        AUTO,
+        f"Learner: {AUTO}, {', '.join(SEGMENT)}. {AUTO}: {USUAL_METHOD}; or {OF_SHORT_RUNS} where a budget is so "
+        "short that more steps are worth more than images without masks.",
+    )
     labels: int | str = key(
         20, "Masks in all, drawn; or a percentage such as `2%`; or `all`; or a .json or .txt file (names or rows)."
     )
@@ -144,7 +146,13 @@ def parse_segment(arguments: Sequence[str] | Mapping[str, Any], description: str
     if args.time.budget:
         size = open_keys(line, SIZE_KEYS)
         return replace(args, optim=replace(args.optim, **left_to_budget(line)), task=replace(args.task, **size))
-    return resolve(args)
+    return resolve(of_method(args, USUAL_METHOD) if args.task.method == AUTO else args)
+
+
+def of_method(args: SegmentArgs, name: str) -> SegmentArgs:
+    """Return the arguments of a run whose method is ``auto`` with a method that learns with the usual one's keys."""
+    same = args.method if name == USUAL_METHOD else KEYS[name][0]()
+    return replace(args, task=replace(args.task, method=name), method=same)
 
 
 def resolve(args: SegmentArgs) -> SegmentArgs:
