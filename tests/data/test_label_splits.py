@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,22 @@ def test_labels_of_other_images_are_refused(digits: tuple[ImageCache, Source], t
     other = load_source("digits", split="test")
     with pytest.raises(InputError, match="written for other images"):
         choose_labels(str(tmp_path / "labels.json"), opened(other, tmp_path), other)
+
+
+def test_labels_by_file_outlive_images_that_come_later(
+    image_folder: Callable[..., Path], encode: Callable[..., bytes], image: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = image_folder(4)
+    (tmp_path / "labels.csv").write_text("file,label\n0001.png,cat\n0003.png,dog\n")
+    before = load_source(str(folder))
+    drawn = choose_labels(str(tmp_path / "labels.csv"), opened(before, tmp_path), before)
+    write_labels(tmp_path / "labels.json", drawn, opened(before, tmp_path), before)
+    (folder / "0000_a.png").write_bytes(encode(image(9)))
+    after = load_source(str(folder))
+    again = choose_labels(str(tmp_path / "labels.json"), opened(after, tmp_path), after)
+    assert drawn.indices.tolist() == [1, 3] and again.indices.tolist() == [2, 4]
+    assert again.labels.tolist() == drawn.labels.tolist()
+    assert any("taken by the names of their files" in note for note in again.notes)
 
 
 def test_rows_keep_their_meaning_when_only_some_images_are_used(tmp_path: Path) -> None:

@@ -194,13 +194,14 @@ def rows_meant(content: LabelFile, path: Path, source: Source) -> tuple[list[tup
     Raises:
         InputError: if the file was written for other images or names some that are not there.
     """
-    if content.fingerprint not in (None, source.fingerprint):
-        raise InputError(
-            f"labels file {path} was written for other images ({content.dataset!r}, not these of "
-            f"{source.name!r}); give the data set it was made with."
-        )
     classes = content.class_names or tuple(plain(name) for name in source.class_names or ())
     labeled = [entry for entry in content.entries if not is_unlabeled(entry[1].get(LABEL), classes)]
+    changed = content.fingerprint not in (None, source.fingerprint)
+    if changed and not all(_text(entry, FILE) for _, entry in labeled):
+        raise InputError(
+            f"labels file {path} was written for other images ({content.dataset!r}, not these of {source.name!r} as "
+            "they are now), and names them by rows; give the data set as it was, or name each image by its `file`."
+        )
     names = ImageNames(source) if any(_text(entry, FILE) for _, entry in labeled) else None
     found: list[tuple[int, str, Any]] = []
     strange: list[str] = []
@@ -228,11 +229,16 @@ def rows_meant(content: LabelFile, path: Path, source: Source) -> tuple[list[tup
             "set), and `label`."
         )
     _refuse_other_images(digests, source)
-    return found, _notes_of(path, source, unread, by_row)
+    return found, _notes_of(path, source, changed, unread, by_row)
 
 
-def _notes_of(path: Path, source: Source, unread: int, by_row: int) -> tuple[str, ...]:
+def _notes_of(path: Path, source: Source, changed: bool, unread: int, by_row: int) -> tuple[str, ...]:
     notes = []
+    if changed:
+        notes.append(
+            f"{path.name} was written for other images than those of {source.name!r} as they are now; its labels are "
+            "taken by the names of their files"
+        )
     if unread:
         notes.append(f"{unread:,} entries of {path.name} name files in a format that is not read; they are left out")
     if by_row:

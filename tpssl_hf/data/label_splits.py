@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tpssl_hf.data.image_cache import ImageCache
+from tpssl_hf.data.image_names import image_paths
 from tpssl_hf.data.label_files import read_label_file, rows_meant
 from tpssl_hf.data.label_values import as_number, few, number_texts, plain, warn_of_similar
 from tpssl_hf.data.labeled import Labeled
@@ -148,14 +150,24 @@ def draw_labels(labels: np.ndarray, count: int, classes: int, *, mode: LabelMode
 
 
 def write_labels(path: Path, labeled: Labeled, store: ImageCache, source: Source) -> None:
-    """Write ``labels.json``: rows of the data set and class names, which :func:`choose_labels` reads again."""
+    """Write ``labels.json``, which :func:`choose_labels` reads again, also once other images have come to these.
+
+    It holds rows and class names, and the names of files where each has one of its own.
+    """
     rows = store.rows[labeled.indices].tolist()
+    paths = image_paths(source)
+    count = Counter(paths)
+    named = all(paths[row] and count[paths[row]] == 1 for row in rows)
+    files = [{"file": paths[row]} if named else {} for row in rows]
     content = {
         "dataset": source.name,
         "fingerprint": source.fingerprint,
         "chosen": labeled.chosen,
         "class_names": list(labeled.class_names),
-        "labels": [{"row": row, "label": label} for row, label in zip(rows, _written_out(labeled), strict=True)],
+        "labels": [
+            {"row": row, **file, "label": label}
+            for row, file, label in zip(rows, files, _written_out(labeled), strict=True)
+        ],
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
