@@ -26,6 +26,8 @@ from tpssl_hf.training.checkpoint import (
 from tpssl_hf.training.nonfinite_guard import refuse_spoilt
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
+FINGERPRINTS = ("dataset", "unlabeled images")  # facts of a run that mean nothing to people
+
 
 class TaskArgs(Protocol):
     """Arguments of a task that has an output folder."""
@@ -110,8 +112,11 @@ class CheckpointManager:
         for name, value in self.facts.items():
             before = checkpoint.state["facts"].get(name)
             if before != value:
+                changed = f"{name} {before!r}, now it is {value!r}"
+                if name in FINGERPRINTS:
+                    changed = f"other images: files of its {name} came, went or changed since"
                 raise InputError(
-                    f"{checkpoint.path} was made with {name} {before!r}, now it is {value!r}; "
+                    f"{checkpoint.path} was made with {changed}; "
                     "use another --output_dir, or give back what the run was started with."
                 )
         self.method.load_state_dict(checkpoint.tensors["method"])
