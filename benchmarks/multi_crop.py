@@ -59,7 +59,6 @@ class MultiCropMoCo(MoCo):
 def views(settings: ViewSettings, config: MoCoConfig) -> Views:
     """Return MoCo's views, and small crops of half the side."""
     small = replace(settings, image_size=settings.image_size // 2)
-
     plain = PLAIN.views(settings, config)["images"]
 
     def all_crops(images: ImageBatch) -> dict[str, Tensor]:

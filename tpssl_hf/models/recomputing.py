@@ -1,7 +1,7 @@
 """Activations that are computed again in the backward pass instead of being kept."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -37,7 +37,8 @@ def backward_pass(method: nn.Module, convolving: MakeContext) -> Iterator[None]:
             function modes off while it differentiates.
     """
     if any(getattr(module, "grad_checkpointing", False) for module in method.modules()):
-        with keep_statistics(method), _around_convolutions(method, convolving):
+        needless = isinstance(convolving(), nullcontext)  # compiled, or on a GPU
+        with keep_statistics(method), nullcontext() if needless else _around_convolutions(method, convolving):
             yield
     else:
         yield

@@ -30,8 +30,7 @@ from tpssl_hf.tasks.segment.run import SCORED_TOGETHER, SegmentRun, predicted, p
 from tpssl_hf.tasks.time_budget import kept_plan
 
 SIZES, LEAST_RATIO = (4, 8), 2  # below the paper's 20 images with masks; every learner has its own ratio, at most 2
-ENOUGH_FOR_UNLABELED = 40_000  # crops with masks; measured up to 12,000 (docs/evidence.md), and 800,000 in the paper
-OVERRULES = "--method decides otherwise"
+ENOUGH_FOR_UNLABELED = 40_000  # crops with masks; measured up to 12,000 (RESULTS.md), and 800,000 in the paper
 ON_A_CPU = {"crop_height": 128, "crop_width": 128, "decoder_width": 64}
 
 
@@ -55,7 +54,7 @@ def apply_time_budget(args: SegmentArgs, accelerator: Accelerator) -> SegmentArg
         return planned
     accelerator.print(
         f"method {OF_SHORT_RUNS}: {USUAL_METHOD} would see {seen:,} images with masks in that time, and until "
-        f"{ENOUGH_FOR_UNLABELED:,} more steps are worth more than images without; {OVERRULES}"
+        f"{ENOUGH_FOR_UNLABELED:,} more steps are worth more than images without; --method decides otherwise"
     )
     return finetuning_budget.apply_time_budget(of_method(args, OF_SHORT_RUNS), accelerator, TASK)
 
