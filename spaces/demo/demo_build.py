@@ -1,14 +1,19 @@
 """Make the small models of demo.yaml from the embedded data, with the package's own recipes.
 
-    python spaces/demo/app.py --build              # a quarter of an hour on two CPU cores; then the demo starts
+    python spaces/demo/app.py --build              # some minutes on two CPU cores; then the demo starts
     python spaces/demo/app.py --build --steps 3    # only to see that everything runs
 
 Each recipe continues an unfinished run, or says that it is finished, so the same command goes on where it was stopped.
 """
 
 import io
+import os
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,7 @@ from demo_examples import agree
 from demo_models import Classifier, load_classifier
 from PIL import Image
 
+from tpssl_hf.config.digits import DIGITS_SIZE
 from tpssl_hf.data.folders import digit_images
 from tpssl_hf.data.scenes import load_digit_scenes
 from tpssl_hf.errors import InputError
@@ -25,11 +31,11 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 THUMBNAIL = 48  # pixels
 EXAMPLE = 256  # pixels
 EXAMPLE_DIGITS, EXAMPLE_SCENES = 10, 4
-NEIGHBORS, EXAMPLES = "neighbors.npz", "examples"
+NEIGHBORS, EXAMPLES, LOG = "neighbors.npz", "examples", "beside.log"
 
 
 def build(folder: Path, steps: int | None = None) -> None:
-    """Run the recipes one after the other, into ``folder``.
+    """Run the recipes, into ``folder``: what follows target pretraining, and beside it what does not.
 
     Args:
         folder: where the runs go, one sub-folder each.
@@ -43,28 +49,57 @@ def build(folder: Path, steps: int | None = None) -> None:
     from tpssl_hf.convert.starter import starter  # only here: a published Space builds nothing
 
     adapted, length = folder / "adapted", [] if steps is None else [f"--max_steps={steps}"]
-    start = [f"--{name}={value}" for name, value in starter().items()] or ["--init=random"]
+    base = {"init": "random", **({"image_size": DIGITS_SIZE, **found} if (found := starter()) else {})}
+    start = [f"--{name}={value}" for name, value in base.items()]
     learned = ["--select=last", *length]  # both pictures of a pair are of what was finetuned
-    commands = [
+    shown = [
         ["target_pretrain.py", f"--output_dir={adapted}", *length],
         ["ssl_classify.py", f"--init={adapted / 'model'}", f"--output_dir={folder / 'adapted_classifier'}", *learned],
-        ["ssl_classify.py", *start, f"--output_dir={folder / 'base_classifier'}", *learned],
-        ["ssl_segment.py", f"--output_dir={folder / 'segmenter'}", *length],
         ["verdict.py", f"--adapted={adapted}", f"--output_dir={folder / 'verdict'}"],
         ["analyze.py", "--analysis=tsne,drift", f"--adapted={adapted}", f"--output_dir={folder / 'analysis'}"],
     ]
-    for number, (recipe, *arguments) in enumerate(commands, 1):
-        print(f"\n[{number}/{len(commands) + 1}] recipes/{recipe} {' '.join(arguments)}", flush=True)
-        done = subprocess.run([sys.executable, str(RECIPES / recipe), *arguments], check=False)
-        if done.returncode:
-            raise InputError(
-                f"recipes/{recipe} ended with exit code {done.returncode}, its reason is above; mend that and give "
-                "the same command again, it continues from there."
-            )
-    print(f"\n[{len(commands) + 1}/{len(commands) + 1}] {folder / NEIGHBORS}, {folder / EXAMPLES}", flush=True)
+    beside = [
+        ["ssl_classify.py", *start, f"--output_dir={folder / 'base_classifier'}", *learned],
+        ["ssl_segment.py", f"--output_dir={folder / 'segmenter'}", *length],
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as second:
+        row = second.submit(run_row, beside, stop, folder / LOG)
+        run_row(shown, stop)
+        row.result()
+    print(f"\n{folder / NEIGHBORS}, {folder / EXAMPLES}", flush=True)
     both = [load_classifier(str(folder / f"{name}_classifier" / "model")) for name in ("base", "adapted")]
     write_neighbors(folder / NEIGHBORS, both[1])
     write_examples(folder / EXAMPLES, *both)
+
+
+def run_row(recipes: Sequence[list[str]], stop: threading.Event, log: Path | None = None) -> None:
+    """Run recipes one after the other, on half of the cores, until ``stop`` is set; a failure sets it.
+
+    Args:
+        recipes: names with their arguments.
+        stop: shared with the row beside this one.
+        log: a file for their output, which is shown if None.
+
+    Raises:
+        InputError: if a recipe fails.
+    """
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    with log.open("a", encoding="utf-8") if log else nullcontext() as output:
+        for recipe, *arguments in recipes:
+            if stop.is_set():
+                return
+            print(f"\nrecipes/{recipe} {' '.join(arguments)}{f' > {log}' if log else ''}", flush=True)
+            command = [sys.executable, str(RECIPES / recipe), *arguments]
+            code = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False).returncode
+            if code:
+                stop.set()
+                raise InputError(
+                    f"recipes/{recipe} ended with exit code {code}, its reason is {f'in {log}' if log else 'above'}; "
+                    "mend that and give the same command again, it continues from there."
+                )
 
 
 def write_neighbors(path: Path, classifier: Classifier) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from tiny_demo import CLASSES, DEMO, GRADIO_NOISE, image_of, launched, make_clas
 from transformers import pipeline
 
 from tpssl_hf.commands import demo
+from tpssl_hf.config.digits import DIGITS_SIZE
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.timm_export import SEVERAL_LABELS
 
@@ -286,14 +288,41 @@ def test_half_of_the_digits_to_try_are_such_as_the_classifiers_differ_on_if_ther
     assert found == {DIFFER: files[:differing], AGREE: files[differing:]}
 
 
-def test_build_runs_the_recipes_in_order_and_stops_at_a_failure(
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    monkeypatch.setattr(demo_build, "RECIPES", folder)
+    return folder
+
+
+def test_build_stops_at_a_failure(tmp_path: Path, recipes: Path) -> None:
+    with pytest.raises(InputError, match=r"target_pretrain\.py ended with exit code 2, its reason is above"):
+        demo_build.build(tmp_path / "outputs", 3)  # Python finds no such file
+
+
+def test_a_failure_in_one_row_of_recipes_keeps_the_other_from_going_on(tmp_path: Path, recipes: Path) -> None:
+    (recipes / "good.py").write_text("print('done')")
+    stop, log = threading.Event(), tmp_path / "log"
+    demo_build.run_row([["good.py"]], stop, log)
+    with pytest.raises(InputError, match=r"bad\.py ended with exit code 2, its reason is in .*log"):
+        demo_build.run_row([["bad.py"], ["good.py"]], stop, log)
+    demo_build.run_row([["good.py"]], stop, log)
+    assert log.read_text().count("done") == 1
+
+
+def test_both_classifiers_of_the_built_pair_see_images_of_one_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipes = tmp_path / "recipes"
-    recipes.mkdir()
-    monkeypatch.setattr(demo_build, "RECIPES", recipes)
-    with pytest.raises(InputError, match=r"target_pretrain\.py ended with exit code 2"):
-        demo_build.build(tmp_path / "outputs", 3)  # Python finds no such file
+    ran: list[list[str]] = []
+    monkeypatch.setattr(demo_build, "run_row", lambda row, stop, log=None: ran.extend(row))
+    monkeypatch.setattr(demo_build, "load_classifier", lambda folder: None)
+    monkeypatch.setattr(demo_build, "write_neighbors", lambda path, classifier: None)
+    monkeypatch.setattr(demo_build, "write_examples", lambda folder, base, adapted: None)
+    monkeypatch.setattr("tpssl_hf.convert.starter.starter", lambda: {"backbone": "test_resnet", "init": "weights"})
+    demo_build.build(tmp_path)
+    base = next(command for command in ran if f"--output_dir={tmp_path / 'base_classifier'}" in command)
+    assert {"--backbone=test_resnet", "--init=weights", f"--image_size={DIGITS_SIZE}"} <= {*base}
 
 
 def test_colors_differ_and_the_ground_is_not_painted_over() -> None:
