@@ -1,6 +1,6 @@
 """A web demo of classification, segmentation and of what target pretraining has changed; also a Hugging Face Space.
 
-    tpssl-hf demo --build                   # first makes the small models of demo.yaml: a quarter of an hour, once
+    tpssl-hf demo --build                   # first makes the small models of demo.yaml: some minutes, once
     tpssl-hf demo                           # with models that are there
     tpssl-hf demo --config my_demo.yaml --port 7861
     python spaces/demo/app.py               # the same without installing
@@ -12,6 +12,7 @@ import contextlib
 import os
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch likewise; spinning threads would starve the server
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  # of a Space with a shared GPU; wants to be there before torch
 

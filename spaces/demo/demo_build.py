@@ -86,7 +86,7 @@ def run_row(recipes: Sequence[list[str]], stop: threading.Event, log: Path | Non
         InputError: if a recipe fails.
     """
     threads = max(1, (os.cpu_count() or 1) // 2)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("a", encoding="utf-8") if log else nullcontext() as output:
         for recipe, *arguments in recipes:
             if stop.is_set():
