@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from forked_runs import Forks
-from tortures import damage, disk, images, kills, numbers, races
+from tortures import damage, disk, endurance, images, kills, numbers, races
 from tortures.counts import Count
 
 PATIENCE = 1800.0  # seconds for a run beside other programs
@@ -34,6 +34,7 @@ TORTURES: dict[str, Callable[[Forks, Path, int | None], Iterable[Count]]] = {
     "disk": disk.fill,
     "numbers": numbers.put_in,
     "refusals": disk.refuse,
+    "endurance": endurance.last,
 }
 
 
@@ -41,7 +42,7 @@ def main() -> int:
     """Print a table for each torture asked for; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("torture", nargs="+", choices=sorted(TORTURES), help="what to do")
-    parser.add_argument("--limit", type=int, help="try only so many of each")
+    parser.add_argument("--limit", type=int, help="try only so many of each; minutes of endurance")
     args, broken = parser.parse_args(), []
     forks = Forks(PATIENCE)
     try:

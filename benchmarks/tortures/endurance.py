@@ -1,0 +1,143 @@
+"""A long run on streamed images, undisturbed, and again stopped and continued with other numbers of workers."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import psutil
+from common import write_images
+from forked_runs import RECIPE, Forks
+from small_runs import Outcome, as_arguments, assert_same
+
+from tortures.counts import Count
+from tpssl_hf.training.run_dir import read_metrics
+
+IMAGES, SHARDS, SIDE = 1000, 4, 48
+MINUTES = 60  # of each of the two runs, resumptions not counted
+RESUMPTIONS = 20
+WORKERS = (0, 1, 2, 4)  # one after the other
+TRIED_STEPS, PERIOD = 300, 10.0  # steps to learn how long one takes; seconds between two looks
+WARM = 0.1  # share of a run after which its memory should be what it stays
+GROWTH = 1.0  # MiB an hour
+KEYS = {"streaming": True, "backbone": "test_resnet", "init": "random", "image_size": 32, "batch_size": 16}
+KEYS |= {"method": "byol", "precision": "fp32", "log_every": 100, "save_every": 2000}
+
+
+@dataclass
+class Look:
+    """What a process holds at a time: ``seconds`` since it started, its own memory in MiB, handles, threads."""
+
+    seconds: float
+    memory: float
+    handles: int
+    threads: int
+
+
+def last(forks: Forks, place: Path, limit: int | None) -> Iterator[Count]:
+    """Run two runs of ``limit`` minutes each, and compare them."""
+    datasets.disable_progress_bars()
+    shards, minutes = made_shards(place), limit or MINUTES
+    seconds_a_step = measured_seconds(shards, place / "tried")
+    steps = max(TRIED_STEPS, round(60 * minutes / seconds_a_step))
+    looks = leg(shards, place / "whole", steps, workers=2)
+    warm = [look for look in looks if look.seconds > WARM * looks[-1].seconds]
+    yield flat(warm, steps)
+    resumed = Count(f"{RESUMPTIONS} resumptions of {steps} steps, other workers each time", "goes on where it was")
+    before = 0
+    for number in range(RESUMPTIONS):
+        until = max(before + 1, steps * (number + 1) // (RESUMPTIONS + 1))  # a step that this leg logs itself
+        workers = WORKERS[number % len(WORKERS)]
+        held = leg(shards, place / "stopped", steps, workers=workers, until=until)
+        reached = last_step(place / "stopped")
+        resumed.add(f"{number}", None if before < reached < steps else f"from step {before} to {reached} of {steps}")
+        before = reached
+        print(f"step {reached}, {workers} workers, {held[-1].memory:.0f} MiB", file=sys.stderr, flush=True)
+    leg(shards, place / "stopped", steps, workers=WORKERS[-1])
+    yield resumed
+    same = Count("the run that was stopped beside the other one", "bit-identical")
+    same.add("all", difference(place / "whole", place / "stopped", steps))
+    yield same
+
+
+def flat(looks: list[Look], steps: int) -> Count:
+    """Judge what an undisturbed process has held since it was warm."""
+    hours = np.array([look.seconds for look in looks]) / 3600
+    memory = np.array([look.memory for look in looks])
+    slope, minutes = float(np.polyfit(hours, memory, 1)[0]), 60 * float(hours[-1] - hours[0])
+    named = f"{steps} steps, {minutes:.0f} minutes since warm, {memory.mean():.0f} MiB of its own"
+    count = Count(f"{named}: memory {slope:+.1f} MiB/h", f"below {GROWTH:+.0f} MiB/h; handles and threads constant")
+    count.add("memory", None if slope < GROWTH else f"{slope:+.1f} MiB/h; MiB: {np.round(memory[::30], 1).tolist()}")
+    half = len(looks) // 2
+    for name in ("handles", "threads"):
+        values = [getattr(look, name) for look in looks]
+        grown = max(values[half:]) > max(values[:half])
+        count.add(name, f"{max(values[:half])}, then {max(values[half:])}" if grown else None)
+    return count
+
+
+def leg(shards: Path, folder: Path, steps: int, *, workers: int, until: int | None = None) -> list[Look]:
+    """Run until the end, or ask to stop once step ``until`` is logged; returns what the process held meanwhile."""
+    arguments = as_arguments(KEYS, folder, dataset=shards, max_steps=steps, num_workers=workers)
+    looks: list[Look] = []
+    with folder.with_suffix(".log").open("a") as log:
+        child = subprocess.Popen([sys.executable, str(RECIPE), *arguments], stdout=log, stderr=log)
+        process, began, asked = psutil.Process(child.pid), time.monotonic(), False
+        while child.poll() is None:
+            if until is not None and not asked and last_step(folder) >= until:
+                child.send_signal(signal.SIGTERM)
+                asked = True
+            try:
+                memory = process.memory_info()
+                mine = (memory.rss - memory.shared) / 2**20
+                looks.append(Look(time.monotonic() - began, mine, process.num_fds(), process.num_threads()))
+            except psutil.Error:  # it has just ended
+                break
+            time.sleep(PERIOD if until is None else 0.5)
+    wanted = 0 if until is None else 128 + signal.SIGTERM
+    code = child.wait()
+    assert code == wanted, f"ended with {code}: {folder.with_suffix('.log').read_text()[-500:]}"
+    return looks
+
+
+def last_step(folder: Path) -> int:
+    """Return the last step of a run's log."""
+    logged = read_metrics(folder / "metrics.jsonl")
+    return int(logged[-1]["step"]) if logged else 0
+
+
+def measured_seconds(shards: Path, folder: Path) -> float:
+    """Return the seconds of a step, by a short run."""
+    leg(shards, folder, TRIED_STEPS, workers=2)
+    rate = read_metrics(folder / "metrics.jsonl")[-1]["images_per_second"]
+    return float(KEYS["batch_size"]) / float(rate)
+
+
+def difference(whole: Path, stopped: Path, steps: int) -> str | None:
+    """Say in what two finished runs differ, apart from the number of workers."""
+    outcomes = [Outcome(folder, steps) for folder in (whole, stopped)]
+    for outcome in outcomes:
+        outcome.results["config"].pop("num_workers")
+    try:
+        assert_same(*outcomes)
+    except AssertionError as error:
+        return re.sub(r"\s+", " ", str(error))[:300] or "another outcome"
+    return None
+
+
+def made_shards(place: Path) -> Path:
+    """Write parquet shards of JPEG images; return their folder."""
+    write_images(place / "files", IMAGES, SIDE, quality=90)
+    (place / "shards").mkdir()
+    files = sorted((place / "files").iterdir())
+    for number in range(SHARDS):
+        rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files[number::SHARDS]]
+        table = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
+        table.to_parquet(str(place / "shards" / f"train-{number:05}-of-{SHARDS:05}.parquet"))
+    return place / "shards"
