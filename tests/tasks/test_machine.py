@@ -129,3 +129,39 @@ def test_threads_are_set_where_they_gain(
     args = arguments(tmp_path)
     run, _ = for_this_machine(args, Shown((32, 32), 64), make_accelerator(args.run))
     assert (run.precision, run.cpu_threads, set(used)) == ("fp32", 2, {2})
+
+
+@pytest.mark.parametrize(
+    ("environment", "keys", "tried"),
+    [({}, {}, {1, 2}), ({"OMP_NUM_THREADS": "2"}, {}, {2}), ({}, {"cpu_threads": 2}, {2})],
+)
+def test_where_torch_took_two_cores_by_itself_one_is_the_default(
+    environment: dict[str, str],
+    keys: dict[str, int],
+    tried: set[int],
+    measured: list[Workload],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    seen: list[Setting] = []
+
+    def even(folder: Path, name: str, work: Workload, settings: list[Setting]) -> Any:
+        seen.extend(settings)
+        return dict.fromkeys(settings, 1.0), True
+
+    monkeypatch.setattr(machine, "remembered", even)
+    for module in (machine, accelerators):
+        monkeypatch.setattr(module, "threads_in_use", lambda: None)
+    monkeypatch.setattr(machine, "more_threads", lambda: None)
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 2)
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    args = arguments(tmp_path, **keys)
+    for task in (args, replace(args, optim=replace(args.optim, max_steps=1))):  # measured, and too short for it
+        run, _ = for_this_machine(task, SMALL, make_accelerator(args.run))
+        assert run.cpu_threads == (1 if 1 in tried else keys.get("cpu_threads"))
+    assert {setting.threads for setting in seen} == tried
+    assert (1 in used) == (1 in tried)

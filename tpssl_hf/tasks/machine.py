@@ -122,18 +122,36 @@ def _kept(run: RunConfig) -> tuple[dict[str, Any], str] | None:
 def _chosen(args: TrainingArgs, shown: Shown, processes: int) -> tuple[dict[str, Any], str]:
     """Return what is measured to be fast, and how to say so; what was asked for where nothing is measured."""
     asked, work = _values(args.run), _workload(args.model, shown, processes)
-    threads = torch.get_num_threads()
-    more = None if args.run.cpu_threads else more_threads()
+    threads, more = _threads_to_try(args.run)
     settings = sensible(bf16=cpu_has_bf16(), threads=threads, more_threads=more)
     settings = [setting for setting in settings if asked["memory_format"] in ("auto", setting.memory_format)]
     reason = _not_worth_it(args, shown, work, len(settings))
     if reason:
-        return asked, f"{next(iter(settings))}: the default, not measured ({reason})"
+        line = f"{next(iter(settings))}: the default, not measured ({reason})"
+        return asked | {"cpu_threads": _cpu_threads(args.run, threads)}, line
     times, new = _timed(args.data, work, settings, processes)
     best: Setting = fastest(times)
-    values = asdict(best) | {"cpu_threads": best.threads if best.threads != threads else args.run.cpu_threads}
+    values = asdict(best) | {"cpu_threads": _cpu_threads(args.run, best.threads)}
     del values["threads"]
     return values, f"{sentence(times)}{'' if new else ' (remembered)'}; {OVERRULES}"
+
+
+def _threads_to_try(run: RunConfig) -> tuple[int, int | None]:
+    """Return the default number of threads, and another one that is worth a try, if there is one.
+
+    Where Python called and no command, torch has taken all cores, and OpenMP's settings can no longer be made; of two
+    cores that multiply bfloat16 one is the default then as well, see :func:`tpssl_hf.process.prepare_process`.
+    """
+    threads = torch.get_num_threads()
+    if run.cpu_threads:
+        return threads, None
+    left_to_torch = threads_in_use() is None and "OMP_NUM_THREADS" not in os.environ
+    return (1, 2) if left_to_torch and threads == 2 and cpu_has_bf16() else (threads, more_threads())
+
+
+def _cpu_threads(run: RunConfig, threads: int) -> int | None:
+    """Return what ``cpu_threads`` must be for so many threads; as it was where torch has them."""
+    return run.cpu_threads if threads == torch.get_num_threads() else threads
 
 
 def seconds_per_image(data: DataConfig, model: ModelConfig, side: int, processes: int) -> float:
