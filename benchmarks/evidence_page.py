@@ -120,7 +120,8 @@ def claim_table(cells: Sequence[Mapping[str, Any]], page: Path) -> list[str]:
         "The claim of the paper: FixMatch from adapted weights minus FixMatch from the base, with the same labels and "
         "seeds; `benchmarks/adapt_then_finetune.py` says how.",
         "",
-        f"![FixMatch from adapted weights minus FixMatch from the base, by labels of each class]({CLAIM.as_posix()})",
+        "![FixMatch from adapted weights minus FixMatch from the base, by labels of each class and by epochs]"
+        f"({CLAIM.as_posix()})",
         "",
         "| weights | data | labels a class | adapted by | epochs | its CPU minutes | from base | from adapted | "
         "difference | FixMatch | label seeds |",
@@ -146,7 +147,7 @@ def claimed(cell: Mapping[str, Any]) -> list[tuple[str, str, list[float], list[f
     """Return labels a class, adaptation, and the accuracies from base and adapted of label seeds that both have."""
     found = []
     for count, starts in sorted(cell["accuracies"].items(), key=lambda item: int(item[0])):
-        for adaptation in sorted(set(starts) - {"base"}):
+        for adaptation in sorted(set(starts) - {"base"}, key=lambda one: (one.split(":")[0], int(one.split(":")[1]))):
             seeds = sorted(set(starts["base"]) & set(starts[adaptation]), key=int)
             pair = [[starts[start][seed]["accuracy"] for seed in seeds] for start in ("base", adaptation)]
             if seeds:
@@ -155,35 +156,36 @@ def claimed(cell: Mapping[str, Any]) -> list[tuple[str, str, list[float], list[f
 
 
 def draw_claim(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the differences by labels of each class, with their intervals."""
-    figure = Figure(figsize=(5.5, 3.4))
-    axis = figure.subplots()
-    lines = sorted({(c["data"], adapted, c.get("alignment", 0)) for c in cells for _, adapted, _, _ in claimed(c)})
+    """Draw the differences with their intervals: by labels of each class, and by epochs of adapting."""
+    by_labels: dict[str, dict[int, tuple[float, float]]] = {}
+    by_epochs: dict[str, dict[int, tuple[float, float]]] = {}
     for cell in cells:
-        for adaptation in cell["adaptations"]:
-            rows = [(int(count), b, a) for count, known, b, a in claimed(cell) if known == adaptation and len(b) > 1]
-            spans = [difference(before, after) for _, before, after in rows]
-            line = cell["data"], adaptation, cell.get("alignment", 0)
-            place = 1.0 + 0.06 * lines.index(line) if rows else 1.0
-            axis.errorbar(
-                [place * count for count, _, _ in rows],
-                [mean for mean, _ in spans],
-                [half for _, half in spans],
-                fmt="o-",
-                capsize=3,
-                label=f"{cell['data']}, {adaptation.partition(':')[0]}"
-                + (", aligned" if cell.get("alignment") else ""),
-            )
-    counts = sorted({int(count) for cell in cells for count in cell["accuracies"]})
-    axis.axhline(0.0, color="#999999", linewidth=0.8)
-    axis.set_xscale("log")
-    axis.set_xticks(counts, [str(count) for count in counts])
-    axis.minorticks_off()
-    axis.set_xlabel("labels of each class")
-    axis.set_ylabel("points, with a 95 % interval")
-    axis.set_title("FixMatch: from adapted weights minus from the base", fontsize=10)
-    axis.legend(fontsize=7)
-    axis.grid(axis="y", alpha=0.3)
+        for count, adaptation, before, after in claimed(cell):
+            method, _, epochs = adaptation.partition(":")
+            name = f"{cell['data']}, {method}" + (", aligned" if cell.get("alignment") else "")
+            if len(before) > 1:
+                span = difference(before, after)
+                by_labels.setdefault(f"{name}, {epochs} ep.", {})[int(count)] = span
+                by_epochs.setdefault(f"{name}, {count} a class", {})[int(epochs)] = span
+    figure = Figure(figsize=(9.5, 3.8))
+    panels = {"labels of each class": by_labels, "epochs of adapting": by_epochs}
+    for axis, (label, lines) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        lines = {name: spans for name, spans in lines.items() if len(spans) > 1}
+        for number, (name, spans) in enumerate(sorted(lines.items())):
+            places = [count * (1.0 + 0.05 * number) for count in sorted(spans)]  # beside one another
+            means, halves = zip(*(spans[count] for count in sorted(spans)), strict=True)
+            axis.errorbar(places, means, halves, fmt="o-", capsize=3, label=name)
+        ticks = sorted({count for spans in lines.values() for count in spans})
+        axis.axhline(0.0, color="#999999", linewidth=0.8)
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [str(count) for count in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel(label)
+        axis.tick_params(labelleft=True)
+        axis.set_ylabel("points, with a 95 % interval")
+        axis.legend(fontsize=7)
+        axis.grid(axis="y", alpha=0.3)
+    figure.suptitle("FixMatch: from adapted weights minus from the base", fontsize=10)
     figure.tight_layout()
     with rc_context({"svg.hashsalt": "claim"}):
         figure.savefig(path, metadata={"Date": None})

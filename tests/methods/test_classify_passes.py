@@ -83,17 +83,24 @@ class Seen(nn.Module):
         return self.network(images)
 
 
-def test_images_of_weight_0_are_not_computed_where_statistics_are_frozen() -> None:
+def test_images_of_weight_0_only_fill_a_group_where_statistics_are_frozen() -> None:
     seen = Seen(frozen())
     passes = Passes(seen, batch())
     weights = torch.zeros(12)
-    weights[[2, 7]] = torch.tensor([1.0, 0.3])
+    weights[[2, 11]] = torch.tensor([1.0, 0.3])
     logits, strong = passes.learn(weights)
-    assert (seen.looked, seen.learned) == (12, 4 + 2)
+    assert (seen.looked, seen.learned) == (12, 4 + 8)
     assert not passes.weak.requires_grad and logits.shape == (4, 3)
+    computed = strong.any(dim=1)
+    assert computed[[2, 11]].all() and computed.sum() == 8
     expected = seen.network(batch()["unlabeled"]["strong"])
-    torch.testing.assert_close(strong[[2, 7]], expected[[2, 7]], rtol=1e-4, atol=1e-5)
-    assert not strong[weights == 0].any()
+    torch.testing.assert_close(strong[computed], expected[computed], rtol=1e-4, atol=1e-5)
+
+
+def test_a_last_group_has_no_more_images_than_there_are() -> None:
+    seen = Seen(frozen())
+    Passes(seen, batch()).learn(torch.ones(12))
+    assert seen.learned == 4 + 12
 
 
 def test_no_image_accepted_still_learns_from_the_labeled() -> None:
