@@ -95,9 +95,10 @@ def leg(shards: Path, folder: Path, steps: int, *, workers: int, until: int | No
                 asked = True
             try:
                 memory = process.memory_info()
-                mine = (memory.rss - memory.shared) / 2**20
-                looks.append(Look(time.monotonic() - began, mine, process.num_fds(), process.num_threads()))
-            except psutil.Error:  # it has just ended
+                if memory.rss:  # of one that has just ended nothing is left
+                    mine = (memory.rss - memory.shared) / 2**20
+                    looks.append(Look(time.monotonic() - began, mine, process.num_fds(), process.num_threads()))
+            except psutil.Error:
                 break
             time.sleep(PERIOD if until is None else 0.5)
     wanted = 0 if until is None else 128 + signal.SIGTERM

@@ -57,7 +57,7 @@ class Passes:
 def _in_groups(weights: Tensor) -> Tensor:
     """Return which images have a weight that is not 0, and as many others as fill the last group.
 
-    oneDNN makes its kernels anew for each number of images it has not met lately, which took 0.4 of the time.
+    oneDNN makes its kernels anew for each number of images it has not met lately: passes took 1.4 times as long.
     """
     filled = -(-int(weights.count_nonzero()) // GROUP) * GROUP
     return weights.argsort(descending=True, stable=True)[:filled].sort().values
