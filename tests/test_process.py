@@ -172,3 +172,29 @@ def test_freed_memory_is_used_again_without_page_faults(own: bool) -> None:
     kept, faults = run.stdout.split()
     assert kept == str(not own), run.stderr
     assert (int(faults) > 100) == own
+
+
+HOLES = """
+from pathlib import Path
+from tpssl_hf.process import give_back_freed_memory, keep_freed_memory
+assert keep_freed_memory()
+import numpy as np
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+blocks, between = [], []
+for _ in range(100):
+    blocks.append(np.ones(2**20, dtype=np.uint8))
+    between.append(np.ones(1000, dtype=np.uint8))
+blocks.clear()
+full = resident()
+give_back_freed_memory()
+print(full - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_holes_in_the_heap_are_given_back() -> None:
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    run = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, env=environment)
+    assert int(run.stdout) > 90 * 2**20, run.stderr

@@ -83,9 +83,10 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory for the next tensors; return whether it did.
 
     By default it gives large blocks back to the system, and the system fills each page with zeros when the next step
-    asks for it again: a tenth to a fourth of a step's time in small networks. What is kept is at most what was in use
-    at once. The environment's own settings (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``) are respected;
-    other C libraries than glibc have no such call.
+    asks for it again: a tenth to a fourth of a step's time in small networks. What is kept is what was in use at once,
+    and holes between what stays, which grow slowly; :func:`give_back_freed_memory` empties them. The environment's
+    own settings (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``) are respected; other C libraries than glibc
+    have no such call.
     """
     own = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
     if not sys.platform.startswith("linux") or any(name in os.environ for name in own):
@@ -96,6 +97,13 @@ def keep_freed_memory() -> bool:
         return False
     mapped = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most older ones take
     return bool(mapped) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back_freed_memory() -> None:
+    """Give freed memory back to the system, wherever in the heap it lies; other C libraries than glibc cannot."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def threads_in_use() -> str | None:

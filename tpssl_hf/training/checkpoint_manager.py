@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from tpssl_hf.config.parser import carry_out_keys, flat
 from tpssl_hf.config.shared import RunConfig
 from tpssl_hf.errors import InputError
+from tpssl_hf.process import give_back_freed_memory
 from tpssl_hf.training.checkpoint import (
     Checkpoint,
     load_latest,
@@ -95,6 +96,7 @@ class CheckpointManager:
         own = {"method": self.method.state_dict(), "optimizer": tensors}
         refuse_spoilt(own, step)
         save_checkpoint(self.folder, step, {**own, **(groups or {})}, state, keep=self.keep)
+        give_back_freed_memory()  # once in a while, so that a long run stays as large as it is
 
     def restore(self) -> Checkpoint | None:
         """Load the newest good checkpoint into method and optimizer, and cut the metrics log back to it.
