@@ -49,7 +49,8 @@ def build(folder: Path, steps: int | None = None) -> None:
     from tpssl_hf.convert.starter import starter  # only here: a published Space builds nothing
 
     adapted, length = folder / "adapted", [] if steps is None else [f"--max_steps={steps}"]
-    base = {"init": "random", **({"image_size": DIGITS_SIZE, **found} if (found := starter()) else {})}
+    weights = starter()
+    base = {**weights, "image_size": DIGITS_SIZE} if weights else {"init": "random"}
     start = [f"--{name}={value}" for name, value in base.items()]
     learned = ["--select=last", *length]  # both pictures of a pair are of what was finetuned
     shown = [
