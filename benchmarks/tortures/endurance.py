@@ -27,7 +27,7 @@ TRIED_STEPS, PERIOD = 300, 10.0  # steps to learn how long one takes; seconds be
 WARM = 0.1  # share of a run after which its memory should be what it stays
 GROWTH = 1.0  # MiB an hour
 KEYS = {"streaming": True, "backbone": "test_resnet", "init": "random", "image_size": 32, "batch_size": 16}
-KEYS |= {"method": "byol", "precision": "fp32", "log_every": 100, "save_every": 2000}
+KEYS |= {"method": "byol", "precision": "fp32", "save_every": 500}
 
 
 @dataclass
@@ -84,7 +84,8 @@ def flat(looks: list[Look], steps: int) -> Count:
 
 def leg(shards: Path, folder: Path, steps: int, *, workers: int, until: int | None = None) -> list[Look]:
     """Run until the end, or ask to stop once step ``until`` is logged; returns what the process held meanwhile."""
-    arguments = as_arguments(KEYS, folder, dataset=shards, max_steps=steps, num_workers=workers)
+    log_every = max(1, steps // (4 * RESUMPTIONS))  # so that each leg has logged when it is stopped
+    arguments = as_arguments(KEYS, folder, dataset=shards, max_steps=steps, log_every=log_every, num_workers=workers)
     looks: list[Look] = []
     with folder.with_suffix(".log").open("a") as log:
         child = subprocess.Popen([sys.executable, str(RECIPE), *arguments], stdout=log, stderr=log)
