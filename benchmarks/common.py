@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -49,6 +50,18 @@ def write_images(folder: Path, count: int, side: int, quality: int | None = None
             Image.fromarray(pixels).save(folder / f"{number:06}.png")
         else:
             Image.fromarray(pixels).save(folder / f"{number:06}.jpg", quality=quality)
+
+
+def write_shards(place: Path, count: int, side: int, shards: int = 4) -> Path:
+    """Write ``count`` JPEG images of ``side`` pixels into parquet shards, their bytes included; return the folder."""
+    write_images(place / "files", count, side, quality=90)
+    (place / "shards").mkdir()
+    files = sorted((place / "files").iterdir())
+    for number in range(shards):
+        rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files[number::shards]]
+        table = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
+        table.to_parquet(str(place / "shards" / f"train-{number:05}-of-{shards:05}.parquet"))
+    return place / "shards"
 
 
 @contextmanager

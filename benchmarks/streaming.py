@@ -18,13 +18,11 @@ if __name__ == "__main__":  # before torch is imported: OpenMP reads its setting
     sys.stdout.write(prepare_process([argument.replace("--threads", "--cpu_threads") for argument in sys.argv]) + "\n")
 
 import datasets
-from common import images, machine, our_step, timed, write_images
+from common import images, machine, our_step, timed, write_shards
 
 from tpssl_hf.data.sources import load_source
 from tpssl_hf.data.streams import StreamingImages
 from tpssl_hf.training.loop import batches_on_device
-
-SHARDS = 4
 
 
 def main() -> int:
@@ -41,22 +39,9 @@ def main() -> int:
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
     with TemporaryDirectory() as place:
-        shards = made_shards(Path(place), arguments.images, arguments.side)
+        shards = write_shards(Path(place), arguments.images, arguments.side)
         compare(str(shards), arguments)
     return 0
-
-
-def made_shards(place: Path, count: int, side: int) -> Path:
-    """Write parquet shards of JPEG images; return their folder."""
-    write_images(place / "files", count, side, quality=90)
-    table = datasets.load_dataset(
-        "imagefolder", data_dir=str(place / "files"), split="train", cache_dir=str(place / "hf")
-    )
-    (place / "shards").mkdir()
-    for number in range(SHARDS):
-        part = table.shard(SHARDS, number, contiguous=True)
-        part.to_parquet(str(place / "shards" / f"train-{number:05}-of-{SHARDS:05}.parquet"))
-    return place / "shards"
 
 
 def compare(shards: str, arguments: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
 """A long run on streamed images, undisturbed, and again stopped and continued with other numbers of workers."""
 
-import re
 import signal
 import subprocess
 import sys
@@ -13,22 +12,24 @@ from statistics import median
 import datasets
 import numpy as np
 import psutil
-from common import write_images
+from common import write_shards
 from forked_runs import RECIPE, Forks
-from small_runs import Outcome, as_arguments, assert_same
+from small_runs import Outcome, as_arguments
 
 from tortures.counts import Count
+from tortures.kills import trouble_of
 from tpssl_hf.training.run_dir import read_metrics
 
-IMAGES, SHARDS, SIDE = 1000, 4, 48
+IMAGES, SIDE = 1000, 48
 MINUTES = 60  # of each of the two runs, resumptions not counted
 RESUMPTIONS = 20
 WORKERS = (0, 1, 2, 4)  # one after the other
+USUAL_WORKERS = 2  # of what is compared at its end
 TRIED_STEPS, PERIOD = 300, 10.0  # steps to learn how long one takes; seconds between two looks
 WARM = 0.1  # share of a run after which its memory should be what it stays
 GROWTH = 1.0  # MiB an hour
 KEYS = {"streaming": True, "backbone": "test_resnet", "init": "random", "image_size": 32, "batch_size": 16}
-KEYS |= {"method": "byol", "precision": "fp32", "save_every": 500}
+KEYS |= {"method": "byol", "precision": "fp32"}
 
 
 @dataclass
@@ -44,10 +45,10 @@ class Look:
 def last(forks: Forks, place: Path, limit: int | None) -> Iterator[Count]:
     """Run two runs of ``limit`` minutes each, and compare them."""
     datasets.disable_progress_bars()
-    shards, minutes = made_shards(place), limit or MINUTES
+    shards, minutes = write_shards(place, IMAGES, SIDE), limit or MINUTES
     seconds_a_step = measured_seconds(shards, place / "tried")
     steps = max(TRIED_STEPS, round(60 * minutes / seconds_a_step))
-    looks = leg(shards, place / "whole", steps, workers=2)
+    looks = leg(shards, place / "whole", steps, workers=USUAL_WORKERS)
     warm = [look for look in looks if look.seconds > WARM * looks[-1].seconds]
     yield flat(warm, steps)
     resumed = Count(f"{RESUMPTIONS} resumptions of {steps} steps, other workers each time", "goes on where it was")
@@ -60,10 +61,10 @@ def last(forks: Forks, place: Path, limit: int | None) -> Iterator[Count]:
         resumed.add(f"{number}", None if before < reached < steps else f"from step {before} to {reached} of {steps}")
         before = reached
         print(f"step {reached}, {workers} workers, {held[-1].memory:.0f} MiB", file=sys.stderr, flush=True)
-    leg(shards, place / "stopped", steps, workers=WORKERS[-1])
+    leg(shards, place / "stopped", steps, workers=USUAL_WORKERS)
     yield resumed
     same = Count("the run that was stopped beside the other one", "bit-identical")
-    same.add("all", difference(place / "whole", place / "stopped", steps))
+    same.add("all", trouble_of(place / "stopped", Outcome(place / "whole", steps), steps))
     yield same
 
 
@@ -85,8 +86,11 @@ def flat(looks: list[Look], steps: int) -> Count:
 
 def leg(shards: Path, folder: Path, steps: int, *, workers: int, until: int | None = None) -> list[Look]:
     """Run until the end, or ask to stop once step ``until`` is logged; returns what the process held meanwhile."""
-    log_every = max(1, steps // (4 * RESUMPTIONS))  # so that each leg has logged when it is stopped
-    arguments = as_arguments(KEYS, folder, dataset=shards, max_steps=steps, log_every=log_every, num_workers=workers)
+    every = max(
+        1, steps // (4 * RESUMPTIONS)
+    )  # a leg logs before it is stopped, and outlives older saves
+    often = {"log_every": every, "save_every": every}
+    arguments = as_arguments(KEYS | often, folder, dataset=shards, max_steps=steps, num_workers=workers)
     looks: list[Look] = []
     with folder.with_suffix(".log").open("a") as log:
         child = subprocess.Popen([sys.executable, str(RECIPE), *arguments], stdout=log, stderr=log)
@@ -117,30 +121,6 @@ def last_step(folder: Path) -> int:
 
 def measured_seconds(shards: Path, folder: Path) -> float:
     """Return the seconds of a step, by a short run."""
-    leg(shards, folder, TRIED_STEPS, workers=2)
+    leg(shards, folder, TRIED_STEPS, workers=USUAL_WORKERS)
     rate = read_metrics(folder / "metrics.jsonl")[-1]["images_per_second"]
     return float(KEYS["batch_size"]) / float(rate)
-
-
-def difference(whole: Path, stopped: Path, steps: int) -> str | None:
-    """Say in what two finished runs differ, apart from the number of workers."""
-    outcomes = [Outcome(folder, steps) for folder in (whole, stopped)]
-    for outcome in outcomes:
-        outcome.results["config"].pop("num_workers")
-    try:
-        assert_same(*outcomes)
-    except AssertionError as error:
-        return re.sub(r"\s+", " ", str(error))[:300] or "another outcome"
-    return None
-
-
-def made_shards(place: Path) -> Path:
-    """Write parquet shards of JPEG images; return their folder."""
-    write_images(place / "files", IMAGES, SIDE, quality=90)
-    (place / "shards").mkdir()
-    files = sorted((place / "files").iterdir())
-    for number in range(SHARDS):
-        rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files[number::SHARDS]]
-        table = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
-        table.to_parquet(str(place / "shards" / f"train-{number:05}-of-{SHARDS:05}.parquet"))
-    return place / "shards"
