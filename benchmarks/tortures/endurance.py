@@ -86,9 +86,7 @@ def flat(looks: list[Look], steps: int) -> Count:
 
 def leg(shards: Path, folder: Path, steps: int, *, workers: int, until: int | None = None) -> list[Look]:
     """Run until the end, or ask to stop once step ``until`` is logged; returns what the process held meanwhile."""
-    every = max(
-        1, steps // (4 * RESUMPTIONS)
-    )  # a leg logs before it is stopped, and outlives older saves
+    every = max(1, steps // (4 * RESUMPTIONS))  # a leg logs before it is stopped, and outlives older saves
     often = {"log_every": every, "save_every": every}
     arguments = as_arguments(KEYS | often, folder, dataset=shards, max_steps=steps, num_workers=workers)
     looks: list[Look] = []
