@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,8 +21,8 @@ from tortures.counts import Count
 from tortures.kills import trouble_of
 from tpssl_hf.training.run_dir import read_metrics
 
-IMAGES, SIDE = 1000, 48
-MINUTES = 60  # of each of the two runs, resumptions not counted
+IMAGES, SIDE = 8000, 48
+MINUTES = 120  # of each of the two runs, were it alone; they run side by side
 RESUMPTIONS = 20
 WORKERS = (0, 1, 2, 4)  # one after the other
 USUAL_WORKERS = 2  # of what is compared at its end
@@ -43,29 +44,37 @@ class Look:
 
 
 def last(forks: Forks, place: Path, limit: int | None) -> Iterator[Count]:
-    """Run two runs of ``limit`` minutes each, and compare them."""
+    """Run two runs of ``limit`` minutes side by side, and compare them."""
     datasets.disable_progress_bars()
     shards, minutes = write_shards(place, IMAGES, SIDE), limit or MINUTES
     seconds_a_step = measured_seconds(shards, place / "tried")
     steps = max(TRIED_STEPS, round(60 * minutes / seconds_a_step))
-    looks = leg(shards, place / "whole", steps, workers=USUAL_WORKERS)
-    warm = [look for look in looks if look.seconds > WARM * looks[-1].seconds]
-    yield flat(warm, steps)
+    print(f"{steps} steps of {seconds_a_step:.3f} s each, twice", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor(1) as beside:
+        whole = beside.submit(leg, shards, place / "whole", steps, workers=USUAL_WORKERS)
+        resumed = stopped_and_resumed(shards, place / "stopped", steps)
+        looks = whole.result()
+    yield flat([look for look in looks if look.seconds > WARM * looks[-1].seconds], steps)
+    yield resumed
+    same = Count("the run that was stopped beside the other one", "bit-identical")
+    same.add("all", trouble_of(place / "stopped", Outcome(place / "whole", steps), steps))
+    yield same
+
+
+def stopped_and_resumed(shards: Path, folder: Path, steps: int) -> Count:
+    """Run to the end with ``RESUMPTIONS`` stops; each part goes on where the one before it ended, or is counted."""
     resumed = Count(f"{RESUMPTIONS} resumptions of {steps} steps, other workers each time", "goes on where it was")
     before = 0
     for number in range(RESUMPTIONS):
         until = max(before + 1, steps * (number + 1) // (RESUMPTIONS + 1))  # a step that this leg logs itself
         workers = WORKERS[number % len(WORKERS)]
-        held = leg(shards, place / "stopped", steps, workers=workers, until=until)
-        reached = last_step(place / "stopped")
+        held = leg(shards, folder, steps, workers=workers, until=until)
+        reached = last_step(folder)
         resumed.add(f"{number}", None if before < reached < steps else f"from step {before} to {reached} of {steps}")
         before = reached
         print(f"step {reached}, {workers} workers, {held[-1].memory:.0f} MiB", file=sys.stderr, flush=True)
-    leg(shards, place / "stopped", steps, workers=USUAL_WORKERS)
-    yield resumed
-    same = Count("the run that was stopped beside the other one", "bit-identical")
-    same.add("all", trouble_of(place / "stopped", Outcome(place / "whole", steps), steps))
-    yield same
+    leg(shards, folder, steps, workers=USUAL_WORKERS)
+    return resumed
 
 
 def flat(looks: list[Look], steps: int) -> Count:
