@@ -14,6 +14,7 @@ from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.evaluation.features import batches_of
 from tpssl_hf.models.batchnorm import BatchNorm, batch_statistics, batchnorm_layers
 from tpssl_hf.models.cpu_convolutions import fast_convolutions, laid_out
+from tpssl_hf.models.evaluation_mode import every_core
 
 REESTIMATION_IMAGES = 1024
 
@@ -63,7 +64,7 @@ def with_reestimated_batchnorm(
 
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
     seen = 0
-    with fast_convolutions(device):
+    with every_core(), fast_convolutions(device):
         for images in batches if layers else ():
             network(laid_out(eval_view(images.to(device), settings)))
             seen += 1

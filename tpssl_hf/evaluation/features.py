@@ -11,7 +11,7 @@ from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
 from tpssl_hf.errors import InputError
 from tpssl_hf.models.cpu_convolutions import fast_convolutions, laid_out
-from tpssl_hf.models.evaluation_mode import evaluation_mode
+from tpssl_hf.models.evaluation_mode import evaluation_mode, every_core
 
 
 def batches_of(indices: np.ndarray, batch_size: int = 256) -> list[np.ndarray]:
@@ -44,7 +44,7 @@ def extract_features(
         (N, D) float32.
     """
     features = []
-    with evaluation_mode(backbone), fast_convolutions(device):
+    with evaluation_mode(backbone), every_core(), fast_convolutions(device):
         for start in range(0, len(indices), batch_size):
             images = store.gather(indices[start : start + batch_size], epoch=0).to(device)
             features.append(backbone(laid_out(eval_view(images, settings))).float().cpu().numpy())
@@ -70,7 +70,7 @@ def features_of_views(
         Two (N, D) float32.
     """
     features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-    with evaluation_mode(backbone), fast_convolutions(device):
+    with evaluation_mode(backbone), every_core(), fast_convolutions(device):
         for start in range(0, len(indices), batch_size):
             part = indices[start : start + batch_size]
             views = transform(store.gather(part, epoch=epoch).to(device))

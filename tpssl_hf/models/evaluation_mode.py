@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+from tpssl_hf.process import more_threads
 
 
 @contextmanager
@@ -19,3 +22,21 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def every_core() -> Iterator[None]:
+    """Compute with one thread per core while inside, where training leaves cores idle.
+
+    It does so because bfloat16's weight gradient can collapse with several threads, see
+    :func:`tpssl_hf.process.prepare_process`; a network that is only looked at has no such gradient.
+    """
+    threads, more = torch.get_num_threads(), more_threads()
+    if more is None or more <= threads:
+        yield
+        return
+    torch.set_num_threads(more)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpssl_hf.errors import InputError
+from tpssl_hf.models.evaluation_mode import evaluation_mode, every_core
 
 Size = int | tuple[int, int]
 
@@ -43,9 +44,7 @@ def predict_masks(
     """
     if images.ndim != 4 or 0 in images.shape:
         raise InputError(f"images have shape {tuple(images.shape)}; give one or more as (B, 3, H, W).")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluation_mode(model), every_core():
         if mode == "whole":
             scores = _logits(model, images)
         elif mode == "resize":
@@ -57,9 +56,6 @@ def predict_masks(
             scores = slide(lambda part: _logits(model, part), images, _pair(window, "window"), overlap)
         else:
             raise InputError(f"mode {mode!r} is not whole, resize or slide; choose one of them.")
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return scores.argmax(dim=1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int64)
 
 
