@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="NAME=ARCHITECTURE:INIT")
     parser.add_argument("--data", required=True, nargs="+", help="NAME=DATASET")
     parser.add_argument("--masks", type=int, default=10)
-    parser.add_argument("--starts", default="base", choices=("base", "base,adapted"))
+    parser.add_argument("--starts", default="base", help="of base, bn_only, adapted, with commas")
     parser.add_argument("--learners", default="supervised,cutmix", help="with commas")
     parser.add_argument("--seeds", type=int, default=5, help="label seeds")
     parser.add_argument("--max_steps", type=int, default=400, help="of each finetuning")
@@ -62,7 +62,7 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
     shared = {"backbone": pair.architecture, "dataset": pair.dataset, "precision": arguments.precision}
     shared["cache_dir"] = f"{arguments.work_dir}/cache"
     for start in arguments.starts.split(","):
-        weights = pair.init if start == "base" else adapted({**shared, "init": pair.init}, arguments, folder, cell)
+        weights = STARTS[start]({**shared, "init": pair.init}, arguments, folder, cell)
         for learner in arguments.learners.split(","):
             done = cell["learners"].setdefault(f"{learner} from {start}", {})
             for seed in range(1, arguments.seeds + 1):
@@ -88,6 +88,27 @@ def run_cell(data: str, arguments: argparse.Namespace) -> None:
                 write_cell(file, cell)
 
 
+def base(shared: dict[str, Any], arguments: argparse.Namespace, folder: Path, cell: dict[str, Any]) -> str:
+    """Return the weights as they came."""
+    return str(shared["init"])
+
+
+def bn_only(shared: dict[str, Any], arguments: argparse.Namespace, folder: Path, cell: dict[str, Any]) -> str:
+    """Give the weights the BatchNorm statistics of the images, by a step of rate 0; return their folder."""
+    run = tpssl_hf.pretrain(
+        **shared,
+        method="pixpro",
+        image_size=128,
+        batch_size=32,
+        max_steps=1,
+        base_learning_rate=0.0,
+        backbone_batchnorm="train",
+        select="last",
+        output_dir=folder / "bn_only",
+    )
+    return str(run.model_path)
+
+
 def adapted(shared: dict[str, Any], arguments: argparse.Namespace, folder: Path, cell: dict[str, Any]) -> str:
     """Adapt by PixPro without labels; return the folder of the weights."""
     began = time.process_time()
@@ -104,6 +125,8 @@ def adapted(shared: dict[str, Any], arguments: argparse.Namespace, folder: Path,
         cell["saved"] = run.results["saved"]["candidate"]
     return str(run.model_path)
 
+
+STARTS = {"base": base, "bn_only": bn_only, "adapted": adapted}
 
 if __name__ == "__main__":
     main()

@@ -243,8 +243,8 @@ def masks_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         "Mean IoU on the test split in per cent; `benchmarks/does_it_help_masks.py` says how. *adapted* is by PixPro.",
         "",
         "| weights | data | masks | learner | mean IoU | minus supervised from the same start | "
-        "minus the same from base | steps | CPU minutes each | label seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "minus the same from base | minus the same from bn_only | steps | CPU minutes each | label seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         scores = {
@@ -253,7 +253,7 @@ def masks_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         for name, done in cell["learners"].items():
             learner, _, start = name.rpartition(" from ")
             values = [mean_of(list(scores[name].values()))]
-            for other in (f"supervised from {start}", f"{learner} from base"):
+            for other in (f"supervised from {start}", f"{learner} from base", f"{learner} from bn_only"):
                 seeds = sorted(set(scores[name]) & set(scores.get(other, {})))
                 pairs = [[scores[row][seed] for seed in seeds] for row in (other, name)]
                 values.append(paired(*pairs) if seeds and other != name else "")
