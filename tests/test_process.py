@@ -192,9 +192,46 @@ print(full - resident())
 """
 
 
+def without_own_settings() -> dict[str, str]:
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_holes_in_the_heap_are_given_back() -> None:
-    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    run = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, env=environment)
+    run = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, env=without_own_settings())
     assert int(run.stdout) > 90 * 2**20, run.stderr
+
+
+HEAPS = """
+import ctypes, sys, tempfile, threading
+from tpssl_hf.process import keep_freed_memory
+if sys.argv[1] == "shared":
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, together = ctypes.c_void_p, threading.Barrier(4)
+def take():
+    together.wait()  # all of them are alive at once
+    libc.malloc(100)
+    together.wait()
+threads = [threading.Thread(target=take) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.fopen.restype = ctypes.c_void_p
+with tempfile.NamedTemporaryFile() as file:
+    stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(open(file.name).read().count("<heap"))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_threads_share_one_heap() -> None:
+    heaps = [
+        int(subprocess.check_output([sys.executable, "-c", HEAPS, kind], text=True, env=without_own_settings()))
+        for kind in ("shared", "own")
+    ]
+    assert heaps[0] == 1 < heaps[1]

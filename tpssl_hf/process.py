@@ -20,7 +20,7 @@ DISK_REFUSES = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _threads: str | None = None
 _more_threads: int | None = None
 CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of all cores in so many
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
 def prepare_process(arguments: Sequence[str] | None = None) -> str:
@@ -84,11 +84,12 @@ def keep_freed_memory() -> bool:
 
     By default it gives large blocks back to the system, and the system fills each page with zeros when the next step
     asks for it again: a tenth to a fourth of a step's time in small networks. What is kept is what was in use at once,
-    and holes between what stays, which grow slowly; :func:`give_back_freed_memory` empties them. The environment's
-    own settings (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``) are respected; other C libraries than glibc
-    have no such call.
+    and holes between what stays, which grow slowly; :func:`give_back_freed_memory` empties them. All threads share
+    one heap: those that an epoch of streamed images starts anew would leave holes in a heap of their own, too small to
+    be given back. The environment's own settings (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``,
+    ``MALLOC_ARENA_MAX``) are respected; other C libraries than glibc have no such call.
     """
-    own = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    own = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
     if not sys.platform.startswith("linux") or any(name in os.environ for name in own):
         return False
     try:
@@ -96,7 +97,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     mapped = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most older ones take
-    return bool(mapped) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mapped) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(_M_ARENA_MAX, 1))
 
 
 def give_back_freed_memory() -> None:
