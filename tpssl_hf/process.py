@@ -117,6 +117,12 @@ def more_threads() -> int | None:
     return _more_threads
 
 
+def no_more_threads() -> None:
+    """Note that a key asks for a number of threads, so that no other one is worth a try."""
+    global _more_threads
+    _more_threads = None
+
+
 def values_of(flag: str, arguments: Sequence[str]) -> list[str]:
     """Return what a command line gives ``flag``, as ``--flag value`` or ``--flag=value``, in order."""
     found: list[str] = []

@@ -5,9 +5,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tpssl_hf.config.shared import ModelConfig
+from tpssl_hf import process
+from tpssl_hf.config.shared import ModelConfig, RunConfig
 from tpssl_hf.methods.base import Batch, Losses, Method
-from tpssl_hf.training.accelerator import prepare_method
+from tpssl_hf.training.accelerator import make_accelerator, prepare_method
 
 
 class Seeing(Method):
@@ -36,3 +37,12 @@ def test_weights_and_images_are_laid_out_alike(asked: Literal["auto", "channels_
     layout = torch.contiguous_format if asked == "contiguous" else torch.channels_last
     assert method.network.weight.is_contiguous(memory_format=layout)
     assert method.seen[0].is_contiguous(memory_format=layout) and torch.equal(method.seen[0], images)
+
+
+def test_threads_of_a_configuration_file_are_kept_where_cores_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_threads", "CPU: 1 of 2 cores")  # a command has set up the process
+    monkeypatch.setattr(process, "_more_threads", 2)
+    make_accelerator(RunConfig(output_dir="unused"))
+    assert process.more_threads() == 2
+    make_accelerator(RunConfig(output_dir="unused", cpu_threads=1))
+    assert process.more_threads() is None

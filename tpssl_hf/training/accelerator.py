@@ -15,7 +15,7 @@ from tpssl_hf.config.shared import ModelConfig, RunConfig
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.base import Batch
 from tpssl_hf.models.batchnorm import synchronize_batchnorm
-from tpssl_hf.process import cpu_has_bf16, threads_in_use
+from tpssl_hf.process import cpu_has_bf16, no_more_threads, threads_in_use
 
 Network = TypeVar("Network", bound=nn.Module)
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
@@ -40,6 +40,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         "Grad strides do not match bucket view strides",  # 1 x 1 convolutions: two descriptions of one layout
     ):
         warnings.filterwarnings("ignore", message)
+    if config.cpu_threads:
+        no_more_threads()
     if config.cpu_threads and threads_in_use() is None:  # torch was there first, so OpenMP's settings are read already
         torch.set_num_threads(config.cpu_threads)
     precision = mixed_precision(config.precision)
