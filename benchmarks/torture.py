@@ -35,6 +35,7 @@ TORTURES: dict[str, Callable[[Forks, Path, int | None], Iterable[Count]]] = {
     "numbers": numbers.put_in,
     "refusals": disk.refuse,
     "endurance": endurance.last,
+    "resumptions": endurance.resumed,
 }
 
 
@@ -42,7 +43,7 @@ def main() -> int:
     """Print a table for each torture asked for; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("torture", nargs="+", choices=sorted(TORTURES), help="what to do")
-    parser.add_argument("--limit", type=int, help="try only so many of each; minutes of endurance")
+    parser.add_argument("--limit", type=int, help="try only so many of each; minutes of endurance and resumptions")
     args, broken = parser.parse_args(), []
     forks = Forks(PATIENCE)
     try:

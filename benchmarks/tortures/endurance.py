@@ -1,4 +1,4 @@
-"""A long run on streamed images, undisturbed, and again stopped and continued with other numbers of workers."""
+"""A long run on streamed images: what it holds, and whether stops and other numbers of workers change it."""
 
 import signal
 import subprocess
@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 from common import write_shards
 from forked_runs import RECIPE, Forks
+from scipy.stats import theilslopes
 from small_runs import Outcome, as_arguments
 
 from tortures.counts import Count
@@ -22,7 +23,7 @@ from tortures.kills import trouble_of
 from tpssl_hf.training.run_dir import read_metrics
 
 IMAGES, SIDE = 8000, 48
-MINUTES = 120  # of each of the two runs, were it alone; they run side by side
+MINUTES = 120  # of a run, were it alone
 RESUMPTIONS = 20
 WORKERS = (0, 1, 2, 4)  # one after the other
 USUAL_WORKERS = 2  # of what is compared at its end
@@ -44,21 +45,32 @@ class Look:
 
 
 def last(forks: Forks, place: Path, limit: int | None) -> Iterator[Count]:
-    """Run two runs of ``limit`` minutes side by side, and compare them."""
-    datasets.disable_progress_bars()
-    shards, minutes = write_shards(place, IMAGES, SIDE), limit or MINUTES
-    seconds_a_step = measured_seconds(shards, place / "tried")
-    steps = max(TRIED_STEPS, round(60 * minutes / seconds_a_step))
-    print(f"{steps} steps of {seconds_a_step:.3f} s each, twice", file=sys.stderr, flush=True)
+    """Let one run last ``limit`` minutes, and judge what it holds."""
+    shards, steps = prepared(place, limit or MINUTES)
+    looks = leg(shards, place / "whole", steps, workers=USUAL_WORKERS)
+    yield flat([look for look in looks if look.seconds > WARM * looks[-1].seconds], steps)
+
+
+def resumed(forks: Forks, place: Path, limit: int | None) -> Iterator[Count]:
+    """Stop and continue a run that would last ``limit`` minutes were it alone, and compare it with one beside it."""
+    shards, steps = prepared(place, limit or MINUTES)
     with ThreadPoolExecutor(1) as beside:
         whole = beside.submit(leg, shards, place / "whole", steps, workers=USUAL_WORKERS)
-        resumed = stopped_and_resumed(shards, place / "stopped", steps)
-        looks = whole.result()
-    yield flat([look for look in looks if look.seconds > WARM * looks[-1].seconds], steps)
-    yield resumed
+        yield stopped_and_resumed(shards, place / "stopped", steps)
+        whole.result()
     same = Count("the run that was stopped beside the other one", "bit-identical")
     same.add("all", trouble_of(place / "stopped", Outcome(place / "whole", steps), steps))
     yield same
+
+
+def prepared(place: Path, minutes: float) -> tuple[Path, int]:
+    """Make the images, and return them and the steps that a run makes in ``minutes``."""
+    datasets.disable_progress_bars()
+    shards = write_shards(place, IMAGES, SIDE)
+    seconds_a_step = measured_seconds(shards, place / "tried")
+    steps = max(TRIED_STEPS, round(60 * minutes / seconds_a_step))
+    print(f"{steps} steps of {seconds_a_step:.3f} s each", file=sys.stderr, flush=True)
+    return shards, steps
 
 
 def stopped_and_resumed(shards: Path, folder: Path, steps: int) -> Count:
@@ -78,17 +90,22 @@ def stopped_and_resumed(shards: Path, folder: Path, steps: int) -> Count:
 
 
 def flat(looks: list[Look], steps: int) -> Count:
-    """Judge what an undisturbed process has held since it was warm."""
+    """Judge what an undisturbed process has held since it was warm.
+
+    Memory jumps while a checkpoint is written, so its slope is the median of those between any two looks. Threads and
+    handles come and go within an epoch, so one half is compared with the other by what nine of ten looks stay within.
+    """
     hours = np.array([look.seconds for look in looks]) / 3600
     memory = np.array([look.memory for look in looks])
-    slope, minutes = float(np.polyfit(hours, memory, 1)[0]), 60 * float(hours[-1] - hours[0])
-    named = f"{steps} steps, {minutes:.0f} minutes since warm, {memory.mean():.0f} MiB of its own"
-    count = Count(f"{named}: memory {slope:+.1f} MiB/h", f"below {GROWTH:+.0f} MiB/h; handles and threads constant")
-    count.add("memory", None if slope < GROWTH else f"{slope:+.1f} MiB/h; MiB: {np.round(memory[::30], 1).tolist()}")
-    half = len(looks) // 2
+    found, minutes = theilslopes(memory, hours), 60 * float(hours[-1] - hours[0])
+    slope = f"{found.slope:+.1f} [{found.low_slope:.1f}, {found.high_slope:.1f}] MiB/h"
+    named = f"{steps} steps, {minutes:.0f} minutes since warm, {median(memory):.0f} MiB of its own: memory {slope}"
+    count = Count(named, f"below {GROWTH:+.0f} MiB/h; handles and threads constant")
+    tenths = [round(float(np.median(part))) for part in np.array_split(memory, 10)]
+    print(f"MiB, by tenths: {tenths}", file=sys.stderr, flush=True)
+    count.add("memory", None if found.slope < GROWTH else f"{slope}; MiB, by tenths: {tenths}")
     for name in ("handles", "threads"):
-        values = [getattr(look, name) for look in looks]
-        before, after = median(values[:half]), median(values[half:])  # a file being saved is open for a moment
+        before, after = (np.percentile(half, 90) for half in np.array_split([getattr(x, name) for x in looks], 2))
         count.add(name, f"{before:g}, then {after:g}" if after > before else None)
     return count
 
@@ -127,7 +144,8 @@ def last_step(folder: Path) -> int:
 
 
 def measured_seconds(shards: Path, folder: Path) -> float:
-    """Return the seconds of a step, by a short run."""
+    """Return the seconds of a step, by the later half of a short run."""
     leg(shards, folder, TRIED_STEPS, workers=USUAL_WORKERS)
-    rate = read_metrics(folder / "metrics.jsonl")[-1]["images_per_second"]
-    return float(KEYS["batch_size"]) / float(rate)
+    logged = read_metrics(folder / "metrics.jsonl")
+    rates = [float(row["images_per_second"]) for row in logged[len(logged) // 2 :]]
+    return float(KEYS["batch_size"]) / median(rates)
