@@ -34,6 +34,10 @@ PAPER_IMAGES = 300 * 50_000  # 300 epochs of CIFAR-10
 class JointBYOL(BYOL):
     """BYOL with both views in one batch, so that BatchNorm sees them mixed."""
 
+    def ways(self, batch: Batch) -> tuple[Batch, ...]:
+        """Return the batch alone: it goes both ways at once."""
+        return (batch,)
+
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return ``loss`` alone."""
         views = torch.cat((batch["images"]["view1"], batch["images"]["view2"]))

@@ -23,15 +23,17 @@ IMAGE_SIZE, BATCH, SIDE = 64, 256, 74  # 74 px is what a store for views of 64 p
 ALLOWANCE = 1.5  # GiB
 
 
-def peak(dataset: Path, place: Path, steps: int, cache_budget: float) -> tuple[float, bool]:
+def peak(dataset: Path, place: Path, *, method: str, steps: int, precision: str, budget: float) -> tuple[float, bool]:
     """Return the largest resident set of a run in GiB, and whether its store was cached."""
     command = [sys.executable, str(RECIPE), "--dataset", str(dataset), "--cache_dir", str(place / "cache")]
     options = {
         "output_dir": str(place / "run"),
         "image_size": IMAGE_SIZE,
         "batch_size": BATCH,
+        "method": method,
         "max_steps": steps,
-        "cache_budget": cache_budget,
+        "precision": precision,
+        "cache_budget": budget,
     }
     command += [f"--{name}={value}" for name, value in options.items()]
     with (place / "log").open("w") as log:
@@ -50,9 +52,12 @@ def main() -> int:
     """Run the recipe on each data set and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--method", default="byol")
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--counts", type=int, nargs=2, default=[2_000, 20_000], help="images of the two data sets")
     arguments = parser.parse_args()
-    print(f"resnet18, {IMAGE_SIZE} px, batch {BATCH}, {arguments.steps} steps\n")
+    made = f"{arguments.steps} steps of {arguments.method} in {arguments.precision}"
+    print(f"resnet18, {IMAGE_SIZE} px, batch {BATCH}, {made}\n")
     print("| images | decoded size | cached | largest resident set | allowed |\n| --- | --- | --- | --- | --- |")
     with TemporaryDirectory() as root:
         for count in arguments.counts:
@@ -60,7 +65,14 @@ def main() -> int:
             for cache_budget in (16.0, 0.0001):
                 decoded = count * SIDE * SIDE * 3 / 2**30
                 with TemporaryDirectory(dir=root) as place:
-                    most, cached = peak(Path(root) / f"images{count}", Path(place), arguments.steps, cache_budget)
+                    most, cached = peak(
+                        Path(root) / f"images{count}",
+                        Path(place),
+                        method=arguments.method,
+                        steps=arguments.steps,
+                        precision=arguments.precision,
+                        budget=cache_budget,
+                    )
                 allowed = f"{decoded + ALLOWANCE:.2f} GiB" if cached else f"{ALLOWANCE:.2f} GiB, whatever the count"
                 answer = "yes" if cached else "no"
                 print(f"| {count:,} | {decoded:.3f} GiB | {answer} | {most:.2f} GiB | {allowed} |", flush=True)

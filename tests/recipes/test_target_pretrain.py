@@ -191,7 +191,7 @@ def test_a_backbone_that_has_become_worse_is_called_so_in_the_first_line(
     monkeypatch.setattr(report, "probed", lambda run, backbone: {n: [0] * 50 for n in first})
     if resumed:
         with monkeypatch.context() as patch:
-            stop_after_forward(2, patch)
+            stop_after_forward(3, patch)  # two a step
             assert adapt(dataset=tmp_path / "table") == 143
         capsys.readouterr()
     assert adapt(dataset=tmp_path / "table") == 0
@@ -335,7 +335,7 @@ def test_stopped_run_continues_where_it_was(
 ) -> None:
     dataset = adapted / "images"
     with monkeypatch.context() as patch:
-        stop_after_forward(2, patch)
+        stop_after_forward(3, patch)  # two a step
         assert adapt(dataset=dataset) == 143
     assert not (tmp_path / "run" / "results.json").exists()
     with pytest.raises(InputError, match="holds an unfinished run and resume is false"):

@@ -36,11 +36,12 @@ def resumed_steps(log: Path) -> list[int]:
     return [int(step) for step in re.findall(r"resuming after step (\d+) of \d+", log.read_text())]
 
 
-# Four steps are an epoch and three are from one checkpoint to the next; one has to be lost to lose something.
+# Four steps are an epoch and three are from one checkpoint to the next; one has to be lost to lose something. A step
+# goes forward and backward twice.
 POINTS = {
-    "before_the_first_checkpoint": (Fault("forward", 2), []),
-    "after_a_forward": (Fault("forward", 5), [3]),
-    "inside_a_backward": (Fault("backward", 8), [6]),
+    "before_the_first_checkpoint": (Fault("forward", 3), []),
+    "after_a_forward": (Fault("forward", 9), [3]),
+    "inside_a_backward": (Fault("backward", 15), [6]),
     "inside_an_optimizer_step": (Fault("optimizer", 11), [9]),
     "at_an_epoch_edge": (Fault("teacher", 8), [6]),
     "inside_a_log_line": (Fault("log", 4, "tear"), [6]),
@@ -102,7 +103,7 @@ def test_killed_again_and_again_is_bit_identical(
     runs: Runs, smallest: Smallest, unkilled: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    for fault in (Fault("saved", 1), Fault("rename", 1), Fault("forward", 2), Fault("saved", 2)):
+    for fault in (Fault("saved", 1), Fault("rename", 1), Fault("forward", 3), Fault("saved", 2)):
         assert runs.run(smallest(folder), log, fault) == -signal.SIGKILL, log.read_text()
     assert runs.run(smallest(folder), log) == 0, log.read_text()
     assert resumed_steps(log) == [3, 3, 3, 9]
@@ -119,7 +120,7 @@ def test_signal_saves_says_so_and_the_rest_is_bit_identical(
     code: int,
 ) -> None:
     folder, log, second = tmp_path / "run", tmp_path / "log", tmp_path / "second"
-    pid = runs.start(smallest(folder), log, Fault("forward", 5, "wait"))
+    pid = runs.start(smallest(folder), log, Fault("forward", 9, "wait"))
     wait_for(log.with_suffix(".paused"))
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -111,7 +111,7 @@ def test_killed_process_ends_the_other_and_both_continue_bit_identically(
 ) -> None:
     short = {"max_steps": 4, "save_every": 2}
     together(runs, smallest(tmp_path / "unkilled", **short), logs)
-    pids = runs.start_group(smallest(tmp_path / "run", **short), logs, {1: Fault("forward", 4)})
+    pids = runs.start_group(smallest(tmp_path / "run", **short), logs, {1: Fault("forward", 7)})
     assert runs.wait(pids[1]) == -signal.SIGKILL
     assert runs.wait(pids[0], seconds=60) != 0
     assert not (tmp_path / "run" / "results.json").exists()
@@ -124,7 +124,7 @@ def test_killed_process_ends_the_other_and_both_continue_bit_identically(
 def test_signal_to_one_stops_both_with_a_checkpoint(
     runs: Runs, smallest: Smallest, logs: list[Path], tmp_path: Path
 ) -> None:
-    pids = runs.start_group(smallest(tmp_path / "run"), logs, {1: Fault("forward", 3, "wait")})
+    pids = runs.start_group(smallest(tmp_path / "run"), logs, {1: Fault("forward", 5, "wait")})
     wait_for(logs[1].with_suffix(".paused"))
     os.kill(pids[1], signal.SIGTERM)
     logs[1].with_suffix(".go").touch()

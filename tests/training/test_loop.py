@@ -1,4 +1,6 @@
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -186,6 +188,51 @@ def test_accumulation_averages_the_parts() -> None:
         list(steps_of(method, optimizer, source, LoopSettings(5, 8, accumulation_steps=parts)))
         results.append(method.linear.weight.detach())
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
+
+
+class TwoWays(Toy):
+    """A method that goes two ways, and counts the tensors kept for a backward pass whenever it goes forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+        self.kept: list[int] = []
+
+    def ways(self, batch: Batch) -> tuple[Batch, ...]:
+        return batch, {"images": {"x": 2.0 * batch["images"]["x"]}}
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        self.kept.append(len(self.alive))
+        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept.tensor):
+            losses = super().forward(batch, progress)
+        self.kept.append(len(self.alive))
+        return losses | {"size": batch["images"]["x"].square().mean()}
+
+    def _keep(self, tensor: Tensor) -> "Kept":
+        kept = Kept(tensor)
+        self.alive.add(kept)
+        return kept
+
+
+@dataclass(eq=False)
+class Kept:
+    tensor: Tensor
+
+
+def test_a_step_is_the_mean_of_its_ways_and_holds_the_activations_of_one() -> None:
+    method, expected = TwoWays().eval(), Toy()  # in evaluation mode: a normalized input forgets its scale
+    expected.norm.eval()
+    x = next(batches())["images"]["x"]
+    losses = [expected({"images": {"x": scale * x}}, 0.0)["loss"] for scale in (1.0, 2.0)]
+    torch.stack(losses).mean().backward()
+    gradient = torch.stack([p.grad.norm() for p in expected.parameters() if p.grad is not None]).norm()
+
+    method.train = lambda mode=True: method  # type: ignore[method-assign, assignment]
+    _, ((_, logged),), _ = run(method, steps=1, log_every=1)
+    assert logged["loss"] == pytest.approx(torch.stack(losses).mean().item())
+    assert logged["size"] == pytest.approx(2.5 * x.square().mean().item())
+    assert logged["gradient_norm"] == pytest.approx(gradient.item())
+    assert method.kept[0] == method.kept[2] == 0 < method.kept[1] == method.kept[3]
 
 
 def test_layers_that_draw_randomly_do_not_depend_on_where_the_run_was_resumed() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from tpssl_hf.training import memory_need
@@ -13,7 +14,8 @@ from tpssl_hf.training.memory_need import GIB, activation_bytes, free_bytes, too
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with 4 GiB available and 1 GiB of free swap, without containers."""
+    """A machine with 4 GiB available and 1 GiB of free swap, without containers, whose precision is still open."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {4 * 2**20} kB\nSwapFree: {2**20} kB\n")
     monkeypatch.setattr(memory_need, "MEMORY", tmp_path / "meminfo")
     monkeypatch.setattr(memory_need, "GROUP", tmp_path)

@@ -35,6 +35,15 @@ class PseudoLabels:
     weights: Tensor
 
 
+def both_ways(batch: Batch) -> tuple[Batch, Batch]:
+    """Return a batch of two views, and the same with ``view1`` for ``view2`` and so for all that is numbered."""
+    other = {"1": "2", "2": "1"}
+    return batch, {
+        stream: {name[:-1] + other.get(name[-1], name[-1]): value for name, value in fields.items()}
+        for stream, fields in batch.items()
+    }
+
+
 class Method(nn.Module, ABC):
     """Base class of every method: its networks, its losses, and what follows the optimizer step.
 
@@ -62,9 +71,17 @@ class Method(nn.Module, ABC):
         """
         return
 
+    def ways(self, batch: Batch) -> tuple[Batch, ...]:
+        """Return what ``forward`` is given, one after the other, for a batch: the step's loss is the mean of theirs.
+
+        A method that predicts each view from the other goes two ways. Each goes backward before the next one goes
+        forward, so that the activations of one view are held at a time.
+        """
+        return (batch,)
+
     @abstractmethod
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Compute all losses of one step. The only entry point wrapped by DDP and autocast.
+        """Compute all losses of one step, or of one of its ways. The only entry point wrapped by DDP and autocast.
 
         Args:
             batch: the streams that the spec's ``views`` names.

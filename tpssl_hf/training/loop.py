@@ -122,17 +122,21 @@ def training_steps(
 def _accumulated(
     accelerator: Accelerator, method: nn.Module, inner: Method, batches: Iterator[Batch], progress: float, parts: int
 ) -> Iterator[Losses]:
-    """Add the gradient of one step up over its parts; yields the losses of each. Processes meet in the last one."""
+    """Add the gradient of one step up over its parts and their ways; yields the losses of each.
+
+    Processes meet in the last one.
+    """
+    compiled = inner._compiled_call_impl is not None
+    convolving = nullcontext if compiled else partial(fast_convolutions, accelerator.device)
     for part in range(parts):
-        batch = next(batches)
-        together = nullcontext() if part == parts - 1 else accelerator.no_sync(method)
-        compiled = inner._compiled_call_impl is not None
-        convolving = nullcontext if compiled else partial(fast_convolutions, accelerator.device)
-        with together, convolving():
-            losses: Losses = method(batch, progress)
-            with backward_pass(inner, convolving):
-                accelerator.backward(losses["loss"] / parts)
-        yield losses
+        ways = inner.ways(next(batches))
+        for number, batch in enumerate(ways, 1):
+            is_last = part == parts - 1 and number == len(ways)
+            with nullcontext() if is_last else accelerator.no_sync(method), convolving():
+                losses: Losses = method(batch, progress)
+                with backward_pass(inner, convolving):
+                    accelerator.backward(losses["loss"] / (parts * len(ways)))
+            yield losses
 
 
 def with_progress_bar(
@@ -161,27 +165,29 @@ def agreed(accelerator: Accelerator, asked: bool) -> bool:
 
 
 class Meter:
-    """Losses of the step at hand, averaged over its parts and processes, and the speed since the last log line."""
+    """Losses of the step at hand, averaged over passes and processes, and the speed since the last log line."""
 
     def __init__(self, accelerator: Accelerator, settings: LoopSettings, start_step: int) -> None:
         self.accelerator = accelerator
         self.settings = settings
         self.sums: dict[str, Tensor] = {}
+        self.passes = 0
         self.since, self.since_step = time.perf_counter(), start_step
 
     def start_step(self) -> None:
         """Forget the losses of the step before."""
-        self.sums = {}
+        self.sums, self.passes = {}, 0
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Add one forward pass of this step."""
+        self.passes += 1
         for name, value in losses.items():
             value = value.detach().float().to(self.accelerator.device, non_blocking=True)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def read(self, done: int) -> dict[str, float]:
         """Return the losses of this step and the images per second; waits for the device."""
-        stacked = torch.stack(list(self.sums.values())) / self.settings.accumulation_steps
+        stacked = torch.stack(list(self.sums.values())) / self.passes
         if self.accelerator.num_processes > 1:
             stacked = self.accelerator.reduce(stacked, "mean")
         values = dict(zip(self.sums, stacked.tolist(), strict=True))

@@ -49,6 +49,10 @@ class Anchor(Method):
         """Let the method fit what should not begin at random."""
         self.inner.begin(batches)
 
+    def ways(self, batch: Batch) -> tuple[Batch, ...]:
+        """Return the inner method's ways, each of which has the whole penalty: it is in their mean once."""
+        return self.inner.ways(batch)
+
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Return the inner method's losses with λ‖Φ − Φ_pre‖² in ``loss``, and ``drift`` = ‖Φ − Φ_pre‖ / ‖Φ_pre‖."""
         losses: Losses = self.inner(batch, progress)

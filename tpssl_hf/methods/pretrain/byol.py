@@ -2,7 +2,7 @@
 
 Deviations from the original, all of them named options or stated here: the target network starts as a copy of the
 online one instead of other random weights (a pretrained start would be lost), and the loss is the mean of the two
-directions of −cos (Eq. 3) where the original sums 2 − 2·cos; ``loss_scale=4`` gives the original's gradient.
+ways of −cos (Eq. 3) where the original sums 2 − 2·cos; ``loss_scale=4`` gives the original's gradient.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import nn
 from tpssl_hf.augment.pretrain_views import BYOL_VIEW_1, BYOL_VIEW_2, ViewSettings, two_views
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import negative_cosine, normalized_std
-from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
+from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views, both_ways
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy
 from tpssl_hf.models.heads import mlp_head
 from tpssl_hf.models.sizes import feature_width
@@ -30,7 +30,7 @@ class BYOLConfig:
 
 
 class BYOL(Method):
-    """The online network predicts the target network's projection of the other view (Eq. 2, both ways)."""
+    """The online network predicts the target network's projection of the other view, both ways in turn (Eq. 2)."""
 
     def __init__(self, backbone: nn.Module, config: BYOLConfig) -> None:
         super().__init__()
@@ -42,24 +42,25 @@ class BYOL(Method):
         self.target_backbone = frozen_copy(backbone)
         self.target_projector = frozen_copy(self.projector)
 
+    def ways(self, batch: Batch) -> tuple[Batch, ...]:
+        """Return the batch, and the same with its views exchanged."""
+        return both_ways(batch)
+
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Return ``loss`` for ``batch["images"]``: ``view1`` and ``view2``, each (B, 3, H, W).
+        """Return ``loss`` of predicting ``view2`` from ``view1`` of ``batch["images"]``, each (B, 3, H, W).
 
         Each view goes through each network by itself, so BatchNorm sees one kind of view at a time; the target stays
         in training mode and keeps its own running statistics.
         """
-        view1, view2 = batch["images"]["view1"], batch["images"]["view2"]
-        projections1 = self.projector(self.backbone(view1))
-        projections2 = self.projector(self.backbone(view2))
-        predictions1, predictions2 = self.predictor(projections1), self.predictor(projections2)
+        view, other = batch["images"]["view1"], batch["images"]["view2"]
+        projections = self.projector(self.backbone(view))
         with torch.no_grad():
-            targets1 = self.target_projector(self.target_backbone(view1))
-            targets2 = self.target_projector(self.target_backbone(view2))
-        loss = 0.5 * (negative_cosine(predictions1, targets2) + negative_cosine(predictions2, targets1))
+            targets = self.target_projector(self.target_backbone(other))
+        loss = negative_cosine(self.predictor(projections), targets)
         return {
             "loss": self.config.loss_scale * loss,
             "loss_byol": loss.detach(),
-            "projection_std": normalized_std(projections1),
+            "projection_std": normalized_std(projections),
             "ema_momentum": torch.full_like(loss, cosine_momentum(self.config.base_momentum, progress)),
         }
 

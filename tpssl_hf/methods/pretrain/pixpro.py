@@ -5,7 +5,7 @@ online and the target network, which are then cells of the same crop boxes again
 ``affine_probability=0`` is PixPro.
 
 Deviations from the original: the target network moves after the optimizer step instead of before the next forward;
-the loss is the mean of both directions of −cos, where the original takes twice their sum; a pair weighs what is left
+the loss is the mean of both ways of −cos, where the original takes twice their sum; a pair weighs what is left
 of its two cells after warping and unwarping, nothing below one half; images without a pair are left out of the mean
 (``empty_pairs``). For how the paper is read where it leaves a choice, see docs/paper_map.md.
 """
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tpssl_hf.augment.affine import AffinePolicy, key_mask, unwarp, validity
 from tpssl_hf.augment.pretrain_views import PIXPRO_VIEW_1, PIXPRO_VIEW_2, ViewSettings, two_affine_views
 from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import nearby_cells, normalized_std, pixpro_consistency
-from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
+from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views, both_ways
 from tpssl_hf.models.ema import cosine_momentum, ema_update, frozen_copy
 from tpssl_hf.models.feature_maps import feature_maps, freeze_beyond_maps, map_size
 from tpssl_hf.models.heads import PixelPropagation, pixpro_head
@@ -60,36 +60,33 @@ class PixPro(Method):
         self.target_backbone = frozen_copy(backbone)
         self.target_projector = frozen_copy(self.projector)
 
+    def ways(self, batch: Batch) -> tuple[Batch, ...]:
+        """Return the batch, and the same with its views exchanged."""
+        return both_ways(batch)
+
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Return ``loss`` for the fields of ``batch["images"]``, those of ``two_affine_views``.
+        """Return ``loss`` of predicting view 2 from view 1 for the fields of ``two_affine_views``, in "images".
 
         Each view goes through each network by itself, so BatchNorm sees one kind of view at a time; the target stays
         in training mode and keeps its own running statistics.
         """
         images = batch["images"]
-        projections, predictions, targets, kept = [], [], [], []
-        for number in (1, 2):
-            view, matrix = images[f"view{number}"], images[f"affine{number}"]
-            maps = self.projector(feature_maps(self.backbone, view))
-            height, width = maps.shape[2:]
-            projections.append(maps)
-            predictions.append(unwarp(self.propagation(maps, key_mask(matrix, height, width)), matrix))
-            with torch.no_grad():
-                target_maps = self.target_projector(feature_maps(self.target_backbone, view))
-                targets.append(unwarp(target_maps, matrix))
-                cells = validity(matrix, height, width).flatten(1)
-                kept.append(torch.where(cells >= SMALLEST_WEIGHT, cells, 0.0))
-        threshold, empty = self.config.distance_threshold, self.config.empty_pairs
-        near = nearby_cells(images["geometry1"], images["geometry2"], (height, width), threshold)
-        weights = near * kept[0][:, :, None] * kept[1][:, None]
-        loss = 0.5 * (
-            pixpro_consistency(predictions[0], targets[1], weights, empty)
-            + pixpro_consistency(predictions[1], targets[0], weights.transpose(1, 2), empty)
-        )
+        matrix, other_matrix = images["affine1"], images["affine2"]
+        projections = self.projector(feature_maps(self.backbone, images["view1"]))
+        height, width = projections.shape[2:]
+        predictions = unwarp(self.propagation(projections, key_mask(matrix, height, width)), matrix)
+        with torch.no_grad():
+            maps = self.target_projector(feature_maps(self.target_backbone, images["view2"]))
+            targets = unwarp(maps, other_matrix)
+            boxes = images["geometry1"], images["geometry2"]
+            near = nearby_cells(*boxes, (height, width), self.config.distance_threshold)
+            kept, others_kept = (_kept(warp, height, width) for warp in (matrix, other_matrix))
+            weights = near * kept[:, :, None] * others_kept[:, None]
+        loss = pixpro_consistency(predictions, targets, weights, self.config.empty_pairs)
         return {
             "loss": loss,
             "loss_pixpro": loss.detach(),
-            "projection_std": normalized_std(projections[0].movedim(1, 3).flatten(0, 2)),
+            "projection_std": normalized_std(projections.movedim(1, 3).flatten(0, 2)),
             "positive_pairs": (weights > 0).float().sum(dim=(1, 2)).mean(),
             "ema_momentum": torch.full_like(loss, cosine_momentum(self.config.base_momentum, progress)),
         }
@@ -104,6 +101,12 @@ class PixPro(Method):
     def deployed(self) -> nn.Module:
         """The online backbone."""
         return self.backbone
+
+
+def _kept(matrix: Tensor, height: int, width: int) -> Tensor:
+    """Return how much is left of each cell (B, H·W) after warping and unwarping, 0 for less than half."""
+    cells = validity(matrix, height, width).flatten(1)
+    return torch.where(cells >= SMALLEST_WEIGHT, cells, 0.0)
 
 
 def views(settings: ViewSettings, config: PixProConfig) -> Views:
