@@ -296,20 +296,25 @@ def mean_of(values: Sequence[float]) -> str:
 
 
 def draw(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the probe's accuracy of each pair: bars of raw pixels, base, bn_only and adapted."""
-    figure = Figure(figsize=(max(5.0, 1.5 * len(cells)), 3.4))
+    """Draw a row for each pair: the probe on raw pixels, base, bn_only and adapted, with an arrow from base to it."""
+    figure = Figure(figsize=(7.5, 1.2 + 0.3 * len(cells)))
     axis = figure.subplots()
-    for place, (name, color) in enumerate(COLORS.items()):
-        heights = [100 * statistics.mean(cell["probes"][name]) for cell in cells]
+    rows = range(len(cells))
+    for name, color in COLORS.items():
+        means = [100 * statistics.mean(cell["probes"][name]) for cell in cells]
         errors = [100 * statistics.stdev(cell["probes"][name]) for cell in cells]
-        left = [number + 0.2 * (place - 1.5) for number in range(len(cells))]
-        axis.bar(left, heights, 0.18, yerr=errors, color=color, label=name, error_kw={"linewidth": 0.8})
-    names = [f"{named(cell)}\n{cell['data']}" for cell in cells]
-    axis.set_xticks(range(len(cells)), names, fontsize=7)
-    axis.set_ylabel("probe accuracy, %")
+        axis.errorbar(means, rows, xerr=errors, fmt="o", color=color, label=name, markersize=5, elinewidth=0.8)
+    for row, cell in enumerate(cells):
+        before, after = (100 * statistics.mean(cell["probes"][name]) for name in ("base", "adapted"))
+        if before != after:
+            axis.annotate("", (after, row), (before, row), arrowprops={"arrowstyle": "->", "color": COLORS["adapted"]})
+    axis.set_yticks(rows, [f"{cell['data']}: {named(cell)}" for cell in cells], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel("probe accuracy, %")
     axis.set_title(f"Frozen features, {cells[0]['per_class']} labels a class", fontsize=10)
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.05 - 0.9 / len(cells)))
     figure.tight_layout()
     with rc_context({"svg.hashsalt": "evidence"}):  # so that the same cells give the same file
         figure.savefig(path, metadata={"Date": None})
