@@ -1,5 +1,7 @@
 """The run's folder and its checkpoints."""
 
+import gc
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import is_dataclass
@@ -27,6 +29,7 @@ from tpssl_hf.training.checkpoint import (
 from tpssl_hf.training.nonfinite_guard import refuse_spoilt
 from tpssl_hf.training.run_dir import RESULTS, RunDir
 
+COLLECT_EVERY = 300.0  # seconds at least; it takes half a second, mostly for what was imported
 FINGERPRINTS = ("dataset", "unlabeled images")  # facts of a run that mean nothing to people
 
 
@@ -80,6 +83,7 @@ class CheckpointManager:
         self.accelerator, self.run, self.folder = accelerator, run, folder
         self.method, self.optimizer = method, optimizer
         self.facts, self.keep = dict(facts), keep
+        self._collected = time.monotonic()
 
     def save(
         self, step: int, extra: Mapping[str, Any], groups: Mapping[str, Mapping[str, torch.Tensor]] | None = None
@@ -96,7 +100,12 @@ class CheckpointManager:
         own = {"method": self.method.state_dict(), "optimizer": tensors}
         refuse_spoilt(own, step)
         save_checkpoint(self.folder, step, {**own, **(groups or {})}, state, keep=self.keep)
-        give_back_freed_memory()  # once in a while, so that a long run stays as large as it is
+        # Once in a while, so that a long run stays as large as it is. Python looks at old objects for cycles only when
+        # they are a quarter more, which after all imports is hardly ever; safetensors leaves some of each tensor.
+        if time.monotonic() - self._collected > COLLECT_EVERY:
+            gc.collect()
+            self._collected = time.monotonic()
+        give_back_freed_memory()
 
     def restore(self) -> Checkpoint | None:
         """Load the newest good checkpoint into method and optimizer, and cut the metrics log back to it.
