@@ -23,7 +23,7 @@ KILLS: dict[str, Fault] = {
     "before the image cache has an index": Fault("index", 1),
     "before the image cache has its name": Fault("folder", 1, match=".partial"),
     "inside a forward pass": Fault("any_forward", 3),
-    "inside a backward pass": Fault("any_backward", 4),
+    "inside a backward pass": Fault("any_backward", 5),
     "before the check of a step": Fault("checked", 5),
     "between optimizer and teacher": Fault("after_step", 3),
     "after the teacher": Fault("stepped", 6),

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from tpssl_hf.losses.contrastive import negative_cosine
+from tpssl_hf.methods.base import Batch
 from tpssl_hf.methods.pretrain.byol import BYOL, BYOLConfig
 
 
@@ -17,13 +18,22 @@ def views() -> dict[str, dict[str, torch.Tensor]]:
     return {"images": {"view1": view1, "view2": view2}}
 
 
-def test_the_loss_of_all_ways_is_that_of_both_directions(byol: BYOL) -> None:
+def loss_of(byol: BYOL, batch: Batch) -> torch.Tensor:
+    return torch.stack([byol(way, 0.0)["loss"] for way in byol.ways(batch)]).mean()
+
+
+def test_swapping_the_views_leaves_the_loss_unchanged(byol: BYOL) -> None:
+    batch = views()["images"]
+    swapped = {"view1": batch["view2"], "view2": batch["view1"]}
+    torch.testing.assert_close(loss_of(byol, {"images": batch}), loss_of(byol, {"images": swapped}))
+
+
+def test_loss_is_the_mean_of_both_directions(byol: BYOL) -> None:
     view1, view2 = views()["images"].values()
     online = [byol.predictor(byol.projector(byol.backbone(v))) for v in (view1, view2)]
     target = [byol.target_projector(byol.target_backbone(v)) for v in (view1, view2)]
     expected = (negative_cosine(online[0], target[1]) + negative_cosine(online[1], target[0])) / 2
-    losses = [byol(way, 0.0)["loss"] for way in byol.ways(views())]
-    torch.testing.assert_close(torch.stack(losses).mean(), expected)
+    torch.testing.assert_close(loss_of(byol, views()), expected)
 
 
 def test_loss_scale_multiplies_the_gradient_and_not_the_log(tiny_backbone: nn.Module) -> None:
