@@ -27,7 +27,8 @@ MINUTES = 120  # of a run, were it alone
 RESUMPTIONS = 20
 WORKERS = (0, 1, 2, 4)  # one after the other
 USUAL_WORKERS = 2  # of what is compared at its end
-TRIED_STEPS, PERIOD = 300, 10.0  # steps to learn how long one takes; seconds between two looks
+TRIED_STEPS, PERIOD = 800, 10.0  # steps to learn how long one takes; seconds between two looks
+SAVES, TRIED_SAVES = 4 * RESUMPTIONS, 4  # a run outlives older saves; those of so short a one would slow it down
 WARM = 0.1  # share of a run after which its memory should be what it stays
 GROWTH = 1.0  # MiB an hour
 KEYS = {"streaming": True, "backbone": "test_resnet", "init": "random", "image_size": 32, "batch_size": 16}
@@ -110,9 +111,11 @@ def flat(looks: list[Look], steps: int) -> Count:
     return count
 
 
-def leg(shards: Path, folder: Path, steps: int, *, workers: int, until: int | None = None) -> list[Look]:
+def leg(
+    shards: Path, folder: Path, steps: int, *, workers: int, until: int | None = None, saves: int = SAVES
+) -> list[Look]:
     """Run until the end, or ask to stop once step ``until`` is logged; returns what the process held meanwhile."""
-    every = max(1, steps // (4 * RESUMPTIONS))  # a leg logs before it is stopped, and outlives older saves
+    every = max(1, steps // saves)  # a leg logs before it is stopped
     often = {"log_every": every, "save_every": every}
     arguments = as_arguments(KEYS | often, folder, dataset=shards, max_steps=steps, num_workers=workers)
     looks: list[Look] = []
@@ -145,7 +148,7 @@ def last_step(folder: Path) -> int:
 
 def measured_seconds(shards: Path, folder: Path) -> float:
     """Return the seconds of a step, by the later half of a short run."""
-    leg(shards, folder, TRIED_STEPS, workers=USUAL_WORKERS)
+    leg(shards, folder, TRIED_STEPS, workers=USUAL_WORKERS, saves=TRIED_SAVES)
     logged = read_metrics(folder / "metrics.jsonl")
     rates = [float(row["images_per_second"]) for row in logged[len(logged) // 2 :]]
     return float(KEYS["batch_size"]) / median(rates)
