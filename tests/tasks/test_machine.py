@@ -7,7 +7,9 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 
+from tpssl_hf.commands.classify import finetune_classifier
 from tpssl_hf.config.parser import flat
+from tpssl_hf.errors import InputError
 from tpssl_hf.tasks import machine
 from tpssl_hf.tasks.machine import Shown, for_this_machine
 from tpssl_hf.tasks.pretrain.config import PretrainArgs, parse_pretrain
@@ -56,6 +58,27 @@ def test_what_is_fastest_is_put_in(
     assert chosen(arguments(tmp_path)) == ("fp32", "contiguous", "no")
     assert measured == [Workload("test_resnet", (32, 32), 64, statistics_frozen=False)]
     assert "2.00 times as fast as bf16, channels_last, 1 thread; --precision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keys", [{"dataset": "nowhere"}, {"init": "nowhere"}])
+def test_what_is_not_there_is_said_before_anything_is_measured(
+    measured: list[Workload], tmp_path: Path, keys: dict[str, str]
+) -> None:
+    with pytest.raises(InputError, match="'nowhere' is not"):
+        chosen(arguments(tmp_path, **keys))
+    assert not measured
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"), [("few.csv", "few.csv cannot be read"), ("many", "'many' is not a number")]
+)
+def test_labels_that_cannot_be_read_are_said_before_anything_is_measured(
+    measured: list[Workload], tmp_path: Path, labels: str, sentence: str
+) -> None:
+    keys = {"dataset": "digits", "backbone": "test_resnet", "init": "random", "image_size": 32, "max_steps": 1000}
+    with pytest.raises(InputError, match=sentence):
+        finetune_classifier(**keys, labels=labels, output_dir=tmp_path / "run")
+    assert not measured
 
 
 @pytest.mark.parametrize("keys", [{"precision": "bf16"}, {"precision": "fp32", "memory_format": "contiguous"}])

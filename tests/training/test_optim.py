@@ -5,6 +5,7 @@ import torch
 from timm.optim import Lars
 from torch import Tensor, nn
 
+from tpssl_hf.errors import InputError
 from tpssl_hf.training.optim import (
     LARS,
     build_optimizer,
@@ -196,6 +197,11 @@ def test_nesterov_is_that_of_torch() -> None:
             optimizer.step()
         moved.append(parameter.detach())
     torch.testing.assert_close(*moved)
+
+
+def test_nesterov_without_momentum_is_refused() -> None:
+    with pytest.raises(InputError, match="nesterov needs a momentum above 0"):
+        build_optimizer("sgd", nn.Linear(2, 2), weight_decay=0.0, momentum=0.0, nesterov=True)
 
 
 def test_fixmatch_schedule_ends_at_a_fifth() -> None:

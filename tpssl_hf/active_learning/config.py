@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tpssl_hf.config.allowed import FROM_1, SEEDS
 from tpssl_hf.config.parser import key
 from tpssl_hf.config.shared import DataConfig
 
@@ -27,8 +28,10 @@ class PickLabelsConfig:
     )
     backbone: str = key("resnet18", "timm model, where the weights do not say of which model they are.")
     output_dir: str = key("outputs/to_label", "Folder of the list and the contact sheet.", carry_out=True)
-    seed: int = key(0, "Seed of k-means and of random draws.")
-    cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
+    seed: int = key(0, "Seed of k-means and of random draws.", within=SEEDS)
+    cpu_threads: int | None = key(
+        None, "CPU threads of this process; chosen for the machine when not given.", within=FROM_1
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tpssl_hf.config.allowed import ABOVE_0, FROM_1, SEEDS
 from tpssl_hf.config.parser import key
 from tpssl_hf.config.shared import DataConfig
 
@@ -34,10 +35,12 @@ class AnalyzeConfig:
     repeats: int = key(5, "clustering: starts of k-means; steps: label seeds.")
     labels: str = key("40,250", "steps: labels of the linear probe, with commas between.", several=True)
     samples: int = key(500, "tsne: images drawn at random, fewer where there are fewer (paper: 500).")
-    perplexity: float = key(30.0, "tsne: perplexity.")
+    perplexity: float = key(30.0, "tsne: perplexity.", within=ABOVE_0)
     output_dir: str = key("outputs/analyze", "Folder of the tables and images.", carry_out=True)
-    seed: int = key(0, "Seed of random weights, draws, k-means and t-SNE.")
-    cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
+    seed: int = key(0, "Seed of random weights, draws, k-means and t-SNE.", within=SEEDS)
+    cpu_threads: int | None = key(
+        None, "CPU threads of this process; chosen for the machine when not given.", within=FROM_1
+    )
 
 
 @dataclass(frozen=True)

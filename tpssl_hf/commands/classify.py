@@ -21,6 +21,7 @@ from typing import Any
 
 from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
 from tpssl_hf.convert.starter import starter
+from tpssl_hf.data.wanted_labels import refuse_unreadable
 from tpssl_hf.hub.push_after_training import push_finished, validate_push
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.tasks.budgeted_size import budgeted_data
@@ -62,6 +63,7 @@ def run(args: ClassifyArgs) -> int:
     """Finetune, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
+    refuse_unreadable(str(args.task.labels))
     trainings = 2 if args.task.select == "best" else 1  # folds take as long as the run itself, at most
     args = replace(args, data=budgeted_data(args, accelerator, images_to_learn(args, trainings)))
     side, together = args.data.image_size, args.optim.batch_size * (1 + args.optim.unlabeled_ratio)

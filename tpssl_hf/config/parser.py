@@ -21,6 +21,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
     DefaultHelpFormatter,
 )
 
+from tpssl_hf.config.allowed import Numbers, in_a_sentence, refuse_numbers
 from tpssl_hf.config.lists import WRITTEN, normalize_lists
 from tpssl_hf.errors import InputError
 from tpssl_hf.process import values_of
@@ -33,7 +34,9 @@ METHOD = "method"
 ACCESS_TOKEN = re.compile(r"(?:hf|api_org)_[A-Za-z0-9]{30,}")  # as the Hub makes them
 
 
-def key(default: Any, help_text: str, *, several: bool = False, carry_out: bool = False) -> Any:
+def key(
+    default: Any, help_text: str, *, several: bool = False, carry_out: bool = False, within: Numbers | None = None
+) -> Any:
     """Declare one key.
 
     Args:
@@ -42,8 +45,10 @@ def key(default: Any, help_text: str, *, several: bool = False, carry_out: bool 
         several: whether it may be a list.
         carry_out: whether it changes only how a run is carried out and not what comes out of it, so that a resumed
             run may have another value.
+        within: numbers it may have, from 0 on where nothing is said.
     """
-    return field(default=default, metadata={"help": help_text, "several": several, "carry_out": carry_out})
+    metadata = {"help": help_text, "several": several, "carry_out": carry_out, "within": within}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,8 @@ def parse_args(
         defaults: values that replace the defaults of dataclasses and method.
 
     Raises:
-        InputError: for an unknown key (naming the nearest known one), a wrong type, a file that cannot be read, or an
-            access token.
+        InputError: for an unknown key (naming the nearest known one), a wrong type, a number that the key does not
+            allow, a file that cannot be read, or an access token.
     """
     given = as_command_line(arguments)
     _refuse_tokens(given)
@@ -191,8 +196,10 @@ def _parse(
     try:
         namespace = parser.parse_args(list(arguments))
     except Exception as error:  # jsonargparse raises several kinds; every one is about what the user gave
-        raise InputError(_first_sentence(str(error))) from error
-    return normalize_lists(groups, {name: getattr(namespace, name) for name in known})
+        raise InputError(in_a_sentence(groups, str(error)) or _first_sentence(str(error))) from error
+    values = normalize_lists(groups, {name: getattr(namespace, name) for name in known})
+    refuse_numbers(groups, values)
+    return values
 
 
 def words_as_keys(arguments: Sequence[str], keys: Sequence[str], wanted: str) -> list[str]:

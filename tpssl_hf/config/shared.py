@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tpssl_hf.config.allowed import BELOW_1, FROM_1, SEEDS
 from tpssl_hf.config.parser import given_keys, key
 
 LEFT_TO_BUDGET = -1  # number of images that no key gives, until a budget has chosen it
@@ -19,7 +20,7 @@ class DataConfig:
     image_column: str | None = key(None, "Column that holds the images; found by its type when not given.")
     label_column: str | None = key(None, "Column that holds labels; found when not given. `folder`: sub-folder names.")
     streaming: bool = key(False, "Read a Hub or parquet data set in shards, never holding it whole.")
-    limit_images: int | None = key(None, "Cap the number of images (fixed random subset).")
+    limit_images: int | None = key(None, "Cap the number of images (fixed random subset).", within=FROM_1)
     image_size: int = key(
         0,
         "Side of the square views, in pixels; 0: the size the weights were trained at, 224 for random ones, or with "
@@ -33,7 +34,9 @@ class DataConfig:
         16.0, "Largest decoded cache on disk, in GiB; above it images are decoded on demand.", carry_out=True
     )
     cache_scale: float = key(
-        2.5, "Largest shorter side of stored images, as a multiple of image_size: what small crops are cut from."
+        2.5,
+        "Largest shorter side of stored images, as a multiple of image_size: what small crops are cut from.",
+        within=FROM_1,
     )
     cache_dir: str | None = key(None, "Folder of the decoded cache; below HF_HOME when not given.", carry_out=True)
 
@@ -61,7 +64,7 @@ class ModelConfig:
 class OptimConfig:
     """Optimization."""
 
-    batch_size: int = key(256, "Images per optimizer step, over all processes and accumulation steps.")
+    batch_size: int = key(256, "Images per optimizer step, over all processes and accumulation steps.", within=FROM_1)
     epochs: int = key(100, "Passes over the images.")
     max_steps: int | None = key(None, "Optimizer steps instead of epochs; every schedule is rescaled to it.")
     optimizer: Literal["lars", "sgd", "adamw"] | None = key(
@@ -74,9 +77,11 @@ class OptimConfig:
     )
     weight_decay: float = key(1e-6, "Weight decay of weights with two or more dimensions.")
     decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
-    momentum: float = key(0.9, "Momentum of SGD and LARS, first beta of AdamW.")
+    momentum: float = key(0.9, "Momentum of SGD and LARS, first beta of AdamW.", within=BELOW_1)
     warmup_epochs: float = key(10.0, "Epochs of linear warm-up; at most a tenth of the run, and that when streaming.")
-    gradient_accumulation_steps: int = key(1, "Parts a batch is computed in; each part sees only itself in BatchNorm.")
+    gradient_accumulation_steps: int = key(
+        1, "Parts a batch is computed in; each part sees only itself in BatchNorm.", within=FROM_1
+    )
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,13 @@ class RunConfig:
     output_dir: str = key(
         "outputs/target_pretrain", "Folder of the run; an unfinished run in it is resumed.", carry_out=True
     )
-    seed: int = key(0, "Seed of weights, order and augmentation.")
+    seed: int = key(0, "Seed of weights, order and augmentation.", within=SEEDS)
     resume: bool = key(
         True, "Continue an unfinished run of the same configuration; false refuses instead.", carry_out=True
     )
-    save_every: int = key(500, "Steps between checkpoints.", carry_out=True)
-    keep_checkpoints: int = key(2, "Checkpoints kept.", carry_out=True)
-    log_every: int = key(10, "Steps between lines of metrics.jsonl.")
+    save_every: int = key(500, "Steps between checkpoints.", carry_out=True, within=FROM_1)
+    keep_checkpoints: int = key(2, "Checkpoints kept.", carry_out=True, within=FROM_1)
+    log_every: int = key(10, "Steps between lines of metrics.jsonl.", within=FROM_1)
     log_with: Literal["none", "tensorboard", "trackio", "wandb"] = key(
         "none", "Tracker beside metrics.jsonl.", carry_out=True
     )
@@ -106,7 +111,9 @@ class RunConfig:
         "Layout of images and weights in memory. auto: channels_last, or what is measured with precision auto.",
         carry_out=True,
     )
-    cpu_threads: int | None = key(None, "CPU threads of this process; chosen for the machine when not given.")
+    cpu_threads: int | None = key(
+        None, "CPU threads of this process; chosen for the machine when not given.", within=FROM_1
+    )
 
 
 @dataclass(frozen=True)

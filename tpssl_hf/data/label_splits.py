@@ -20,6 +20,7 @@ from tpssl_hf.data.multilabel import matrix_of, refuse_several
 from tpssl_hf.data.multilabel_splits import draw_images, is_known, refuse_untold
 from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.data.sources import Source, columns_of, lists_of_labels, names_of_lists
+from tpssl_hf.data.wanted_labels import count_of, is_file
 from tpssl_hf.errors import InputError
 
 LabelMode = Literal["balanced", "proportional"]
@@ -51,7 +52,7 @@ def choose_labels(
         InputError: if the number does not suit the classes, a file does not suit the images, or some class has no
             label.
     """
-    if Path(wanted).suffix.lower() in (".json", ".csv"):
+    if is_file(wanted):
         return _check_classes(read_labels(Path(wanted), store, source, several=several))
     if source.label_lists is not None:
         return _check_classes(_labels_of_lists(wanted, store, source, seed), source.notes)
@@ -69,11 +70,9 @@ def choose_labels(
     names = source.class_names or tuple(str(number) for number in range(int(store.labels.max()) + 1))
     if wanted == "all":
         indices, chosen = np.flatnonzero(store.labels != UNLABELED), "every label of the data set"
-    elif wanted.isdecimal() and int(wanted) > 0:
-        indices = draw_labels(store.labels, int(wanted), len(names), mode=mode, seed=seed)
-        chosen = f"{wanted} labels, {mode}, seed {seed}"
     else:
-        raise InputError(f"labels {wanted!r} is not a number above 0, `all`, or a .json or .csv file.")
+        indices = draw_labels(store.labels, count_of(wanted), len(names), mode=mode, seed=seed)
+        chosen = f"{wanted} labels, {mode}, seed {seed}"
     return _check_classes(Labeled(indices, store.labels[indices], names, chosen), source.notes)
 
 
@@ -82,21 +81,9 @@ def _labels_of_lists(wanted: str, store: ImageCache, source: Source, seed: int) 
     labels, names = lists_of_labels(source, store.rows)
     if wanted == "all":
         indices, chosen = np.flatnonzero(is_known(labels)), "every label of the data set"
-    elif wanted.isdecimal() and int(wanted) > 0:
-        indices, chosen = draw_images(labels, int(wanted), seed), f"{wanted} labeled images, seed {seed}"
     else:
-        raise InputError(f"labels {wanted!r} is not a number above 0, `all`, or a .json or .csv file.")
+        indices, chosen = draw_images(labels, count_of(wanted), seed), f"{wanted} labeled images, seed {seed}"
     return Labeled(indices, labels[indices], names, chosen)
-
-
-def gives_several(wanted: str, source: Source) -> bool:
-    """Return whether ``wanted``, as in :func:`choose_labels`, gives images several labels.
-
-    Raises:
-        InputError: for a file that cannot be read.
-    """
-    path = Path(wanted)
-    return read_label_file(path).several if path.suffix.lower() in (".json", ".csv") else bool(source.label_lists)
 
 
 def draw_labels(labels: np.ndarray, count: int, classes: int, *, mode: LabelMode, seed: int) -> np.ndarray:

@@ -125,10 +125,24 @@ def load_source(
     )
 
 
+def refuse_unknown(dataset: str) -> None:
+    """Refuse what is no data set by its name alone, without opening it.
+
+    Raises:
+        InputError: if it is no name of the registry, nothing on this machine, and no Hub id.
+    """
+    if not (dataset in DATASETS or Path(dataset).expanduser().exists() or HUB_ID.fullmatch(dataset)):
+        raise InputError(
+            f"{dataset!r} is not an existing folder: give a folder that exists, a Hub id `owner/name` or one of "
+            f"{', '.join(DATASETS)}."
+        )
+
+
 def open_dataset(
     dataset: str, split: str, config: str | None, *, streaming: bool = False, folder_labels: bool = False
 ) -> tuple[Loaded, Path | None]:
     """Return what ``dataset`` names, as in :func:`load_source`: a split, and its local folder."""
+    refuse_unknown(dataset)
     spec = DATASETS.get(dataset)
     folder = None
     if spec is not None and spec.source == EMBEDDED:
@@ -139,13 +153,8 @@ def open_dataset(
     elif Path(dataset).expanduser().exists():
         folder = Path(dataset).expanduser().resolve()
         opened = load_folder(folder, split, config, streaming, folder_labels=folder_labels)
-    elif HUB_ID.fullmatch(dataset):
-        opened = _load_from_hub(dataset, config, split, streaming)
     else:
-        raise InputError(
-            f"{dataset!r} is not an existing folder: give a folder that exists, a Hub id `owner/name` or one of "
-            f"{', '.join(DATASETS)}."
-        )
+        opened = _load_from_hub(dataset, config, split, streaming)
     if spec is not None and Path(dataset).is_dir():
         opened = replace(opened, notes=(*opened.notes, f"a folder {dataset!r} is here too: ./{dataset} would take it"))
     if opened.dataset.features is None:

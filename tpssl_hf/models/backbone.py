@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -101,15 +101,14 @@ def load_backbone(architecture: str, *, init: str, image_size: int | None = None
 
 def _load(architecture: str, init: str, image_size: int | None) -> tuple[nn.Module, WeightsSource]:
     """Find out what ``init`` is, and load it."""
-    name = architecture.partition(".")[0]
-    if init == "random":
+    name, kind, path = architecture.partition(".")[0], kind_of(init), Path(init).expanduser()
+    if kind == "random":
         return built(architecture, image_size), WeightsSource("random", name)
-    if init == "timm" or (is_model(init.partition(".")[0]) and "/" not in init and not Path(init).exists()):
+    if kind == "timm":
         return _from_timm(architecture if init == "timm" else init, architecture, image_size)
-    path = Path(init).expanduser()
-    if path.is_dir():
+    if kind == "folder":
         return _from_folder(path, WeightsSource("folder", _public_name(path)), architecture, image_size)
-    if path.is_file():
+    if kind == "file":
         if path.suffix != ".safetensors":
             raise InputError(
                 f"init {init!r} is not a .safetensors file, and pickled weights are not read here; "
@@ -117,8 +116,26 @@ def _load(architecture: str, init: str, image_size: int | None) -> tuple[nn.Modu
             )
         facts = read_weights_config(path.with_name(CONFIG_FILE), name)
         return _from_file(path, WeightsSource("file", path.name), architecture, image_size, facts)
+    return _from_hub(init, architecture, image_size)
+
+
+def kind_of(init: str) -> Literal["random", "timm", "folder", "file", "hub"]:
+    """Return what ``init`` names, without opening it.
+
+    Raises:
+        InputError: if it is none of these.
+    """
+    path = Path(init).expanduser()
+    if init == "random":
+        return "random"
+    if init == "timm" or (is_model(init.partition(".")[0]) and "/" not in init and not Path(init).exists()):
+        return "timm"
+    if path.is_dir():
+        return "folder"
+    if path.is_file():
+        return "file"
     if init.count("/") == 1 and not init.startswith((".", "/", "~")):
-        return _from_hub(init, architecture, image_size)
+        return "hub"
     raise InputError(f"init {init!r} is not random, timm, a timm weight tag, an existing folder or file, or a Hub id.")
 
 

@@ -12,6 +12,8 @@ from accelerate.utils import broadcast_object_list
 
 from tpssl_hf.config.parser import read_config_file
 from tpssl_hf.config.shared import DataConfig, ModelConfig, RunConfig, TimeConfig
+from tpssl_hf.data.sources import refuse_unknown
+from tpssl_hf.models.backbone import kind_of
 from tpssl_hf.process import cpu_has_bf16, more_threads, say_threads, threads_in_use
 from tpssl_hf.tasks.time_budget import parse_duration
 from tpssl_hf.training.accelerator import make_accelerator, mixed_precision
@@ -88,8 +90,10 @@ def for_this_machine(args: TrainingArgs, shown: Shown, accelerator: Accelerator)
         ``args.run`` with what was chosen, and the accelerator for it.
 
     Raises:
-        InputError: if the backbone cannot be made, or the budget is no duration.
+        InputError: if the backbone cannot be made, images or weights are not there, or the budget is no duration.
     """
+    refuse_unknown(args.data.dataset)
+    kind_of(args.model.init)
     asked_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
     if accelerator.device.type != "cpu" or args.run.precision != "auto" or asked_of_launcher:
         return args.run, accelerator

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from tpssl_hf.errors import InputError
+
 
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You et al., 2017), in the form BYOL and PixPro use.
@@ -170,6 +172,10 @@ def build_optimizer(
 
     Every one of them honors ``found_inf``: a tensor that is not zero makes the next step change nothing. Arguments
     are those of :func:`parameter_groups`; ``nesterov`` is for ``sgd``.
+
+    Raises:
+        InputError: for ``nesterov`` without a momentum.
+        ValueError: for another name.
     """
     groups = parameter_groups(
         module,
@@ -183,6 +189,8 @@ def build_optimizer(
     for group in groups:
         group.pop("lars_exclude")
     if name == "sgd":
+        if nesterov and momentum == 0:
+            raise InputError("nesterov needs a momentum above 0; give one, or --nesterov false.")
         return SteadySGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
     if name == "adamw":
         return AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)

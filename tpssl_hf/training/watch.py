@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tpssl_hf.config.allowed import ABOVE_0
 from tpssl_hf.config.parser import key, read_config_file
 from tpssl_hf.errors import InputError
 from tpssl_hf.plots.headline import COLLAPSED, health_of
@@ -38,7 +39,7 @@ class WatchConfig:
     """Watching a run."""
 
     run: str = key("", "Folder of a run, its `output_dir`; may also be given first, without `--run`.")
-    every: float = key(5.0, "Seconds between two looks.")
+    every: float = key(5.0, "Seconds between two looks.", within=ABOVE_0)
     once: bool = key(False, "Look once and end.")
 
 

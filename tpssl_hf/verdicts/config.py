@@ -3,6 +3,7 @@
 from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
+from tpssl_hf.config.allowed import FROM_1, SEEDS
 from tpssl_hf.config.parser import as_command_line, flat, key
 from tpssl_hf.config.shared import DataConfig
 
@@ -51,10 +52,10 @@ class VerdictRunConfig:
     """Run."""
 
     output_dir: str = key("outputs/verdict", "Folder of the verdict.", carry_out=True)
-    seed: int = key(0, "Seed of random weights, of label seeds and of intervals.")
+    seed: int = key(0, "Seed of random weights, of label seeds and of intervals.", within=SEEDS)
     feature_dir: str | None = key(None, "Folder of cached features; below HF_HOME when not given.", carry_out=True)
     cpu_threads: int | None = key(
-        None, "CPU threads of this process; chosen for the machine when not given.", carry_out=True
+        None, "CPU threads of this process; chosen for the machine when not given.", carry_out=True, within=FROM_1
     )
 
 

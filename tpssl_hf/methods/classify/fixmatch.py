@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import BELOW_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import labeled_cross_entropy, masked_binary_cross_entropy, masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
@@ -43,6 +44,7 @@ class FixMatchConfig:
         None,
         "Least probability at which a pseudo-label counts. When not given: 0.95 (Sohn et al., 2020, Table 4), or 0.8 "
         "where the head is fitted, whose probabilities are less sharp.",
+        within=SHARE,
     )
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Sohn et al., 2020, Table 4).")
     alignment: float | None = key(
@@ -50,8 +52,11 @@ class FixMatchConfig:
         "Exponent, 0 to 1, by which predictions are brought to the classes' shares among the labels before "
         "pseudo-labels are taken: 0 is FixMatch as published, 1 is distribution alignment (Berthelot et al., 2020). "
         "When not given: 0.5 where the head is fitted, else 0.",
+        within=SHARE,
     )
-    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
+    ema_momentum: float = key(
+        0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).", within=BELOW_1
+    )
 
 
 class FixMatch(Method):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import BELOW_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
@@ -25,10 +26,12 @@ from tpssl_hf.models.timm_network import timm_network
 class FlexMatchConfig:
     """FlexMatch; defaults are the original's (Zhang et al., 2021)."""
 
-    threshold: float = key(0.95, "Threshold of the best learned class, and of the memory (Zhang et al., 2021, §4).")
+    threshold: float = key(
+        0.95, "Threshold of the best learned class, and of the memory (Zhang et al., 2021, §4).", within=SHARE
+    )
     threshold_warmup: bool = key(True, "Count images without a confident label yet (Zhang et al., 2021, §3.3).")
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Zhang et al., 2021, §4).")
-    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Zhang et al., 2021, §4).")
+    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Zhang et al., 2021, §4).", within=BELOW_1)
 
 
 class FlexMatch(Method):

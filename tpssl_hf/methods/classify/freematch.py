@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import BELOW_1
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import class_fairness, class_membership, masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
@@ -27,13 +28,17 @@ class FreeMatchConfig:
     """FreeMatch; defaults are the original's (Wang et al., 2023)."""
 
     statistics_momentum: float = key(
-        0.999, "EMA momentum of confidence and class shares in the long run, less early (Wang et al., 2023, §5.1)."
+        0.999,
+        "EMA momentum of confidence and class shares in the long run, less early (Wang et al., 2023, §5.1).",
+        within=BELOW_1,
     )
     fairness_weight: float = key(
         0.01, "Weight of the fairness term (Wang et al., 2023, official code; 0.001 for 40 labels of CIFAR-10)."
     )
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Wang et al., 2023, §5.1).")
-    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Wang et al., 2023, §5.1).")
+    ema_momentum: float = key(
+        0.999, "EMA momentum of the evaluated network (Wang et al., 2023, §5.1).", within=BELOW_1
+    )
 
 
 class FreeMatch(Method):

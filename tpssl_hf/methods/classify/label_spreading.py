@@ -24,6 +24,7 @@ from sklearn.semi_supervised import LabelSpreading
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings, eval_view
+from tpssl_hf.config.allowed import BETWEEN_0_AND_1, FROM_1
 from tpssl_hf.config.parser import key
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
@@ -37,8 +38,12 @@ UNKNOWN = -1
 class LabelSpreadingConfig:
     """Label spreading (Zhou et al., 2004)."""
 
-    neighbors: int = key(10, "Nearest neighbors that an image is joined with; our choice.")
-    alpha: float = key(0.2, "Share that an image takes from its neighbors, α of Zhou et al. (2004); our choice.")
+    neighbors: int = key(10, "Nearest neighbors that an image is joined with; our choice.", within=FROM_1)
+    alpha: float = key(
+        0.2,
+        "Share that an image takes from its neighbors, α of Zhou et al. (2004); our choice.",
+        within=BETWEEN_0_AND_1,
+    )
 
 
 class NeighborGraph:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import BELOW_1
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import labeled_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
@@ -29,7 +30,9 @@ from tpssl_hf.models.timm_network import timm_network
 class LinearProbeConfig:
     """A classifier on frozen features (He et al., 2020); the average is that of FixMatch's code."""
 
-    ema_momentum: float = key(0.999, "EMA momentum of the evaluated classifier (Sohn et al., 2020, official code).")
+    ema_momentum: float = key(
+        0.999, "EMA momentum of the evaluated classifier (Sohn et al., 2020, official code).", within=BELOW_1
+    )
 
 
 class LinearProbe(Method):

@@ -13,6 +13,7 @@ from torch import nn
 
 from tpssl_hf.augment.classify_views import weak_view
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import BELOW_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import linear_ramp, probability_distance
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
@@ -26,10 +27,12 @@ class MeanTeacherConfig:
     """Mean Teacher; defaults are those of FixMatch's code (Sohn et al., 2020)."""
 
     ema_momentum: float = key(
-        0.999, "EMA momentum of the teacher, which is evaluated (Tarvainen & Valpola, 2017, §3)."
+        0.999, "EMA momentum of the teacher, which is evaluated (Tarvainen & Valpola, 2017, §3).", within=BELOW_1
     )
     unlabeled_weight: float = key(50.0, "Weight of the consistency after its ramp (Sohn et al., 2020, official code).")
-    ramp_end: float = key(0.4, "Part of the run over which that weight rises from 0 (Sohn et al., 2020, likewise).")
+    ramp_end: float = key(
+        0.4, "Part of the run over which that weight rises from 0 (Sohn et al., 2020, likewise).", within=SHARE
+    )
 
 
 class MeanTeacher(Method):

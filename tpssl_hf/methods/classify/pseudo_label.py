@@ -20,6 +20,7 @@ from torch import nn
 
 from tpssl_hf.augment.classify_views import weak_view
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import BELOW_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import linear_ramp, masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
@@ -32,10 +33,16 @@ from tpssl_hf.models.ema import EMATeacher
 class PseudoLabelConfig:
     """Pseudo-Label; defaults are those of FixMatch's code (Sohn et al., 2020)."""
 
-    threshold: float = key(0.95, "Least probability at which a pseudo-label counts (Sohn et al., 2020, code).")
+    threshold: float = key(
+        0.95, "Least probability at which a pseudo-label counts (Sohn et al., 2020, code).", within=SHARE
+    )
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss after its ramp (Sohn et al., 2020, code).")
-    ramp_end: float = key(0.4, "Part of the run over which that weight rises from 0 (Sohn et al., 2020, code).")
-    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
+    ramp_end: float = key(
+        0.4, "Part of the run over which that weight rises from 0 (Sohn et al., 2020, code).", within=SHARE
+    )
+    ema_momentum: float = key(
+        0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).", within=BELOW_1
+    )
 
 
 class PseudoLabel(Method):

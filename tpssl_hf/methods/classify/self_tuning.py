@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.classify_views import strong_view
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import ABOVE_0, BELOW_1, FROM_1
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import class_group_contrast
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
@@ -28,10 +29,14 @@ from tpssl_hf.models.timm_network import timm_network
 class SelfTuningConfig:
     """Self-Tuning; defaults are those of its code's run scripts (Wang et al., 2021)."""
 
-    queue_size: int = key(32, "Keys kept of each class (Wang et al., 2021, official code).")
-    projection_features: int = key(1024, "Width of the projections (Wang et al., 2021, official run scripts).")
-    temperature: float = key(0.07, "Temperature of the contrast (Wang et al., 2021, official code).")
-    ema_momentum: float = key(0.999, "EMA momentum of the key network, which is evaluated (Wang et al., 2021, code).")
+    queue_size: int = key(32, "Keys kept of each class (Wang et al., 2021, official code).", within=FROM_1)
+    projection_features: int = key(
+        1024, "Width of the projections (Wang et al., 2021, official run scripts).", within=FROM_1
+    )
+    temperature: float = key(0.07, "Temperature of the contrast (Wang et al., 2021, official code).", within=ABOVE_0)
+    ema_momentum: float = key(
+        0.999, "EMA momentum of the key network, which is evaluated (Wang et al., 2021, code).", within=BELOW_1
+    )
 
 
 class ClassQueue(nn.Module):

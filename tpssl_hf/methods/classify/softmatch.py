@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import ABOVE_0, BELOW_1
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
@@ -27,13 +28,15 @@ class SoftMatchConfig:
     """SoftMatch; defaults are the original's (Chen et al., 2023)."""
 
     statistics_momentum: float = key(
-        0.999, "EMA momentum of the confidence's statistics in the long run, less early (Chen et al., 2023, App.)."
+        0.999,
+        "EMA momentum of the confidence's statistics in the long run, less early (Chen et al., 2023, App.).",
+        within=BELOW_1,
     )
     deviations: float = key(
-        2.0, "Standard deviations of confidence per width of the weight (Chen et al., 2023, code)."
+        2.0, "Standard deviations of confidence per width of the weight (Chen et al., 2023, code).", within=ABOVE_0
     )
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Chen et al., 2023).")
-    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Chen et al., 2023).")
+    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Chen et al., 2023).", within=BELOW_1)
 
 
 class SoftMatch(Method):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import BELOW_1
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import labeled_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
@@ -20,7 +21,9 @@ from tpssl_hf.models.ema import EMATeacher
 class SupervisedConfig:
     """Finetuning on labels alone; the average is that of FixMatch's code (Sohn et al., 2020)."""
 
-    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
+    ema_momentum: float = key(
+        0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).", within=BELOW_1
+    )
 
 
 class Supervised(Method):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import ABOVE_0, BELOW_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import masked_divergence, sharpen
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, PseudoLabels, Views
@@ -23,11 +24,15 @@ class UDAConfig:
     """UDA; defaults are those of its scripts for few labels (Xie et al., 2020), the average is FixMatch's."""
 
     threshold: float = key(
-        0.8, "Probability above which a prediction is a target (Xie et al., 2020, official scripts)."
+        0.8, "Probability above which a prediction is a target (Xie et al., 2020, official scripts).", within=SHARE
     )
-    temperature: float = key(0.4, "Temperature that sharpens the targets (Xie et al., 2020, official scripts).")
+    temperature: float = key(
+        0.4, "Temperature that sharpens the targets (Xie et al., 2020, official scripts).", within=ABOVE_0
+    )
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Xie et al., 2020, §2.2).")
-    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
+    ema_momentum: float = key(
+        0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).", within=BELOW_1
+    )
 
 
 class UDA(Method):

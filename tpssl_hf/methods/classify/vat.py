@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.classify_views import weak_view
 from tpssl_hf.augment.pretrain_views import ViewSettings
+from tpssl_hf.config.allowed import ABOVE_0, BELOW_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.semi_supervised import linear_ramp, masked_divergence, mean_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
@@ -26,18 +27,23 @@ from tpssl_hf.models.ema import EMATeacher
 class VATConfig:
     """VAT; defaults are those of FixMatch's code (Sohn et al., 2020), the radius carried over to larger images."""
 
-    ema_momentum: float = key(0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).")
+    ema_momentum: float = key(
+        0.999, "EMA momentum of the evaluated network (Sohn et al., 2020, official code).", within=BELOW_1
+    )
     unlabeled_weight: float = key(0.3, "Weight of the divergence after its ramp (Sohn et al., 2020, likewise).")
     entropy_weight: float = key(0.06, "Weight of the mean entropy, from the start (Sohn et al., 2020, likewise).")
     ramp_end: float = key(
-        0.4, "Part of the run over which unlabeled_weight takes effect (Sohn et al., 2020, likewise)."
+        0.4, "Part of the run over which unlabeled_weight takes effect (Sohn et al., 2020, likewise).", within=SHARE
     )
     radius: float = key(
         0.2397,
         "Root mean square of the perturbation over normalized pixels: 93 / sqrt(3 * 224 * 224), which is the norm 6 "
         "for 32 pixels in [-1, 1] of Sohn et al., 2020.",
+        within=ABOVE_0,
     )
-    probe: float = key(0.01, "Length of the power iteration's probe, relative to the radius (our choice).")
+    probe: float = key(
+        0.01, "Length of the power iteration's probe, relative to the radius (our choice).", within=ABOVE_0
+    )
 
 
 class VAT(Method):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import BYOL_VIEW_1, BYOL_VIEW_2, ViewSettings, two_views
+from tpssl_hf.config.allowed import FROM_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import negative_cosine, normalized_std
 from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views, both_ways
@@ -23,9 +24,11 @@ from tpssl_hf.models.sizes import feature_width
 class BYOLConfig:
     """BYOL; defaults are its official 300-epoch preset (Grill et al., 2020, App. J)."""
 
-    base_momentum: float = key(0.99, "EMA momentum of the target at the start; rises to 1 along a cosine.")
-    hidden_features: int = key(4096, "Width of the hidden layer of projector and predictor.")
-    projection_features: int = key(256, "Width of the projections that are compared.")
+    base_momentum: float = key(
+        0.99, "EMA momentum of the target at the start; rises to 1 along a cosine.", within=SHARE
+    )
+    hidden_features: int = key(4096, "Width of the hidden layer of projector and predictor.", within=FROM_1)
+    projection_features: int = key(256, "Width of the projections that are compared.", within=FROM_1)
     loss_scale: float = key(1.0, "Factor of the loss: 1 is Eq. 3, 4 the original's sum of 2 - 2cos both ways.")
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import MOCO_VIEW, ViewSettings, two_views
+from tpssl_hf.config.allowed import ABOVE_0, FROM_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import info_nce, normalized_std
 from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
@@ -26,11 +27,11 @@ from tpssl_hf.models.timm_network import timm_network
 class DenseCLConfig:
     """DenseCL; defaults are the official ones (Wang et al., 2021, §4.1), the queues' length is ours."""
 
-    key_momentum: float = key(0.999, "EMA momentum of the key network, constant.")
-    temperature: float = key(0.2, "Temperature of both losses.")
-    queue_size: int = key(16384, "Keys kept by each of the two queues; a multiple of the batch size.")
-    hidden_features: int = key(2048, "Width of the hidden layer of both heads.")
-    projection_features: int = key(128, "Width of the projections that are compared.")
+    key_momentum: float = key(0.999, "EMA momentum of the key network, constant.", within=SHARE)
+    temperature: float = key(0.2, "Temperature of both losses.", within=ABOVE_0)
+    queue_size: int = key(16384, "Keys kept by each of the two queues; a multiple of the batch size.", within=FROM_1)
+    hidden_features: int = key(2048, "Width of the hidden layer of both heads.", within=FROM_1)
+    projection_features: int = key(128, "Width of the projections that are compared.", within=FROM_1)
     dense_weight: float = key(
         0.5, "Weight of the dense loss, in [0, 1]; the rest is the loss on whole images (Eq. 3)."
     )

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import DISTILL_VIEW, ViewSettings, one_view
+from tpssl_hf.config.allowed import ABOVE_0, FROM_1
 from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import negative_cosine, normalized_std
@@ -47,9 +48,11 @@ class DistillConfig:
         0, "Side of the images the teacher sees, in pixels; 0: the size its weights were trained at."
     )
     relational_weight: float = key(1.0, "Weight of the relational loss; that of the cosine is 1.")
-    temperature: float = key(0.1, "Temperature of the student's similarities to the queue.")
-    teacher_temperature: float = key(0.05, "Temperature of the teacher's similarities to the queue.")
-    queue_size: int = key(4096, "Features of the teacher kept to compare with; a multiple of the batch size.")
+    temperature: float = key(0.1, "Temperature of the student's similarities to the queue.", within=ABOVE_0)
+    teacher_temperature: float = key(0.05, "Temperature of the teacher's similarities to the queue.", within=ABOVE_0)
+    queue_size: int = key(
+        4096, "Features of the teacher kept to compare with; a multiple of the batch size.", within=FROM_1
+    )
 
 
 class Distill(Method):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tpssl_hf.augment.pretrain_views import MOCO_VIEW, ViewSettings, two_views
+from tpssl_hf.config.allowed import ABOVE_0, FROM_1, SHARE, SHARE_ABOVE_0
 from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import info_nce, normalized_std
@@ -25,11 +26,17 @@ from tpssl_hf.models.sizes import feature_width
 class MoCoConfig:
     """MoCo v2; defaults are those of its ImageNet runs (Chen et al., 2020), the queue's length is ours."""
 
-    key_momentum: float = key(0.999, "EMA momentum of the key network, constant (He et al., 2020, §3.3).")
-    temperature: float = key(0.2, "Temperature of InfoNCE (Chen et al., 2020, Table 2).")
-    queue_size: int = key(16384, "Keys kept as negatives; a multiple of the batch size (65,536 on ImageNet).")
-    projection_features: int = key(128, "Width of the projections that are compared.")
-    smallest_crop: float = key(0.2, "Least area of a view's crop as a share of the image's, in (0, 1].")
+    key_momentum: float = key(
+        0.999, "EMA momentum of the key network, constant (He et al., 2020, §3.3).", within=SHARE
+    )
+    temperature: float = key(0.2, "Temperature of InfoNCE (Chen et al., 2020, Table 2).", within=ABOVE_0)
+    queue_size: int = key(
+        16384, "Keys kept as negatives; a multiple of the batch size (65,536 on ImageNet).", within=FROM_1
+    )
+    projection_features: int = key(128, "Width of the projections that are compared.", within=FROM_1)
+    smallest_crop: float = key(
+        0.2, "Least area of a view's crop as a share of the image's, in (0, 1].", within=SHARE_ABOVE_0
+    )
 
 
 class MoCo(Method):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.affine import AffinePolicy, key_mask, unwarp, validity
 from tpssl_hf.augment.pretrain_views import PIXPRO_VIEW_1, PIXPRO_VIEW_2, ViewSettings, two_affine_views
+from tpssl_hf.config.allowed import FROM_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.contrastive import nearby_cells, normalized_std, pixpro_consistency
@@ -34,12 +35,16 @@ SMALLEST_WEIGHT = 0.5  # of a cell: one of which less is left says more about it
 class PixProConfig:
     """PixPro; defaults are the official ones (Xie et al., 2021, §4.1), the affine ones the paper's (§III-C)."""
 
-    base_momentum: float = key(0.99, "EMA momentum of the target at the start; rises to 1 along a cosine.")
-    hidden_features: int = key(4096, "Width of the hidden layer of the projector.")
-    projection_features: int = key(256, "Width of the projections that are compared.")
+    base_momentum: float = key(
+        0.99, "EMA momentum of the target at the start; rises to 1 along a cosine.", within=SHARE
+    )
+    hidden_features: int = key(4096, "Width of the hidden layer of the projector.", within=FROM_1)
+    projection_features: int = key(256, "Width of the projections that are compared.", within=FROM_1)
     gamma: float = key(2.0, "Sharpness of pixel propagation; 0 mixes all cells alike.")
     distance_threshold: float = key(0.7, "Largest distance of cells that count as the same place, in cell diagonals.")
-    affine_probability: float = key(0.5, "Probability of each affine component (§III-C); 0 is plain PixPro.")
+    affine_probability: float = key(
+        0.5, "Probability of each affine component (§III-C); 0 is plain PixPro.", within=SHARE
+    )
     empty_pairs: Literal["skip", "count"] = key(
         "skip", "Images whose views share no cell: leave them out of the mean, or count them as 0 (the original)."
     )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tpssl_hf.augment.pretrain_views import SIMCLR_VIEW, ViewSettings, two_views
+from tpssl_hf.config.allowed import ABOVE_0, FROM_1
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.contrastive import normalized_std, nt_xent
 from tpssl_hf.methods.base import Batch, Losses, Method, MethodSpec, Views
@@ -22,8 +23,10 @@ from tpssl_hf.models.sizes import feature_width
 class SimCLRConfig:
     """SimCLR; defaults follow Chen et al. (2020) at CIFAR scale."""
 
-    temperature: float = key(0.2, "Temperature of NT-Xent; 0.1 on ImageNet, 0.5 on CIFAR-10 in the original.")
-    projection_features: int = key(128, "Width of the projections that are compared.")
+    temperature: float = key(
+        0.2, "Temperature of NT-Xent; 0.1 on ImageNet, 0.5 on CIFAR-10 in the original.", within=ABOVE_0
+    )
+    projection_features: int = key(128, "Width of the projections that are compared.", within=FROM_1)
 
 
 class SimCLR(Method):

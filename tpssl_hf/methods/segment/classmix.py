@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import class_masks, mix
 from tpssl_hf.augment.segment_views import ColorPolicy, SegmentViewSettings
+from tpssl_hf.config.allowed import BELOW_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.segmentation import confident_share, pixel_cross_entropy, weighted_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
@@ -27,9 +28,13 @@ STUDENT_COLORS = ColorPolicy(
 class ClassMixConfig:
     """ClassMix; defaults are those of its authors' code (Olsson et al., 2021)."""
 
-    confidence: float = key(0.968, "Least confidence of the teacher at which a pixel counts (Olsson et al., 2021).")
+    confidence: float = key(
+        0.968, "Least confidence of the teacher at which a pixel counts (Olsson et al., 2021).", within=SHARE
+    )
     unlabeled_weight: float = key(1.0, "Weight of the unlabeled loss (Olsson et al., 2021, code).")
-    ema_momentum: float = key(0.99, "EMA momentum of the teacher in the long run (Olsson et al., 2021, code).")
+    ema_momentum: float = key(
+        0.99, "EMA momentum of the teacher in the long run (Olsson et al., 2021, code).", within=BELOW_1
+    )
     color: bool = key(False, "Distort the student's colors, as for Cityscapes, not VOC (Olsson et al., 2021, code).")
 
 

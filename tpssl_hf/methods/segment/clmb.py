@@ -27,6 +27,7 @@ from tpssl_hf.augment.segment_views import (
     segment_views,
     zoom_draws,
 )
+from tpssl_hf.config.allowed import BELOW_1, FROM_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.losses.segmentation import pixel_cross_entropy, pixel_entropy, weighted_cross_entropy
@@ -57,23 +58,33 @@ ZOOM_RANGE = (0.75, 1.75)
 class CLMBConfig:
     """CLMB; defaults are those of its authors' code for VOC (Alonso et al., 2021)."""
 
-    ema_momentum: float = key(0.995, "EMA momentum of the teacher, rises to 1; less early (Alonso et al., 2021).")
+    ema_momentum: float = key(
+        0.995, "EMA momentum of the teacher, rises to 1; less early (Alonso et al., 2021).", within=BELOW_1
+    )
     confidence_power: float = key(6.0, "Power of the confidence that weighs a pseudo-label (Alonso et al., 2021).")
     entropy_weight: float = key(0.01, "Weight of the unlabeled entropy (Alonso et al., 2021, code).")
     contrast_weight: float = key(0.1, "Weight of each of the two contrasts (Alonso et al., 2021, code).")
     contrast_start: float = key(
-        2 / 150, "Part of the run after which pixels are contrasted and mixed (Alonso et al., 2021: 2000 of 150000)."
+        2 / 150,
+        "Part of the run after which pixels are contrasted and mixed (Alonso et al., 2021: 2000 of 150000).",
+        within=SHARE,
     )
-    bank_start: float = key(1 / 150, "Part of the run after which the memory is filled (Alonso et al., 2021, code).")
-    bank_size: int = key(256, "Features kept of each class (Alonso et al., 2021, code).")
-    bank_confidence: float = key(0.95, "Probability above which a feature is kept (Alonso et al., 2021, code).")
+    bank_start: float = key(
+        1 / 150, "Part of the run after which the memory is filled (Alonso et al., 2021, code).", within=SHARE
+    )
+    bank_size: int = key(256, "Features kept of each class (Alonso et al., 2021, code).", within=FROM_1)
+    bank_confidence: float = key(
+        0.95, "Probability above which a feature is kept (Alonso et al., 2021, code).", within=SHARE
+    )
     bank_rows_per_image: int = key(
-        7, "Features of a class added per labeled image: VOC with 200 labels (Alonso et al., 2021, code)."
+        7,
+        "Features of a class added per labeled image: VOC with 200 labels (Alonso et al., 2021, code).",
+        within=FROM_1,
     )  # there max(1, int(classes / 3 * round(256 / labels))) for VOC, max(1, round(256 / labels)) for Cityscapes
     pixels_per_class: int = key(
-        1024, "Random pixels of a class that are contrasted (our choice; all in the original)."
+        1024, "Random pixels of a class that are contrasted (our choice; all in the original).", within=FROM_1
     )
-    projection_features: int = key(256, "Width of the features compared (Alonso et al., 2021, code).")
+    projection_features: int = key(256, "Width of the features compared (Alonso et al., 2021, code).", within=FROM_1)
     mix_background: bool = key(True, "Whether class 0 is pasted; False in Alonso et al., 2021, for VOC's background.")
     ref_quirks: bool = key(
         False, "As the code of Alonso et al., 2021: keep the features of lowest score, weigh all memories alike."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import HALF_BOX_DRAWS, box_masks, half_boxes, mix
 from tpssl_hf.augment.segment_views import ColorPolicy, SegmentViewSettings
+from tpssl_hf.config.allowed import BELOW_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.errors import InputError
 from tpssl_hf.losses.segmentation import confident_share, pixel_cross_entropy, squared_consistency
@@ -29,10 +30,14 @@ STUDENT_COLORS = ColorPolicy()  # French et al., 2020, official code
 class CutMixConfig:
     """CutMix; defaults are those of its authors' code (French et al., 2020)."""
 
-    confidence: float = key(0.97, "Least confidence of the teacher at which a pixel counts (French et al., 2020).")
+    confidence: float = key(
+        0.97, "Least confidence of the teacher at which a pixel counts (French et al., 2020).", within=SHARE
+    )
     unlabeled_weight: float = key(1.0, "Weight of the consistency, without a ramp (French et al., 2020, code).")
     ema_momentum: float = key(
-        0.99, "EMA momentum of the evaluated teacher in the long run, less early (French et al., 2020, code)."
+        0.99,
+        "EMA momentum of the evaluated teacher in the long run, less early (French et al., 2020, code).",
+        within=BELOW_1,
     )
     color: bool = key(False, "Distort the student's unlabeled colors (French et al., 2020; not the 2019 version).")
 

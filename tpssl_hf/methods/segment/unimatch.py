@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tpssl_hf.augment.mixing import UNIMATCH_BOX_DRAWS, box_masks, mix, unimatch_boxes
 from tpssl_hf.augment.segment_views import IGNORED, ColorPolicy, SegmentViewSettings
+from tpssl_hf.config.allowed import BELOW_1, SHARE
 from tpssl_hf.config.parser import key
 from tpssl_hf.losses.segmentation import pixel_cross_entropy, weighted_cross_entropy
 from tpssl_hf.methods.base import Batch, LearnerSpec, Losses, Method, Views
@@ -28,12 +29,18 @@ STRONG = ColorPolicy(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, blu
 class UniMatchConfig:
     """UniMatch; defaults are those of its authors' code (Yang et al., 2023)."""
 
-    confidence: float = key(0.95, "Least probability at which a pixel's pseudo-label counts (Yang et al., 2023).")
+    confidence: float = key(
+        0.95, "Least probability at which a pixel's pseudo-label counts (Yang et al., 2023).", within=SHARE
+    )
     strong_weight: float = key(0.25, "Weight of each of the two strong views (Yang et al., 2023, code).")
     feature_weight: float = key(0.5, "Weight of the weak view with perturbed features (Yang et al., 2023, code).")
-    feature_dropout: float = key(0.5, "Fraction of feature channels dropped in that view (Yang et al., 2023, §3.2).")
+    feature_dropout: float = key(
+        0.5, "Fraction of feature channels dropped in that view (Yang et al., 2023, §3.2).", within=BELOW_1
+    )
     teacher: bool = key(False, "Pseudo-labels from an average of the student (UniMatch V2, Yang et al., 2024).")
-    ema_momentum: float = key(0.996, "EMA momentum of that average in the long run (Yang et al., 2024, code).")
+    ema_momentum: float = key(
+        0.996, "EMA momentum of that average in the long run (Yang et al., 2024, code).", within=BELOW_1
+    )
 
 
 class UniMatch(Method):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tpssl_hf.config.allowed import BELOW_1, FROM_1, SEEDS
 from tpssl_hf.config.digits import DIGITS_RUN, DIGITS_SIZE, digits_run
 from tpssl_hf.config.image_size import with_image_size
 from tpssl_hf.config.own_backbone import gives_pretrained, with_own_backbone
@@ -44,7 +45,7 @@ class ClassifyConfig:
         "What comes equally often among the labeled images of the steps: each image, or each class, so that rare "
         "classes count as much as common ones.",
     )
-    label_seed: int = key(1, "Label seed: decides which labels are drawn.")
+    label_seed: int = key(1, "Label seed: decides which labels are drawn.", within=SEEDS)
     label_seeds: list[int] | None = key(
         None, "Several label seeds, `1,2,3`: one run each, below output_dir, with mean and spread.", several=True
     )
@@ -63,7 +64,7 @@ class ClassifyConfig:
         "Split the score is taken on; `none` for no score. When not given: test, or no score if there is none; "
         "all images of a test_dataset that is one folder without splits.",
     )
-    limit_test_images: int | None = key(None, "Cap the number of test images (fixed random subset).")
+    limit_test_images: int | None = key(None, "Cap the number of test images (fixed random subset).", within=FROM_1)
     evaluate_every: float = key(
         0.0, "Epochs between evaluations on the test split, for curves and the median of the last 20; 0: only the end."
     )
@@ -82,7 +83,7 @@ class ClassifyConfig:
         "pad", "Weak crop: reflected padding and shift (FixMatch), or RandomResizedCrop."
     )
     work_size: int | None = key(
-        None, "Side at which views are distorted; the images' own, at most image_size, when not given."
+        None, "Side at which views are distorted; the images' own, at most image_size, when not given.", within=FROM_1
     )
 
 
@@ -90,7 +91,9 @@ class ClassifyConfig:
 class FinetuneConfig:
     """Optimization."""
 
-    batch_size: int = key(64, "Labeled images per step, over all processes (FixMatch's B; paper §IV-B).")
+    batch_size: int = key(
+        64, "Labeled images per step, over all processes (FixMatch's B; paper §IV-B).", within=FROM_1
+    )
     unlabeled_ratio: int = key(7, "Unlabeled images per labeled one (FixMatch's μ; paper §IV-B).")
     epochs: float = key(
         200.0,
@@ -109,7 +112,7 @@ class FinetuneConfig:
         "Length that longer gradients are cut to; 0 cuts none. When not given: 5 where the head is fitted, which "
         "first steps would else undo, or 0.",
     )
-    momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
+    momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.", within=BELOW_1)
     nesterov: bool = key(True, "Nesterov's form of momentum.")
     weight_decay: float = key(5e-4, "Weight decay of weights with two or more dimensions (1e-3 for CIFAR-100).")
     decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")

@@ -16,12 +16,13 @@ from tpssl_hf.data.conversion import Range
 from tpssl_hf.data.folder_layout import MissingSplit
 from tpssl_hf.data.image_batch import ImageBatch
 from tpssl_hf.data.image_cache import ImageCache
-from tpssl_hf.data.label_splits import choose_labels, gives_several, refuse_test_images, write_labels
+from tpssl_hf.data.label_splits import choose_labels, refuse_test_images, write_labels
 from tpssl_hf.data.label_values import few
 from tpssl_hf.data.labeled import Labeled, hold_out, hold_out_share
 from tpssl_hf.data.multilabel_splits import is_known
 from tpssl_hf.data.scan import UNLABELED
 from tpssl_hf.data.sources import Source, lists_of_labels, load_source
+from tpssl_hf.data.wanted_labels import gives_several
 from tpssl_hf.errors import InputError
 from tpssl_hf.methods.classify import CLASSIFY
 from tpssl_hf.tasks.classify.config import ClassifyArgs, ClassifyConfig

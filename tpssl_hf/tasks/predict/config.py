@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tpssl_hf.config.allowed import FROM_1, SHARE
 from tpssl_hf.config.parser import carry_out_keys, key
 
 
@@ -16,29 +17,30 @@ class EmbedConfig:
     split: str = key("train", "Split whose images are used.")
     dataset_config: str | None = key(None, "Configuration name of a Hub data set that has several.")
     image_column: str | None = key(None, "Column that holds the images; found by its type when not given.")
-    limit_images: int | None = key(None, "Cap the number of images (fixed random subset).")
+    limit_images: int | None = key(None, "Cap the number of images (fixed random subset).", within=FROM_1)
     output_dir: str | None = key(
         None,
         "Folder of the results, unfinished ones in it are continued; when not given, one in outputs/predictions or "
         "outputs/embeddings, named after model, images and keys.",
         carry_out=True,
     )
-    batch_size: int = key(32, "Images per forward pass.", carry_out=True)
+    batch_size: int = key(32, "Images per forward pass.", carry_out=True, within=FROM_1)
     device: str = key("auto", "auto | cpu | cuda | cuda:N | mps; auto takes a GPU if there is one.", carry_out=True)
     num_workers: int = key(2, "Threads that decode images ahead of the device.", carry_out=True)
-    save_every: int = key(1000, "Images per part: what a killed run has to compute again at most.")
+    save_every: int = key(1000, "Images per part: what a killed run has to compute again at most.", within=FROM_1)
 
 
 @dataclass(frozen=True)
 class PredictConfig(EmbedConfig):
     """Predictions of a finished model."""
 
-    top_k: int = key(5, "Classification: most probable classes kept for each image.")
+    top_k: int = key(5, "Classification: most probable classes kept for each image.", within=FROM_1)
     accept: float | None = key(
         None,
         "Classification: also write which predictions to take as they are, so that this share of them is right, such "
         "as 0.95, and which to look at.",
         carry_out=True,
+        within=SHARE,
     )
     export: str | None = key(
         None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tpssl_hf.config.allowed import ABOVE_0, ANY, BELOW_1, FROM_1, SEEDS
 from tpssl_hf.config.own_backbone import with_own_backbone
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
 from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig, TimeConfig, left_to_budget, open_keys
@@ -35,11 +36,13 @@ class MaskDataConfig:
     dataset_config: str | None = key(None, "Configuration name of a Hub data set that has several.")
     image_column: str | None = key(None, "Column or folder of the images; found when not given.")
     mask_column: str | None = key(None, "Column or folder of the masks; found when not given.")
-    mask_threshold: int | None = key(None, "For black and white masks: values from this on are class 1, others 0.")
+    mask_threshold: int | None = key(
+        None, "For black and white masks: values from this on are class 1, others 0.", within=ANY
+    )
     mask_orientation: Literal["image", "stored"] | None = key(
         None, "Masks beside images turned by EXIF were drawn on the image as it is shown, or on its stored pixels."
     )
-    limit_images: int | None = key(None, "Cap the number of images (fixed random subset).")
+    limit_images: int | None = key(None, "Cap the number of images (fixed random subset).", within=FROM_1)
     shorter_side: int = key(
         512, "Largest shorter side, in pixels, at which images are learned and scored; none is enlarged."
     )
@@ -65,36 +68,39 @@ class SegmentConfig:
     labels: int | str = key(
         20, "Masks in all, drawn; or a percentage such as `2%`; or `all`; or a .json or .txt file (names or rows)."
     )
-    label_seed: int = key(1, "Label seed: decides which masks are drawn.")
+    label_seed: int = key(1, "Label seed: decides which masks are drawn.", within=SEEDS)
     label_seeds: list[int] | None = key(
         None, "Several label seeds, `1,2,3`: one run each, below output_dir, with mean and spread.", several=True
     )
     exclude_labeled: bool = key(False, "Take unlabeled images from those without a chosen mask only.")
     test_dataset: str | None = key(None, "Where the test images are; in `dataset` when not given.")
     test_split: str = key("test", "Split the score is taken on; `none` for no score.")
-    limit_test_images: int | None = key(None, "Cap the number of test images (fixed random subset).")
+    limit_test_images: int | None = key(None, "Cap the number of test images (fixed random subset).", within=FROM_1)
     test_mode: Literal["whole", "resize", "slide"] = key(
         "whole", "Whole images; or resized to the crop size; or windows of the crop size that overlap by half."
     )
     crop_height: int = key(
-        321,
-        "Height of the crops, in pixels (321 for VOC, 256 for Cityscapes; paper §IV-B); 128 with budget on a CPU.",
+        321, "Height of the crops, in pixels (321 for VOC, 256 for Cityscapes; paper §IV-B); 128 with budget on a CPU."
     )
     crop_width: int = key(321, "Width of the crops (321 for VOC, 512 for Cityscapes; likewise).")
-    scale_min: float = key(0.5, "Smallest factor by which images are scaled before cropping; clmb has its own.")
-    scale_max: float = key(1.5, "Largest such factor.")
+    scale_min: float = key(
+        0.5, "Smallest factor by which images are scaled before cropping; clmb has its own.", within=ABOVE_0
+    )
+    scale_max: float = key(1.5, "Largest such factor.", within=ABOVE_0)
     scale_spacing: Literal["tenths", "uniform", "log"] = key(
         "tenths", "Factors are 0.1 apart, or any in the range, or any by their logarithm; unimatch takes any."
     )
     output_stride: int = key(16, "Pixels per cell of the backbone's last map: 16, or 8 (finer, slower).")
-    decoder_width: int = key(256, "Channels of the decoder's maps; 64 with budget on a CPU.")
+    decoder_width: int = key(256, "Channels of the decoder's maps; 64 with budget on a CPU.", within=FROM_1)
 
 
 @dataclass(frozen=True)
 class SegmentOptimConfig:
     """Optimization."""
 
-    batch_size: int = key(20, "Labeled images per step, over all processes (20 VOC, 8 Cityscapes; paper §IV-B).")
+    batch_size: int = key(
+        20, "Labeled images per step, over all processes (20 VOC, 8 Cityscapes; paper §IV-B).", within=FROM_1
+    )
     unlabeled_ratio: int = key(2, "Unlabeled images per labeled one; cutmix mixes each two of them to one.")
     max_steps: int = key(PAPER_STEPS, "Steps (paper §IV-B); every schedule is scaled to it.")
     optimizer: Literal["sgd", "adamw"] | None = key(
@@ -109,7 +115,7 @@ class SegmentOptimConfig:
     )
     head_lr_multiplier: float | None = key(None, "Multiplier of the rate for the decoder; 10 in such shorter runs.")
     max_gradient_norm: float = key(0.0, "Length that longer gradients are cut to; 0 cuts none.")
-    momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.")
+    momentum: float = key(0.9, "Momentum of SGD, first beta of AdamW.", within=BELOW_1)
     nesterov: bool = key(False, "Nesterov's form of momentum.")
     weight_decay: float = key(0.0, "Weight decay of weights with two or more dimensions.")
     decay_norm_and_bias: bool = key(False, "Weight decay of one-dimensional parameters (BatchNorm, biases) as well.")
