@@ -82,6 +82,8 @@ def test_ranges_hold_what_they_say(
         ("on", "maybe", "on takes true or false. Got value: maybe"),
         ("flip", "2", "flip takes true or false. Got value: 2"),
         ("kind", "four", "kind takes one, two or three. Got value: four"),
+        ("cap", "", "cap takes a whole number. Got value: nothing"),
+        ("kind", "", "kind takes one, two or three. Got value: nothing"),
         ("only", "two", "only takes one. Got value: two"),
     ],
 )

@@ -47,6 +47,7 @@ SHARE = Numbers(0, 1)
 SHARE_ABOVE_0 = Numbers(0, 1, above=True)
 BELOW_1 = Numbers(0, 1, below=True)
 BETWEEN_0_AND_1 = Numbers(0, 1, above=True, below=True)
+ZOOMS = Numbers(0, 100, above=True)
 SEEDS = Numbers(0, 2**32 - 1)
 
 
@@ -68,10 +69,10 @@ def refuse_numbers(groups: Sequence[type], values: Mapping[str, Any]) -> None:
 
 def in_a_sentence(groups: Sequence[type], text: str) -> str | None:
     """Write what the parser says of a value of the wrong type for people; None where it is about something else."""
-    found = re.search(r'key "(\w+)": .*(?:Got|Given) value: (.*)$', " ".join(text.split()))
+    found = re.search(r'key "(\w+)": .*(?:Got|Given) value:(.*)$', " ".join(text.split()))
     hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
     wanted = _wanted(hints[found[1]]) if found and found[1] in hints else None
-    return f"{found[1]} takes {wanted}. Got value: {found[2]}" if found and wanted else None
+    return f"{found[1]} takes {wanted}. Got value: {found[2].strip() or 'nothing'}" if found and wanted else None
 
 
 def _wanted(hint: Any) -> str | None:

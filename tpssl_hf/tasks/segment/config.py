@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tpssl_hf.config.allowed import ABOVE_0, ANY, BELOW_1, FROM_1, SEEDS
+from tpssl_hf.config.allowed import ANY, BELOW_1, FROM_1, SEEDS, ZOOMS
 from tpssl_hf.config.own_backbone import with_own_backbone
 from tpssl_hf.config.parser import Methods, as_command_line, config_files, key, parse_args
 from tpssl_hf.config.shared import ModelConfig, PushConfig, RunConfig, TimeConfig, left_to_budget, open_keys
@@ -84,9 +84,9 @@ class SegmentConfig:
     )
     crop_width: int = key(321, "Width of the crops (321 for VOC, 512 for Cityscapes; likewise).")
     scale_min: float = key(
-        0.5, "Smallest factor by which images are scaled before cropping; clmb has its own.", within=ABOVE_0
+        0.5, "Smallest factor by which images are scaled before cropping; clmb has its own.", within=ZOOMS
     )
-    scale_max: float = key(1.5, "Largest such factor.", within=ABOVE_0)
+    scale_max: float = key(1.5, "Largest such factor.", within=ZOOMS)
     scale_spacing: Literal["tenths", "uniform", "log"] = key(
         "tenths", "Factors are 0.1 apart, or any in the range, or any by their logarithm; unimatch takes any."
     )
