@@ -162,12 +162,12 @@ def draw_claim(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     for cell in cells:
         for count, adaptation, before, after in claimed(cell):
             method, _, epochs = adaptation.partition(":")
-            name = f"{cell['data']}, {method}" + (", aligned" if cell.get("alignment") else "")
+            name = f"{cell['weights']}, {cell['data']}, {method}" + (", aligned" if cell.get("alignment") else "")
             if len(before) > 1:
                 span = difference(before, after)
                 by_labels.setdefault(f"{name}, {epochs} ep.", {})[int(count)] = span
                 by_epochs.setdefault(f"{name}, {count} a class", {})[int(epochs)] = span
-    figure = Figure(figsize=(9.5, 3.8))
+    figure = Figure(figsize=(9.5, 4.8))
     panels = {"labels of each class": by_labels, "epochs of adapting": by_epochs}
     for axis, (label, lines) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
         lines = {name: spans for name, spans in lines.items() if len(spans) > 1}
@@ -183,7 +183,7 @@ def draw_claim(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_xlabel(label)
         axis.tick_params(labelleft=True)
         axis.set_ylabel("points, with a 95 % interval")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
         axis.grid(axis="y", alpha=0.3)
     figure.suptitle("FixMatch: from adapted weights minus from the base", fontsize=10)
     figure.tight_layout()
