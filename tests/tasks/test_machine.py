@@ -188,3 +188,10 @@ def test_where_torch_took_two_cores_by_itself_one_is_the_default(
         assert run.cpu_threads == (1 if 1 in tried else keys.get("cpu_threads"))
     assert {setting.threads for setting in seen} == tried
     assert (1 in used) == (1 in tried)
+
+
+def test_a_run_that_has_begun_need_not_find_its_images(measured: list[Workload], tmp_path: Path) -> None:
+    args = arguments(tmp_path, dataset="nowhere")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**flat(args), "precision": "bf16"}))
+    (tmp_path / "results.json").write_text("{}")
+    assert chosen(args)[0] == "bf16" and not measured

@@ -17,6 +17,7 @@ its own, and a results.json over all of them.
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tpssl_hf.commands.finished_run import FinishedRun, finish, keywords
@@ -63,12 +64,12 @@ def run(args: ClassifyArgs) -> int:
     """Finetune, and publish if asked to; returns the exit code."""
     accelerator = make_accelerator(args.run)
     push = validate_push(args, accelerator)
-    refuse_unreadable(str(args.task.labels))
     trainings = 2 if args.task.select == "best" else 1  # folds take as long as the run itself, at most
     args = replace(args, data=budgeted_data(args, accelerator, images_to_learn(args, trainings)))
     side, together = args.data.image_size, args.optim.batch_size * (1 + args.optim.unlabeled_ratio)
     shown = Shown((side, side), together, learns=CLASSIFY[args.task.method].fit_labels is None)
-    chosen, accelerator = for_this_machine(args, shown, accelerator)
+    labels = partial(refuse_unreadable, str(args.task.labels))
+    chosen, accelerator = for_this_machine(args, shown, accelerator, before=labels)
     args = replace(args, run=chosen)
     if args.time.budget:
         args = apply_time_budget(args, accelerator, trainings=trainings)

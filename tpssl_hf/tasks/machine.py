@@ -1,6 +1,7 @@
 """Precision, memory format and threads of a run, chosen for the CPU it begins on."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,7 +76,9 @@ class Shown:
     learns: bool = True
 
 
-def for_this_machine(args: TrainingArgs, shown: Shown, accelerator: Accelerator) -> tuple[RunConfig, Accelerator]:
+def for_this_machine(
+    args: TrainingArgs, shown: Shown, accelerator: Accelerator, *, before: Callable[[], None] = lambda: None
+) -> tuple[RunConfig, Accelerator]:
     """Put in precision, memory format and threads with which this CPU is fast, where ``precision`` is ``auto``.
 
     A run that has begun keeps what it has, because they change numbers, if only by rounding. On a GPU, for
@@ -85,6 +88,7 @@ def for_this_machine(args: TrainingArgs, shown: Shown, accelerator: Accelerator)
         args: of the run.
         shown: what its network is shown.
         accelerator: made for them.
+        before: refuses what else is not there, before anything is measured.
 
     Returns:
         ``args.run`` with what was chosen, and the accelerator for it.
@@ -92,14 +96,17 @@ def for_this_machine(args: TrainingArgs, shown: Shown, accelerator: Accelerator)
     Raises:
         InputError: if the backbone cannot be made, images or weights are not there, or the budget is no duration.
     """
-    refuse_unknown(args.data.dataset)
-    kind_of(args.model.init)
     asked_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
     if accelerator.device.type != "cpu" or args.run.precision != "auto" or asked_of_launcher:
         return args.run, accelerator
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
-        found = list(_kept(args.run) or _chosen(args, shown, accelerator.num_processes))
+        kept = _kept(args.run)
+        if kept is None:  # a run that has begun may go on, or be finished, without its images
+            refuse_unknown(args.data.dataset)
+            kind_of(args.model.init)
+            before()
+        found = list(kept or _chosen(args, shown, accelerator.num_processes))
     chosen, line = broadcast_object_list(found)
     accelerator.print(line)
     if chosen["cpu_threads"] not in (None, torch.get_num_threads()):
