@@ -259,7 +259,7 @@ def masks_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
                 values.append(paired(*pairs) if seeds and other != name else "")
             minutes = statistics.mean(found["cpu_seconds"] for found in done.values()) / 60
             what = f"{cell['weights']} | {cell['data']} | {cell['masks']} | {name}"
-            steps = f"{cell['steps']}, {cell['shorter_side']} px" if "shorter_side" in cell else str(cell["steps"])
+            steps = f"{cell['steps']}, {cell['shorter_side']} px"
             lines.append(f"| {what} | {' | '.join(values)} | {steps} | {minutes:.1f} | {len(done)} |")
     return lines
 

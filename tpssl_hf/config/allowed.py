@@ -60,7 +60,7 @@ def refuse_numbers(groups: Sequence[type], values: Mapping[str, Any]) -> None:
     for group in groups:
         hints = get_type_hints(group)
         for item in fields(group):
-            value, allowed = values[item.name], item.metadata.get("within") or FROM_0
+            value, allowed = values[item.name], item.metadata.get("within", FROM_0)
             if str in get_args(hints[item.name]) or type(value) not in (int, float) or value in allowed:
                 continue
             nothing = ", or leave it out" if item.default is None else ""
@@ -77,8 +77,9 @@ def in_a_sentence(groups: Sequence[type], text: str) -> str | None:
 
 def _wanted(hint: Any) -> str | None:
     """Say what a type takes; None if it is not a plain one."""
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-    if get_origin(hint) is Literal or any(get_origin(kind) is Literal for kind in kinds):
-        named = [str(value) for kind in kinds for value in (get_args(kind) or (kind,))]
-        return f"{', '.join(named[:-1])} or {named[-1]}" if len(named) > 1 else named[0]
-    return " or ".join(PLAIN[kind] for kind in kinds) if all(kind in PLAIN for kind in kinds) else None
+    kinds = [hint] if get_origin(hint) is Literal else [k for k in get_args(hint) or (hint,) if k is not NoneType]
+    words = [word for k in kinds for word in (get_args(k) if get_origin(k) is Literal else [PLAIN.get(k)])]
+    if None in words:
+        return None
+    *others, last = map(str, words)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -21,7 +21,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
     DefaultHelpFormatter,
 )
 
-from tpssl_hf.config.allowed import Numbers, in_a_sentence, refuse_numbers
+from tpssl_hf.config.allowed import FROM_0, Numbers, in_a_sentence, refuse_numbers
 from tpssl_hf.config.lists import WRITTEN, normalize_lists
 from tpssl_hf.errors import InputError
 from tpssl_hf.process import values_of
@@ -35,7 +35,7 @@ ACCESS_TOKEN = re.compile(r"(?:hf|api_org)_[A-Za-z0-9]{30,}")  # as the Hub make
 
 
 def key(
-    default: Any, help_text: str, *, several: bool = False, carry_out: bool = False, within: Numbers | None = None
+    default: Any, help_text: str, *, several: bool = False, carry_out: bool = False, within: Numbers = FROM_0
 ) -> Any:
     """Declare one key.
 
@@ -45,7 +45,7 @@ def key(
         several: whether it may be a list.
         carry_out: whether it changes only how a run is carried out and not what comes out of it, so that a resumed
             run may have another value.
-        within: numbers it may have, from 0 on where nothing is said.
+        within: numbers it may have.
     """
     metadata = {"help": help_text, "several": several, "carry_out": carry_out, "within": within}
     return field(default=default, metadata=metadata)
